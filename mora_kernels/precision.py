@@ -1,0 +1,28 @@
+"""Where arithmetic happens: one dtype to accumulate in, one way to keep autocast out.
+
+The numerics contract (docs/design.md): column norms, Gram matrices, the thin factors and every gradient of a factor are
+computed in the accumulation dtype; W_eff is rounded once to the dtype of the product it enters.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def accumulation_dtype(tensor: Tensor) -> torch.dtype:
+    """Return float64 for a float64 tensor, else float32."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def full_precision(tensor: Tensor) -> torch.autocast:
+    """Return a context in which autocast is off on the device of `tensor`."""
+    return torch.autocast(device_type=tensor.device.type, enabled=False)
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype in which `nn.Linear` would multiply `x`: autocast's on its device if on, else that of `x`."""
+    device = x.device.type
+    if x.dtype != torch.float64 and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return x.dtype

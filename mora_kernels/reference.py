@@ -1,0 +1,82 @@
+"""The specification: MoRA's equations in plain PyTorch, one line each, never optimised.
+
+Every other backend is measured against this file. All arithmetic happens in the accumulation dtype (float32, or
+float64 for float64 weights), under disabled autocast, and is rounded once, when the result is returned. Gradients are
+those of autograd. Equation numbers are those of docs/design.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mora_kernels.precision import accumulation_dtype, full_precision
+
+NORM_FLOOR = 1e-5
+
+
+def gram(factor: Tensor) -> Tensor:
+    """Return `factor^T factor` [r, r] of a factor [d, r], in the accumulation dtype."""
+    with full_precision(factor):
+        factor = factor.to(accumulation_dtype(factor))
+        return factor.T @ factor
+
+
+def total_gram(common: Tensor, other_common: Sequence[Tensor] | None) -> Tensor:
+    """Return G = sum over the other modalities of S^T S [r_c, r_c]; the identity when `other_common` is None."""
+    if other_common is None:
+        return torch.eye(common.shape[1], dtype=accumulation_dtype(common), device=common.device)
+    return sum((gram(other) for other in other_common[1:]), gram(other_common[0]))
+
+
+def direction(matrix: Tensor) -> Tensor:
+    """Return `matrix` with every column divided by its L2 norm, the norm clamped from below at 1e-5."""
+    return matrix / torch.linalg.vector_norm(matrix, dim=0).clamp(min=NORM_FLOOR)
+
+
+def effective_weight(
+    weight: Tensor,
+    common: Tensor,
+    other_common: Sequence[Tensor] | None,
+    specific_a: Tensor | None,
+    specific_b: Tensor | None,
+    common_magnitude: Tensor,
+    specific_magnitude: Tensor | None,
+    alpha: float,
+) -> Tensor:
+    """Return equation (1), `m_c dir(W + alpha S G S^T) + m_s dir(W + alpha (A B)^T)` [out, in], in `weight`'s dtype."""
+    with full_precision(weight):
+        dtype = accumulation_dtype(weight)
+        base, shared = weight.detach().to(dtype), common.to(dtype)
+        common_update = shared @ total_gram(common, other_common).to(dtype) @ shared.T
+        result = common_magnitude.to(dtype) * direction(base + alpha * common_update)
+        if specific_a is not None and specific_b is not None and specific_magnitude is not None:
+            specific_update = (specific_a.to(dtype) @ specific_b.to(dtype)).T
+            result = result + specific_magnitude.to(dtype) * direction(base + alpha * specific_update)
+        return result.to(weight.dtype)
+
+
+def mora_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    common: Tensor,
+    other_common: Sequence[Tensor] | None,
+    specific_a: Tensor | None,
+    specific_b: Tensor | None,
+    common_magnitude: Tensor,
+    specific_magnitude: Tensor | None,
+    alpha: float,
+    dropout_p: float = 0.0,
+    training: bool = True,
+) -> Tensor:
+    """Return equation (2), `dropout(x) W_eff^T + b` [..., out], in `x`'s dtype."""
+    effective = effective_weight(
+        weight, common, other_common, specific_a, specific_b, common_magnitude, specific_magnitude, alpha
+    )
+    with full_precision(x):
+        bias = None if bias is None else bias.to(x.dtype)
+        return F.linear(F.dropout(x, dropout_p, training), effective.to(x.dtype), bias)

@@ -1,0 +1,184 @@
+"""W_eff by its factorisation: `build` makes (u, U, V), `compose` makes W * u + U V^T, equation (3).
+
+Read top to bottom: the branches' norms, the two autograd functions, the public op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from mora_kernels.precision import accumulation_dtype, full_precision
+from mora_kernels.reference import NORM_FLOOR
+from mora_kernels.torch.gram import total_gram
+
+
+def branch_norm(weight: Tensor, left: Tensor, right: Tensor, alpha: float) -> Tensor:
+    """Return the clamped column norms [in] of `weight + alpha left right^T`.
+
+    The squares are summed directly: the expanded form |w|^2 + 2 alpha <w, c> + alpha^2 |c|^2 cancels.
+    """
+    moved = torch.addmm(weight, left, right.T, alpha=alpha)
+    return torch.linalg.vector_norm(moved, dim=0).clamp_(min=NORM_FLOOR)
+
+
+def branch_backward(
+    weight: Tensor,
+    left: Tensor,
+    right: Tensor,
+    norm: Tensor,
+    magnitude: Tensor,
+    grads: tuple[Tensor, Tensor, Tensor],
+    alpha: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of (left, right, magnitude) of one branch, equation (4).
+
+    `grads` are those of u [in], of `left` as U's columns [out, r], and of V's columns alpha p right [in, r].
+    """
+    grad_u, grad_left, grad_v = grads
+    scale = magnitude / norm
+    grad_scale = grad_u + alpha * (right * grad_v).sum(dim=1)
+    through_norm = torch.where(norm > NORM_FLOOR, -grad_scale * scale / norm.square(), 0.0)[:, None]
+    weighted = through_norm * right
+    grad_left = grad_left + alpha * (weight @ weighted + alpha * left @ (right.T @ weighted))
+    pulled = weight.T @ left + alpha * right @ (left.T @ left)
+    grad_right = alpha * (scale[:, None] * grad_v + through_norm * pulled)
+    return grad_left, grad_right, grad_scale / norm
+
+
+class Build(torch.autograd.Function):
+    """(u, U, V) of one projection from its frozen weight and its factors; all in the accumulation dtype."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        weight: Tensor,
+        common: Tensor,
+        gram: Tensor,
+        specific_a: Tensor | None,
+        specific_b: Tensor | None,
+        common_magnitude: Tensor,
+        specific_magnitude: Tensor | None,
+        alpha: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        dtype = gram.dtype
+        base, shared, magnitude = weight.to(dtype), common.to(dtype), common_magnitude.to(dtype)
+        left = shared @ gram
+        norm = branch_norm(base, left, shared, alpha)
+        scale = magnitude / norm
+        u, lefts, rights, norms = scale, [left], [alpha * scale[:, None] * shared], [norm]
+        if specific_a is not None and specific_b is not None and specific_magnitude is not None:
+            a, b = specific_a.to(dtype), specific_b.to(dtype)
+            norm = branch_norm(base, b.T, a, alpha)
+            scale = specific_magnitude.to(dtype) / norm
+            u = u + scale
+            lefts.append(b.T)
+            rights.append(alpha * scale[:, None] * a)
+            norms.append(norm)
+        ctx.save_for_backward(
+            weight, common, gram, specific_a, specific_b, common_magnitude, specific_magnitude, *norms
+        )
+        ctx.alpha = alpha
+        return u, torch.cat(lefts, dim=1), torch.cat(rights, dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad_u: Tensor, grad_left: Tensor, grad_right: Tensor) -> tuple[Tensor | None, ...]:
+        weight, common, gram, specific_a, specific_b, common_magnitude, specific_magnitude, *norms = ctx.saved_tensors
+        dtype, rank, alpha = gram.dtype, common.shape[1], ctx.alpha
+        with full_precision(weight):
+            base, shared = weight.to(dtype), common.to(dtype)
+            left, right, magnitude = branch_backward(
+                base,
+                shared @ gram,
+                shared,
+                norms[0],
+                common_magnitude.to(dtype),
+                (grad_u, grad_left[:, :rank], grad_right[:, :rank]),
+                alpha,
+            )
+            grad_common = (right + left @ gram.T).to(common.dtype)
+            grad_gram = shared.T @ left
+            grad_magnitude = magnitude.to(common_magnitude.dtype)
+            if specific_a is None:
+                return None, grad_common, grad_gram, None, None, grad_magnitude, None, None
+            left, right, magnitude = branch_backward(
+                base,
+                specific_b.to(dtype).T,
+                specific_a.to(dtype),
+                norms[1],
+                specific_magnitude.to(dtype),
+                (grad_u, grad_left[:, rank:], grad_right[:, rank:]),
+                alpha,
+            )
+        grad_a, grad_b = right.to(specific_a.dtype), left.T.to(specific_b.dtype)
+        return (
+            None,
+            grad_common,
+            grad_gram,
+            grad_a,
+            grad_b,
+            grad_magnitude,
+            magnitude.to(specific_magnitude.dtype),
+            None,
+        )
+
+
+def compose(weight: Tensor, u: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return W * u + U V^T [out, in] rounded once to `dtype`, equation (3)."""
+    return torch.addmm(weight.to(u.dtype) * u, left, right.T).to(dtype)
+
+
+class Compose(torch.autograd.Function):
+    """W_eff from (u, U, V), for those who want the weight itself; its gradient is dense."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, weight: Tensor, u: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, u, left, right)
+        return compose(weight, u, left, right, weight.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, u, left, right = ctx.saved_tensors
+        with full_precision(weight):
+            grad = grad.to(u.dtype)
+            return None, (grad * weight.to(u.dtype)).sum(dim=0), grad @ right, grad.T @ left
+
+
+def build(
+    weight: Tensor,
+    common: Tensor,
+    other_common: Sequence[Tensor] | None,
+    specific_a: Tensor | None,
+    specific_b: Tensor | None,
+    common_magnitude: Tensor,
+    specific_magnitude: Tensor | None,
+    alpha: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return u [in], U [out, r], V [in, r] with r = r_c + r_s, in the accumulation dtype of `weight`."""
+    gram = total_gram(common, other_common).to(accumulation_dtype(weight))
+    return Build.apply(
+        weight.detach(), common, gram, specific_a, specific_b, common_magnitude, specific_magnitude, alpha
+    )
+
+
+def effective_weight(
+    weight: Tensor,
+    common: Tensor,
+    other_common: Sequence[Tensor] | None,
+    specific_a: Tensor | None,
+    specific_b: Tensor | None,
+    common_magnitude: Tensor,
+    specific_magnitude: Tensor | None,
+    alpha: float,
+) -> Tensor:
+    """Return equation (1) [out, in] in `weight`'s dtype."""
+    with full_precision(weight):
+        thin = build(
+            weight, common, other_common, specific_a, specific_b, common_magnitude, specific_magnitude, alpha
+        )
+        return Compose.apply(weight.detach(), *thin)

@@ -1,0 +1,100 @@
+"""Errors that name the argument, what came and what was expected, before any kernel runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+def check_tensor(name: str, tensor: object, shape: tuple[int | None, ...], like: Tensor | None = None) -> Tensor:
+    """Return `tensor` if it is a floating-point tensor of `shape` (None: any size) on the device of `like`."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: got {type(tensor).__name__}, expected a Tensor")
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name}: got dtype {tensor.dtype}, expected a floating-point dtype")
+    fits = tensor.dim() == len(shape) and all(
+        want is None or have == want for have, want in zip(tensor.shape, shape, strict=True)
+    )
+    if not fits:
+        expected = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, expected ({expected})")
+    if like is not None and tensor.device != like.device:
+        raise ValueError(f"{name}: got device {tensor.device}, expected {like.device}, that of weight")
+    return tensor
+
+
+def as_list(other_common: Tensor | Sequence[Tensor] | None) -> list[Tensor] | None:
+    """Return the other modalities' factors as a list; None stands for "no Gram term" and stays None."""
+    if other_common is None:
+        return None
+    return [other_common] if isinstance(other_common, Tensor) else list(other_common)
+
+
+def check_factors(
+    weight: Tensor,
+    common: Tensor,
+    other_common: Sequence[Tensor] | None,
+    specific_a: Tensor | None,
+    specific_b: Tensor | None,
+    common_magnitude: Tensor,
+    specific_magnitude: Tensor | None,
+    alpha: float,
+) -> None:
+    """Check one projection's factors against its square weight [d, d] and against each other."""
+    check_tensor("weight", weight, (None, None))
+    size = weight.shape[0]
+    if weight.shape[1] != size:
+        raise ValueError(
+            f"weight: got shape {tuple(weight.shape)}, expected a square matrix: "
+            "the common update S G S^T is square, so only projections with in_features == out_features can be adapted"
+        )
+    check_tensor("common", common, (size, None), weight)
+    rank = common.shape[1]
+    if rank == 0:
+        raise ValueError(f"common: got shape {tuple(common.shape)}, expected a rank of at least 1")
+    if other_common is not None and len(other_common) == 0:
+        raise ValueError("other_common: got an empty list, expected at least one factor, or None for no Gram term")
+    for position, other in enumerate(other_common or ()):
+        name = "other_common" if len(other_common or ()) == 1 else f"other_common[{position}]"
+        check_tensor(name, other, (None, rank), weight)
+    check_tensor("common_magnitude", common_magnitude, (size,), weight)
+    check_specific(weight, specific_a, specific_b, specific_magnitude)
+    if not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+        raise ValueError(f"alpha: got {alpha!r}, expected a finite number")
+
+
+def check_specific(
+    weight: Tensor, specific_a: Tensor | None, specific_b: Tensor | None, specific_magnitude: Tensor | None
+) -> None:
+    """Check that the specific term is whole (A, B and magnitude) or absent (all None)."""
+    size = weight.shape[0]
+    parts = {"specific_a": specific_a, "specific_b": specific_b, "specific_magnitude": specific_magnitude}
+    absent = [name for name, part in parts.items() if part is None]
+    if len(absent) == 3:
+        return
+    if absent:
+        raise ValueError(f"{absent[0]}: got None, expected a Tensor, or None for all of {', '.join(parts)}")
+    check_tensor("specific_a", specific_a, (size, None), weight)
+    assert specific_a is not None
+    if specific_a.shape[1] == 0:
+        raise ValueError(f"specific_a: got shape {tuple(specific_a.shape)}, expected a rank of at least 1")
+    check_tensor("specific_b", specific_b, (specific_a.shape[1], size), weight)
+    check_tensor("specific_magnitude", specific_magnitude, (size,), weight)
+
+
+def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None, dropout_p: float) -> None:
+    """Check the input [..., in], the bias [out] and the dropout probability of one projection."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: got {type(x).__name__}, expected a Tensor")
+    if not x.is_floating_point():
+        raise TypeError(f"x: got dtype {x.dtype}, expected a floating-point dtype")
+    if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(f"x: got shape {tuple(x.shape)}, expected (..., {weight.shape[1]})")
+    if x.device != weight.device:
+        raise ValueError(f"x: got device {x.device}, expected {weight.device}, that of weight")
+    if bias is not None:
+        check_tensor("bias", bias, (weight.shape[0],), weight)
+    if not 0.0 <= dropout_p < 1.0:
+        raise ValueError(f"dropout_p: got {dropout_p!r}, expected a probability in [0, 1)")
