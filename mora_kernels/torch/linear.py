@@ -69,7 +69,5 @@ def mora_linear(
 ) -> Tensor:
     """Return equation (2) [..., out] in `x`'s dtype."""
     with full_precision(x):
-        thin = build(
-            weight, common, other_common, specific_a, specific_b, common_magnitude, specific_magnitude, alpha
-        )
+        thin = build(weight, common, other_common, specific_a, specific_b, common_magnitude, specific_magnitude, alpha)
         return Linear.apply(F.dropout(x, dropout_p, training), weight.detach(), bias, *thin)

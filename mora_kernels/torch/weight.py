@@ -178,7 +178,5 @@ def effective_weight(
 ) -> Tensor:
     """Return equation (1) [out, in] in `weight`'s dtype."""
     with full_precision(weight):
-        thin = build(
-            weight, common, other_common, specific_a, specific_b, common_magnitude, specific_magnitude, alpha
-        )
+        thin = build(weight, common, other_common, specific_a, specific_b, common_magnitude, specific_magnitude, alpha)
         return Compose.apply(weight.detach(), *thin)

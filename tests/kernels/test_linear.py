@@ -85,9 +85,7 @@ def test_dropout_rests_in_eval(backend):
 def test_autocast_returns_what_a_linear_returns(backend, dtype):
     factors = make("food101").to(torch.float32)
     with torch.autocast("cpu", dtype=dtype):
-        y = mora_kernels.mora_linear(
-            factors.x, factors.weight, factors.bias, *factors.arguments()[1:], backend=backend
-        )
+        y = mora_kernels.mora_linear(factors.x, factors.weight, factors.bias, *factors.arguments()[1:], backend=backend)
         assert y.dtype == F.linear(factors.x, factors.weight).dtype == dtype
         y.backward(factors.grad.to(dtype))
     oracle = run(factors.to(torch.float64), "reference")

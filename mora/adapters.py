@@ -1,0 +1,121 @@
+"""The patched model's own record: child module `mora`, owner of the common factors and of the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mora.config import MoraConfig
+from mora.factors import CommonFactors
+from mora.families.family import Family
+from mora.families.site import Site
+from mora.linear import MoraLinear, factor_dtype
+
+Pair = dict[str, Site]
+
+
+class Adapters(nn.Module):
+    """Everything `patch` added to one model; registered there as `mora`, gone after `unpatch` or `merge`.
+
+    Args:
+        config: the configuration in force.
+        family: how the model's towers are called.
+        pairs: the blocks adapted together, one per tower, from bottom to top.
+    """
+
+    def __init__(self, config: MoraConfig, family: Family, pairs: list[Pair]) -> None:
+        super().__init__()
+        self.config, self.family, self.pairs = config, family, pairs
+        self.trainable_before: list[str] = []
+        self.load_hook: Any = None
+        self.common = nn.ModuleList()
+        for pair in pairs:
+            weight = next(iter(pair.values())).linear(config.targets[0]).weight
+            widths = {modality: site.width(config.targets) for modality, site in pair.items()}
+            self.common.append(CommonFactors(widths, config.shared_rank, factor_dtype(weight), weight.device))
+
+    def sites(self) -> Iterator[Site]:
+        """Every adapted attention block."""
+        for pair in self.pairs:
+            yield from pair.values()
+
+    def projections(self) -> Iterator[tuple[str, MoraLinear]]:
+        """(name, module) of every adapted projection; names read "image.11.v" in every family."""
+        for site in self.sites():
+            yield from site.named_projections()
+
+    def named_tensors(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """(name, parameter) of every adapter, each once; the same names in every family.
+
+        "common.0.image" is the factor of the lowest adapted pair, "image.11.v.specific_a" belongs to one projection.
+        """
+        for position, common in enumerate(self.common):
+            for modality in common.modalities:
+                yield f"common.{position}.{modality}", common.get_parameter(modality)
+        for name, projection in self.projections():
+            for kind in ("specific_a", "specific_b", "common_magnitude", "specific_magnitude"):
+                parameter = getattr(projection, kind)
+                if parameter is not None:
+                    yield f"{name}.{kind}", parameter
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside `torch.compile` and data-parallel wrappers."""
+    while not isinstance(getattr(model, "mora", None), Adapters):
+        inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
+        if not isinstance(inner, nn.Module):
+            break
+        model = inner
+    return model
+
+
+def is_patched(model: nn.Module) -> bool:
+    """Whether `mora.patch` was applied to `model` (seen through compile and data-parallel wrappers)."""
+    return isinstance(model, nn.Module) and isinstance(getattr(unwrap(model), "mora", None), Adapters)
+
+
+def adapters_of(model: nn.Module) -> Adapters:
+    """Return the record of a patched model; raises ValueError when it is not patched."""
+    if not is_patched(model):
+        raise ValueError(f"model: got a {type(model).__name__} that is not patched, expected one after mora.patch")
+    return unwrap(model).mora
+
+
+def adapter_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield (name, parameter) of every adapter, each parameter once; ValueError when `model` is not patched."""
+    return adapters_of(model).named_tensors()
+
+
+def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """Return every adapter tensor once, detached, by a stable name that is the same in every CLIP family."""
+    return {name: parameter.detach() for name, parameter in adapter_parameters(model)}
+
+
+def keep_adapters_of_a_base_checkpoint(
+    model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object
+) -> None:
+    """Let the untouched model's checkpoint load strictly: without any adapter key, the adapters stay as they are."""
+    own = {id(parameter) for _, parameter in adapter_parameters(model)}
+    current = {prefix + name: tensor for name, tensor in model.named_parameters() if id(tensor) in own}
+    if not any(name in state_dict for name in current):
+        state_dict.update({name: tensor.detach() for name, tensor in current.items()})
+
+
+def restore_sites(sites: list[Site]) -> None:
+    """Put the originals back, top down."""
+    for site in reversed(sites):
+        if site.projections:
+            site.restore()
+
+
+@torch.no_grad()
+def effective_weights(adapters: Adapters) -> dict[str, Tensor]:
+    """Return W_eff of every projection by name; raises ValueError naming those with NaN or infinity."""
+    weights = {name: projection.effective_weight() for name, projection in adapters.projections()}
+    broken = [name for name, weight in weights.items() if not torch.isfinite(weight).all()]
+    if broken:
+        raise ValueError(f"merge: got NaN or infinity in W_eff of {', '.join(broken)}, expected finite weights")
+    return weights

@@ -1,0 +1,233 @@
+"""Attention whose packed q, k, v are adapted one by one, with the parameters and keys of the module it stands for.
+
+`nn.MultiheadAttention` never calls `out_proj.forward`, and in eval takes a fused path that hooks do not see; it packs
+q, k, v into one `in_proj_weight` [3 d, d]. So the whole module is replaced: same parameters (the same objects, under
+the same names), attention by `scaled_dot_product_attention`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mora.linear import MoraLinear
+
+PACKED = ("q", "k", "v")
+
+
+class PackedSlice:
+    """One of q, k, v inside a packed attention, seen as the `nn.Linear` it would be."""
+
+    def __init__(self, attention: nn.Module, position: int) -> None:
+        self.attention, self.position = attention, position
+
+    def rows(self, packed: Tensor) -> Tensor:
+        """The third of `packed` [3 d, ...] that belongs to this projection, a view [d, ...]."""
+        size = packed.shape[0] // 3
+        return packed[self.position * size : (self.position + 1) * size]
+
+    @property
+    def weight(self) -> Tensor:
+        """W [d, d], a view of the packed parameter."""
+        return self.rows(self.attention.in_proj_weight)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """b [d], a view of the packed parameter, or None."""
+        bias = self.attention.in_proj_bias
+        return None if bias is None else self.rows(bias)
+
+
+class PackedMoraLinear(MoraLinear):
+    """A MoraLinear whose frozen weight is a slice of a packed parameter that its attention module owns."""
+
+    def hold(self, linear: PackedSlice) -> None:  # type: ignore[override]
+        """Remember where the weight is; the packed parameter stays with the attention module."""
+        self._slice = linear
+
+    @property
+    def weight(self) -> Tensor:
+        """W [d, d]."""
+        return self._slice.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """b [d] or None."""
+        return self._slice.bias
+
+
+class PackedAttention(nn.Module):
+    """What every adapted packed attention shares: it adopts the parameters and children of the original.
+
+    Children `q`, `k`, `v` are `PackedMoraLinear`s or None; `out_proj` is the original module or a `MoraLinear`.
+    """
+
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__()
+        self._original = (original,)
+        self.enabled = True
+        for name, parameter in original._parameters.items():
+            self.register_parameter(name, parameter)
+        for name, module in original._modules.items():
+            self.add_module(name, module)
+        for name in ("in_proj_bias", "head_scale"):  # plain None where the original goes without
+            if name not in self._parameters:
+                self.register_parameter(name, None)
+        for name in PACKED:
+            self.register_module(name, None)
+        self.num_heads = original.num_heads
+        self.train(original.training)
+
+    @property
+    def original(self) -> nn.Module:
+        """The module this one stands for; it shares every frozen parameter."""
+        return self._original[0]
+
+    def give_back(self) -> nn.Module:
+        """Return the original, holding the parameters as they are now (device, dtype and mode followed)."""
+        original = self.original
+        for name in original._parameters:
+            original._parameters[name] = self._parameters[name]
+        return original.train(self.training)
+
+    def project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v as [batch, heads, length, d / heads]; what is not adapted is projected by the packed weight."""
+        if query is key and key is value and not any(getattr(self, name) is not None for name in PACKED):
+            flat = F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        else:
+            flat = tuple(self.project_one(position, x) for position, x in enumerate((query, key, value)))
+        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in flat)
+        return q, k, v
+
+    def project_one(self, position: int, x: Tensor) -> Tensor:
+        """One of q, k, v, adapted or frozen."""
+        adapted = getattr(self, PACKED[position])
+        if adapted is not None:
+            return adapted(x)
+        frozen = PackedSlice(self, position)
+        return F.linear(x, frozen.weight, frozen.bias)
+
+
+class MultiheadAttention(PackedAttention):
+    """Stands for `nn.MultiheadAttention` (batched input); same call, same result up to rounding."""
+
+    def __init__(self, original: nn.MultiheadAttention) -> None:
+        super().__init__(original)
+        self.embed_dim, self.batch_first = original.embed_dim, original.batch_first
+        self.dropout_p = original.dropout
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `nn.MultiheadAttention.forward`: boolean masks are True where attention is NOT allowed."""
+        if not self.enabled:
+            return self.original(
+                query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+            )
+        if query.dim() != 3:
+            raise ValueError(f"query: got shape {tuple(query.shape)}, expected (batch, length, {self.embed_dim})")
+        if not self.batch_first:
+            same = query is key and key is value
+            query = query.transpose(0, 1)
+            key, value = (query, query) if same else (key.transpose(0, 1), value.transpose(0, 1))
+        q, k, v = self.project(query, key, value)
+        mask = additive_mask(attn_mask, key_padding_mask, q, k)
+        dropout_p = self.dropout_p if self.training else 0.0
+        weights = None
+        if need_weights:
+            x, weights = attend_with_weights(q, k, v, mask, dropout_p)
+            weights = weights.mean(dim=1) if average_attn_weights else weights
+        else:
+            causal = is_causal and mask is None
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p, is_causal=causal)
+        x = self.out_proj(x.transpose(1, 2).flatten(2))
+        return (x if self.batch_first else x.transpose(0, 1)), weights
+
+
+class OpenClipAttention(PackedAttention):
+    """Stands for `open_clip.transformer.Attention`, the class open_clip's own and newer blocks use."""
+
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__(original)
+        self.scale = original.scale
+        # In the newer class (which takes k_x, v_x) a boolean mask is True where attention IS allowed.
+        self.boolean_keeps = "k_x" in original.forward.__code__.co_varnames
+
+    def forward(
+        self,
+        x: Tensor,
+        *positional: Tensor | None,
+        k_x: Tensor | None = None,
+        v_x: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+    ) -> Tensor:
+        """As the original: (x, k_x, v_x, attn_mask) in the newer class, (x, attn_mask) in the older one."""
+        if positional:
+            names = ("k_x", "v_x", "attn_mask") if self.boolean_keeps else ("attn_mask",)
+            given = dict(zip(names, positional, strict=False))
+            k_x, v_x = given.get("k_x", k_x), given.get("v_x", v_x)
+            attn_mask = given.get("attn_mask", attn_mask)
+        if not self.enabled:
+            others = {"k_x": k_x, "v_x": v_x} if self.boolean_keeps else {}
+            return self.original(x, attn_mask=attn_mask, **others)
+        q, k, v = self.project(x, x if k_x is None else k_x, x if v_x is None else v_x)
+        if attn_mask is not None and attn_mask.dtype == torch.bool and self.boolean_keeps:
+            attn_mask = ~attn_mask
+        y = F.scaled_dot_product_attention(
+            self.ln_q(q),
+            self.ln_k(k),
+            v,
+            attn_mask=additive_mask(attn_mask, None, q, k),
+            dropout_p=self.attn_drop.p if self.training else 0.0,
+            scale=self.scale,
+        )
+        if self.head_scale is not None:
+            y = y * self.head_scale
+        return self.out_drop(self.out_proj(self.ln_inner(y.transpose(1, 2).flatten(2))))
+
+
+def additive_mask(attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
+    """One float mask, broadcastable to [batch, heads, length of q, length of k], in the dtype of q; or None."""
+    total = None
+    for mask, shape in ((attn_mask, None), (key_padding_mask, (q.shape[0], 1, 1, k.shape[2]))):
+        if mask is None:
+            continue
+        if mask.dtype == torch.bool:
+            mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(mask, float("-inf"))
+        if shape is not None:
+            mask = mask.view(shape)
+        elif mask.dim() == 3:
+            mask = mask.view(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+        mask = mask.to(q.dtype)
+        total = mask if total is None else total + mask
+    return total
+
+
+def attend_with_weights(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float) -> tuple[Tensor, Tensor]:
+    """Attention and its weights [batch, heads, length of q, length of k], for those who ask to see them."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    weights = F.dropout((scores if mask is None else scores + mask).softmax(dim=-1), p)
+    return weights @ v, weights
+
+
+def unsupported(attention: nn.Module) -> Mapping[str, str]:
+    """Why a packed attention cannot be adapted: {option: what it does}; empty when it can."""
+    reasons = {}
+    if getattr(attention, "in_proj_weight", None) is None:
+        reasons["in_proj_weight"] = "q, k, v are not packed (kdim or vdim differs from embed_dim)"
+    if getattr(attention, "bias_k", None) is not None or getattr(attention, "add_zero_attn", False):
+        reasons["add_bias_kv / add_zero_attn"] = "adds rows to keys and values"
+    if getattr(attention, "scaled_cosine", False):
+        reasons["scaled_cosine"] = "replaces the scaled dot product"
+    return reasons

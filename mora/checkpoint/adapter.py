@@ -1,0 +1,95 @@
+"""Our own checkpoint: a folder with `adapter_config.json` and `adapter_model.safetensors`."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mora.adapters import adapter_state_dict, adapters_of, is_patched
+from mora.checkpoint.files import digest, pack_tensors, read_json, read_tensors, write_bytes
+from mora.checkpoint.tensors import assign, check_same_adapters, check_tensors, expected_shapes
+from mora.config import MoraConfig
+from mora.families import family_of
+from mora.patch import check_pairs, pair_blocks, patch
+from mora.version import __version__
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+FORMAT = 1
+
+
+def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
+    """Write the adapters of a patched model to `folder` and return its path.
+
+    The weights appear first and the configuration, which names their SHA-256, last; each by rename, so that a save cut
+    short is noticed when loading. Raises ValueError when `model` is not patched.
+    """
+    adapters = adapters_of(model)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = pack_tensors(adapter_state_dict(model), {"format": "mora-adapter"})
+    config = {
+        "peft_type": "MORA",  # PEFT refuses a type it does not know, instead of loading something else
+        "format": FORMAT,
+        "mora_version": __version__,
+        "config": adapters.config.to_dict(),
+        "layers": {modality: [pair[modality].layer for pair in adapters.pairs] for modality in adapters.pairs[0]},
+        "weights_sha256": digest(weights),
+    }
+    write_bytes(folder / WEIGHTS, weights)
+    write_bytes(folder / CONFIG, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+    return folder
+
+
+def load_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
+    """Load adapters saved by `save_adapter` and return the model, patched if it was not yet.
+
+    Raises:
+        FileNotFoundError: `folder` has no adapter.
+        ValueError: another rank, alpha, target, variant, layer or width; a missing, extra or non-finite tensor; a
+            pickle or a damaged file. The message names it, and the model is as it was.
+    """
+    folder = Path(folder)
+    saved = read_config(folder)
+    tensors, found = read_tensors(folder / WEIGHTS)
+    if found != saved["weights_sha256"]:
+        raise ValueError(f"{folder / WEIGHTS}: its SHA-256 is not the one in {CONFIG}, expected files of one save")
+    config = MoraConfig.from_dict(saved["config"])
+    if is_patched(model):
+        adapters = adapters_of(model)
+        check_same_adapters(str(folder), config, adapters.config)
+        pairs, config = adapters.pairs, adapters.config
+    else:
+        pairs = pair_blocks(family_of(model).towers(model), config)
+        check_pairs(pairs, config)
+    layers = {modality: [pair[modality].layer for pair in pairs] for modality in pairs[0]}
+    if saved["layers"] != layers:
+        raise ValueError(f"layers: {folder} adapts {saved['layers']}, the model {layers}: expected the same blocks")
+    check_tensors(str(folder / WEIGHTS), tensors, expected_shapes(pairs, config))
+    if not is_patched(model):
+        patch(model, replace(config, init="official"))
+        adapters_of(model).config = config
+    assign(adapters_of(model), tensors)
+    return model
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the checked content of `adapter_config.json`."""
+    path = folder / CONFIG
+    if not path.is_file() or not (folder / WEIGHTS).is_file():
+        there = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else "no such folder"
+        raise FileNotFoundError(f"folder: got {folder} ({there}), expected {CONFIG} and {WEIGHTS} in it")
+    saved = read_json(path)
+    wanted = {"config": dict, "layers": dict, "weights_sha256": str, "format": int}
+    for key, kind in wanted.items():
+        if not isinstance(saved.get(key), kind):
+            raise ValueError(f"{path}: {key!r} is {saved.get(key)!r}, expected a {kind.__name__} (a MoRA adapter)")
+    if saved["format"] != FORMAT:
+        raise ValueError(
+            f"{path}: format {saved['format']}, expected {FORMAT}: saved by mora {saved.get('mora_version')}"
+        )
+    return saved

@@ -1,0 +1,63 @@
+"""Files that are never half-written, and readers that never run code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` beside `path`, flush it to disk, and let it appear by rename."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def pack_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The bytes of a safetensors file; every tensor contiguous on the CPU."""
+    return save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, dict(metadata))
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 of `data`, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
+    """Return the tensors of a safetensors file and its SHA-256; ValueError for a pickle or a damaged file."""
+    data = path.read_bytes()
+    if data.startswith(PICKLE_STARTS):
+        raise ValueError(f"{path}: got a pickle, expected safetensors: files that can run code are not read")
+    try:
+        return load(data), digest(data)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: got a damaged safetensors file ({error}), expected a whole one") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object of a file; ValueError when it is not one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: got a file that is not JSON ({error}), expected a JSON object") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: got a JSON {type(content).__name__}, expected an object")
+    return content

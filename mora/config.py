@@ -1,0 +1,133 @@
+"""What to adapt and how: one frozen, self-validating dataclass, and the published recipes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+MODALITIES = ("image", "text")
+TARGETS = ("q", "k", "v", "out")
+INITS = ("official", "identity")
+VARIANTS = ("official", "no-gram", "no-specific")
+
+
+def is_whole(value: object) -> bool:
+    """Whether `value` is an int and not a bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def one_of(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, choices))}")
+
+
+@dataclass(frozen=True)
+class MoraConfig:
+    """How a CLIP is adapted, equations (1) and (2); every wrong value raises a ValueError that names the field.
+
+    Attributes:
+        rank: rank r_s of the specific updates; an int, or one per modality, {"image": 4, "text": 8}.
+        common_rank: rank r_c of the factors that the towers share; None means `rank`.
+        alpha: plain factor of both updates, not divided by the rank; positive.
+        dropout: probability in [0, 1) of dropping an input element of an adapted projection, base path included.
+        targets: which projections of an attention block; a subset of "q", "k", "v", "out".
+        last_layers: adapt the last n blocks of each tower, paired from the top (towers may differ in depth).
+        first_layer: adapt from this block index on instead; needs towers of equal depth.
+        init: "official" draws the factors as the paper does (the patched model does not start as the pretrained one);
+            "identity" starts the common magnitude at zero, so that it does.
+        variant: "official"; the ablations "no-gram" (G = I: the towers no longer see each other) and "no-specific"
+            (the common term alone).
+        backend: which kernels run: "auto" picks by device, "reference", "torch" or "triton" insist.
+    """
+
+    rank: int | dict[str, int] = 4
+    common_rank: int | None = None
+    alpha: float = 0.01
+    dropout: float = 0.1
+    targets: tuple[str, ...] = ("q", "v")
+    last_layers: int = 2
+    first_layer: int | None = None
+    init: str = "official"
+    variant: str = "official"
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        self._check_ranks()
+        if isinstance(self.alpha, bool) or not isinstance(self.alpha, (int, float)) or not 0 < self.alpha < math.inf:
+            raise ValueError(f"alpha: got {self.alpha!r}, expected a positive finite number")
+        if isinstance(self.dropout, bool) or not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: got {self.dropout!r}, expected a probability in [0, 1)")
+        object.__setattr__(self, "targets", self._ordered_targets())
+        if self.first_layer is not None and (not is_whole(self.first_layer) or self.first_layer < 0):
+            raise ValueError(f"first_layer: got {self.first_layer!r}, expected a block index of at least 0, or None")
+        if not is_whole(self.last_layers) or self.last_layers < 1:
+            raise ValueError(f"last_layers: got {self.last_layers!r}, expected an int of at least 1")
+        one_of("init", self.init, INITS)
+        one_of("variant", self.variant, VARIANTS)
+        one_of("backend", self.backend, ("auto", "reference", "torch", "triton"))
+        if self.variant == "no-specific" and self.init == "identity":
+            raise ValueError(
+                "init: got 'identity' with variant='no-specific', expected 'official': the common term alone has no "
+                "start that is both the pretrained model and trainable"
+            )
+
+    def _check_ranks(self) -> None:
+        ranks = self.rank if isinstance(self.rank, Mapping) else {"": self.rank}
+        if isinstance(self.rank, Mapping):
+            if set(self.rank) != set(MODALITIES):
+                raise ValueError(f"rank: got keys {sorted(map(str, self.rank))}, expected 'image' and 'text'")
+            object.__setattr__(self, "rank", {modality: self.rank[modality] for modality in MODALITIES})
+        for modality, rank in ranks.items():
+            if not is_whole(rank) or rank < 1:
+                name = f"rank[{modality!r}]" if modality else "rank"
+                raise ValueError(f"{name}: got {rank!r}, expected an int of at least 1")
+        if self.common_rank is None:
+            if len(set(ranks.values())) > 1:
+                raise ValueError(
+                    f"common_rank: got None with rank={dict(ranks)}, expected an int: the towers share one common rank"
+                )
+        elif not is_whole(self.common_rank) or self.common_rank < 1:
+            raise ValueError(f"common_rank: got {self.common_rank!r}, expected an int of at least 1, or None")
+
+    def _ordered_targets(self) -> tuple[str, ...]:
+        choices = ", ".join(map(repr, TARGETS))
+        if isinstance(self.targets, str) or not isinstance(self.targets, Sequence) or not self.targets:
+            raise ValueError(f"targets: got {self.targets!r}, expected a non-empty sequence out of {choices}")
+        for target in self.targets:
+            if target not in TARGETS:
+                raise ValueError(f"targets: got unknown target {target!r}, expected some of {choices}")
+        if len(set(self.targets)) < len(self.targets):
+            raise ValueError(f"targets: got {self.targets!r}, expected each target once")
+        return tuple(target for target in TARGETS if target in self.targets)
+
+    def specific_rank(self, modality: str) -> int:
+        """r_s of one modality."""
+        return self.rank if isinstance(self.rank, int) else self.rank[modality]
+
+    @property
+    def shared_rank(self) -> int:
+        """r_c, the rank of the common factors."""
+        return self.specific_rank("image") if self.common_rank is None else self.common_rank
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON types."""
+        return {**asdict(self), "targets": list(self.targets)}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> MoraConfig:
+        """The inverse of `to_dict`; an unknown field raises ValueError."""
+        unknown = sorted(set(fields) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise ValueError(f"{unknown[0]}: got an unknown field, expected {', '.join(cls.__dataclass_fields__)}")
+        return cls(**fields)
+
+
+# OpenAI CLIP ViT-B/16, blocks 10 and 11 of 12 in both towers (METHOD section 3 of the paper's notes; docs/design.md).
+PRESETS: dict[str, MoraConfig] = {
+    "mmimdb": MoraConfig(rank=4, alpha=0.001, targets=("q", "k")),
+    "food101": MoraConfig(rank=4, alpha=0.01, targets=("q", "v")),
+    "hateful_memes": MoraConfig(rank=8, alpha=0.1, targets=("k", "v")),
+}

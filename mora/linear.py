@@ -1,0 +1,105 @@
+"""MoraLinear, the module that stands where an `nn.Linear` stood."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import mora_kernels
+from mora.config import MoraConfig
+from mora.factors import CommonFactors
+from mora_kernels import backend as backends
+
+
+class MoraLinear(nn.Module):
+    """y = dropout(x) W_eff^T + b, equations (1) and (2), called like the frozen `nn.Linear` it stands for.
+
+    Args:
+        linear: the projection to adapt: square weight [d, d] and bias [d] or None. Its parameters are kept as they are
+            (same objects, same names) and frozen.
+        common: the factors shared by the pair of blocks; not registered here, its owner is the patched model.
+        modality: whose factor of `common` is S; the others' give the Gram matrix.
+        config: ranks, alpha, dropout, init, variant and backend.
+
+    Raises:
+        ValueError: the weight is not square, or a rank exceeds its width.
+    """
+
+    def __init__(self, linear: nn.Linear, common: CommonFactors, modality: str, config: MoraConfig) -> None:
+        super().__init__()
+        self.hold(linear)
+        self.modality, self.alpha, self.dropout = modality, float(config.alpha), float(config.dropout)
+        self.gram, self.backend = config.variant != "no-gram", config.backend
+        self.enabled = True
+        self._common = (common,)
+        size, rank = self.weight.shape[1], config.specific_rank(modality)
+        kind = {"dtype": factor_dtype(self.weight), "device": self.weight.device}
+        norm = torch.linalg.vector_norm(self.weight.detach().to(kind["dtype"]), dim=0)
+        identity = config.init == "identity"
+        self.common_magnitude = nn.Parameter(torch.zeros_like(norm) if identity else norm.clone())
+        if config.variant == "no-specific":
+            for name in ("specific_a", "specific_b", "specific_magnitude"):
+                self.register_parameter(name, None)
+            return
+        self.specific_a = nn.Parameter(nn.init.normal_(torch.empty(size, rank, **kind), std=rank**-0.5))
+        self.specific_b = nn.Parameter(torch.zeros(rank, size, **kind))
+        self.specific_magnitude = nn.Parameter(norm.clone())
+
+    def hold(self, linear: nn.Linear) -> None:
+        """Keep the parameters of `linear` under their own names."""
+        self.weight, self.bias = linear.weight, linear.bias
+
+    @property
+    def common(self) -> CommonFactors:
+        """The factors this projection shares with its pair of blocks."""
+        return self._common[0]
+
+    @property
+    def in_features(self) -> int:
+        """Width of the input, [d]."""
+        return self.weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """Width of the output, [d]."""
+        return self.weight.shape[0]
+
+    def factors(self) -> tuple[Tensor, list[Tensor] | None, Tensor | None, Tensor | None, Tensor, Tensor | None]:
+        """The arguments of `mora_kernels.effective_weight` between `weight` and `alpha`."""
+        others = self.common.others(self.modality) if self.gram else None
+        common = self.common.of(self.modality)
+        return common, others, self.specific_a, self.specific_b, self.common_magnitude, self.specific_magnitude
+
+    def effective_weight(self) -> Tensor:
+        """W_eff [out, in] in the dtype of the weight, equation (1): what `merge` writes."""
+        return mora_kernels.effective_weight(self.weight, *self.factors(), self.alpha, backend=self.backend)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [..., d] for x [..., d]; inside `mora.disabled`, the frozen projection."""
+        if not self.enabled:
+            return F.linear(x, self.weight, self.bias)
+        return mora_kernels.mora_linear(
+            x,
+            self.weight,
+            self.bias,
+            *self.factors(),
+            self.alpha,
+            dropout_p=self.dropout,
+            training=self.training,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:  # noqa: D102
+        specific = "none" if self.specific_a is None else self.specific_a.shape[1]
+        backend, _ = backends.explain(self.backend, self.weight.device)
+        return (
+            f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self.modality}, "
+            f"common_rank={self.common.rank}, specific_rank={specific}, alpha={self.alpha}, dropout={self.dropout}, "
+            f"backend={backend}"
+        )
+
+
+def factor_dtype(weight: Tensor) -> torch.dtype:
+    """float64 for a float64 weight, else float32: factors of a half-precision model are trained in float32."""
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32

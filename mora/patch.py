@@ -1,0 +1,154 @@
+"""Put adapters into one CLIP and take them out again: `patch`, `unpatch`, `merge`, `disabled`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from mora.adapters import (
+    Adapters,
+    Pair,
+    adapters_of,
+    effective_weights,
+    is_patched,
+    keep_adapters_of_a_base_checkpoint,
+    restore_sites,
+    unwrap,
+)
+from mora.config import MoraConfig
+from mora.families import family_of
+from mora.families.site import Site
+from mora_kernels import backend as backends
+
+
+def patch(model: nn.Module, config: MoraConfig | None = None, **overrides: Any) -> nn.Module:
+    """Adapt `model` in place and return it: only the adapters require grad afterwards.
+
+    Args:
+        model: an open_clip or Hugging Face CLIP; this instance alone is touched.
+        config: a `MoraConfig`, for example one of `mora.PRESETS`; None means the defaults.
+        overrides: fields of `MoraConfig` that replace those of `config`.
+
+    Raises:
+        ValueError: unknown model, already patched, no such block, unequal depths with `first_layer`, a projection
+            that is not square, a rank above the width; nothing was changed then.
+    """
+    if config is not None and not isinstance(config, MoraConfig):
+        raise TypeError(f"config: got {type(config).__name__}, expected a MoraConfig or None")
+    config = MoraConfig(**overrides) if config is None else replace(config, **overrides)
+    if isinstance(model, nn.Module) and is_patched(model):
+        raise ValueError("model: got a CLIP that is already patched, expected an untouched one: unpatch or merge first")
+    family = family_of(model)
+    pairs = pair_blocks(family.towers(model), config)
+    check_pairs(pairs, config)
+    adapters = Adapters(config, family, pairs)
+    install(adapters)
+    own = {id(parameter) for _, parameter in adapters.named_tensors()}
+    adapters.trainable_before = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in own]
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in own)
+    model.mora = adapters.train(model.training)
+    adapters.load_hook = model.register_load_state_dict_pre_hook(keep_adapters_of_a_base_checkpoint)
+    return model
+
+
+def unpatch(model: nn.Module) -> nn.Module:
+    """Take the adapters out and return the model: original modules and weights, bit for bit.
+
+    Raises ValueError when `model` is not patched.
+    """
+    adapters, inner = adapters_of(model), unwrap(model)
+    restore_sites(list(adapters.sites()))
+    forget(inner, adapters)
+    return model
+
+
+@torch.no_grad()
+def merge(model: nn.Module) -> nn.Module:
+    """Fold every adapter into its weight, W <- W_eff, and return the model: a plain CLIP again.
+
+    W_eff is computed in float32 (float64 for float64 weights) and rounded once to the weight's dtype. Raises
+    ValueError when `model` is not patched, or when a W_eff is not finite; nothing was changed then.
+    """
+    adapters, inner = adapters_of(model), unwrap(model)
+    weights = effective_weights(adapters)
+    for name, projection in adapters.projections():
+        projection.weight.copy_(weights[name])
+    restore_sites(list(adapters.sites()))
+    forget(inner, adapters)
+    return model
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[nn.Module]:
+    """Within the block `model` computes as the pretrained one; outside, as the adapted one.
+
+    Not for use from several threads at once. Raises ValueError when `model` is not patched.
+    """
+    sites = list(adapters_of(model).sites())
+    before = [all(projection.enabled for projection in site.projections.values()) for site in sites]
+    try:
+        for site in sites:
+            site.set_enabled(False)
+        yield model
+    finally:
+        for site, enabled in zip(sites, before, strict=True):
+            site.set_enabled(enabled)
+
+
+def pair_blocks(towers: dict[str, list[Site]], config: MoraConfig) -> list[Pair]:
+    """Return the blocks to adapt, one per tower and pair, from bottom to top; ValueError when there are none."""
+    depths = {modality: len(sites) for modality, sites in towers.items()}
+    shown = ", ".join(f"{depth} {modality}" for modality, depth in depths.items())
+    if config.first_layer is None:
+        if config.last_layers > min(depths.values()):
+            raise ValueError(f"last_layers: got {config.last_layers}, expected at most the model's blocks: {shown}")
+        chosen = {modality: sites[len(sites) - config.last_layers :] for modality, sites in towers.items()}
+    else:
+        if len(set(depths.values())) > 1:
+            raise ValueError(
+                f"first_layer: got {config.first_layer} with towers of unequal depth ({shown} blocks), expected equal "
+                "depths: use last_layers, which pairs from the top"
+            )
+        if config.first_layer >= min(depths.values()):
+            raise ValueError(f"first_layer: got {config.first_layer}, no block matched: the model has {shown} blocks")
+        chosen = {modality: sites[config.first_layer :] for modality, sites in towers.items()}
+    return [dict(zip(chosen, blocks, strict=True)) for blocks in zip(*chosen.values(), strict=True)]
+
+
+def check_pairs(pairs: list[Pair], config: MoraConfig) -> None:
+    """Raise ValueError unless every target is there, square, at least as wide as its ranks, on a usable backend."""
+    for pair in pairs:
+        for modality, site in pair.items():
+            width = site.width(config.targets)
+            for name, rank in (("rank", config.specific_rank(modality)), ("common_rank", config.shared_rank)):
+                if rank > width:
+                    raise ValueError(f"{name}: got {rank}, expected at most {width}, the width of {site.path}")
+            backends.explain(config.backend, site.linear(config.targets[0]).weight.device)
+
+
+def install(adapters: Adapters) -> None:
+    """Put every MoraLinear in its place; after an error everything stands as before."""
+    done: list[Site] = []
+    try:
+        for common, pair in zip(adapters.common, adapters.pairs, strict=True):
+            for site in pair.values():
+                done.append(site)
+                site.install(adapters.config.targets, common, adapters.config)
+    except BaseException:
+        restore_sites(done)
+        raise
+
+
+def forget(model: nn.Module, adapters: Adapters) -> None:
+    """Remove the record and its hook, and let train again what trained before."""
+    adapters.load_hook.remove()
+    del model.mora
+    trainable = set(adapters.trainable_before)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trainable)

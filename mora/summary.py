@@ -1,0 +1,101 @@
+"""What is adapted, where, by which backend: `print(mora.summary(model))`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from mora.adapters import adapters_of, unwrap
+from mora.config import MoraConfig
+from mora_kernels import backend as backends
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One row of the summary: a projection, its size, ranks, trainable parameters, and what computes it."""
+
+    name: str
+    path: str
+    width: int
+    common_rank: int
+    specific_rank: int
+    parameters: int
+    backend: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `mora.summary` found; `str()` is a table.
+
+    `adapter_parameters` counts the adapters; `trainable_parameters` everything that requires grad in the model;
+    `total_parameters` everything, adapters included; `base_parameters` the pretrained model alone.
+    """
+
+    family: str
+    config: MoraConfig
+    projections: tuple[Projection, ...]
+    common_parameters: int
+    adapter_parameters: int
+    trainable_parameters: int
+    total_parameters: int
+
+    @property
+    def base_parameters(self) -> int:
+        """Parameters of the model without its adapters."""
+        return self.total_parameters - self.adapter_parameters
+
+    def __str__(self) -> str:
+        heads = ("projection", "module", "width", "rank", "parameters", "backend")
+        rows = [
+            (p.name, p.path, str(p.width), f"{p.common_rank}+{p.specific_rank}", f"{p.parameters:,}", p.backend)
+            for p in self.projections
+        ]
+        widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (heads, *rows)
+        ]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        share = 100 * self.trainable_parameters / self.base_parameters
+        reasons = sorted({f"{p.backend}: {p.reason}" for p in self.projections})
+        return "\n".join(
+            [
+                f"MoRA on {self.family}: {self.config}",
+                *(line.rstrip() for line in lines),
+                f"common factors shared by both towers: {self.common_parameters:,} parameters",
+                f"adapters: {self.adapter_parameters:,}; trainable: {self.trainable_parameters:,}; pretrained model: "
+                f"{self.base_parameters:,}; trainable share: {share:.4f} %",
+                *(f"backend {reason}" for reason in reasons),
+            ]
+        )
+
+
+def summary(model: nn.Module) -> Summary:
+    """Return what is adapted in a patched model; raises ValueError when it is not patched."""
+    adapters, inner = adapters_of(model), unwrap(model)
+    paths = {id(module): path for path, module in inner.named_modules()}
+    rows = []
+    for name, projection in adapters.projections():
+        backend, reason = backends.explain(projection.backend, projection.weight.device)
+        rows.append(
+            Projection(
+                name=name,
+                path=paths[id(projection)],
+                width=projection.in_features,
+                common_rank=projection.common.rank,
+                specific_rank=0 if projection.specific_a is None else projection.specific_a.shape[1],
+                parameters=sum(p.numel() for n, p in projection.named_parameters() if n not in ("weight", "bias")),
+                backend=backend,
+                reason=reason,
+            )
+        )
+    return Summary(
+        family=adapters.family.name,
+        config=adapters.config,
+        projections=tuple(rows),
+        common_parameters=sum(p.numel() for p in adapters.common.parameters()),
+        adapter_parameters=sum(p.numel() for _, p in adapters.named_tensors()),
+        trainable_parameters=sum(p.numel() for p in inner.parameters() if p.requires_grad),
+        total_parameters=sum(p.numel() for p in inner.parameters()),
+    )

@@ -1,0 +1,140 @@
+"""Small CLIPs of both families, with the same weights where asked, and their inputs."""
+
+import json
+from pathlib import Path
+
+import open_clip
+import torch
+import transformers
+from safetensors import safe_open
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+VOCABULARY, CONTEXT, IMAGE = 100, 16, 32
+
+
+def open_clip_model(image_layers=4, text_layers=4, seed=0, **text):
+    """A tiny open_clip CLIP: image width 64, text width 48."""
+    torch.manual_seed(seed)
+    return open_clip.CLIP(
+        embed_dim=32,
+        quick_gelu=True,
+        vision_cfg={"layers": image_layers, "width": 64, "head_width": 16, "patch_size": 8, "image_size": IMAGE},
+        text_cfg={
+            "layers": text_layers,
+            "width": 48,
+            "heads": 4,
+            "vocab_size": VOCABULARY,
+            "context_length": CONTEXT,
+            **text,
+        },
+    ).eval()
+
+
+def golden_clip(name):
+    """(Hugging Face CLIP with the base weights, the file's settings, its other tensors) of a golden file."""
+    with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
+        config = json.loads(file.metadata()["config"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    clip = config.get("clip") or json.loads(safe_metadata("official_qv_rank4"))["clip"]
+    model = transformers.CLIPModel(transformers.CLIPConfig(**clip)).eval()
+    base = {key.removeprefix("base."): tensor for key, tensor in tensors.items() if key.startswith("base.")}
+    model.load_state_dict(base)
+    return model, config, tensors
+
+
+def safe_metadata(name):
+    with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
+        return file.metadata()["config"]
+
+
+def hugging_face_model(seed=0):
+    """A tiny Hugging Face CLIP of the same sizes."""
+    torch.manual_seed(seed)
+    config = json.loads(safe_metadata("official_qv_rank4"))["clip"]
+    return transformers.CLIPModel(transformers.CLIPConfig(**config)).eval()
+
+
+MODELS = {"open_clip": open_clip_model, "hugging_face": hugging_face_model}
+
+
+def images(batch=3, seed=1):
+    return torch.randn(batch, 3, IMAGE, IMAGE, generator=torch.Generator().manual_seed(seed))
+
+
+def tokens(batch=3, seed=2):
+    text = torch.randint(1, VOCABULARY - 2, (batch, CONTEXT), generator=torch.Generator().manual_seed(seed))
+    text[:, 0], text[:, -1] = VOCABULARY - 2, VOCABULARY - 1
+    return text
+
+
+def embed(model, image=None, text=None):
+    """(image embedding, text embedding), un-normalised, of either family."""
+    image, text = images() if image is None else image, tokens() if text is None else text
+    if hasattr(model, "encode_image"):
+        return model.encode_image(image), model.encode_text(text)
+    outputs = model.get_image_features(pixel_values=image), model.get_text_features(input_ids=text)
+    return tuple(getattr(output, "pooler_output", output) for output in outputs)
+
+
+BLOCK = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
+
+
+def open_clip_twin(model):
+    """An open_clip CLIP with the weights of a tiny Hugging Face one."""
+    source, vision, text = model.state_dict(), model.config.vision_config, model.config.text_config
+    twin = open_clip.CLIP(
+        embed_dim=model.config.projection_dim,
+        quick_gelu=True,
+        vision_cfg={
+            "layers": vision.num_hidden_layers,
+            "width": vision.hidden_size,
+            "head_width": vision.hidden_size // vision.num_attention_heads,
+            "mlp_ratio": vision.intermediate_size / vision.hidden_size,
+            "patch_size": vision.patch_size,
+            "image_size": vision.image_size,
+        },
+        text_cfg={
+            "layers": text.num_hidden_layers,
+            "width": text.hidden_size,
+            "heads": text.num_attention_heads,
+            "mlp_ratio": text.intermediate_size / text.hidden_size,
+            "vocab_size": text.vocab_size,
+            "context_length": text.max_position_embeddings,
+        },
+    ).eval()
+    target = {
+        "logit_scale": source["logit_scale"],
+        "token_embedding.weight": source["text_model.embeddings.token_embedding.weight"],
+        "positional_embedding": source["text_model.embeddings.position_embedding.weight"],
+        "text_projection": source["text_projection.weight"].T,
+        "ln_final.weight": source["text_model.final_layer_norm.weight"],
+        "ln_final.bias": source["text_model.final_layer_norm.bias"],
+        "visual.class_embedding": source["vision_model.embeddings.class_embedding"],
+        "visual.positional_embedding": source["vision_model.embeddings.position_embedding.weight"],
+        "visual.conv1.weight": source["vision_model.embeddings.patch_embedding.weight"],
+        "visual.proj": source["visual_projection.weight"].T,
+    }
+    for name in ("weight", "bias"):
+        target[f"visual.ln_pre.{name}"] = source[f"vision_model.pre_layrnorm.{name}"]
+        target[f"visual.ln_post.{name}"] = source[f"vision_model.post_layernorm.{name}"]
+        for theirs, ours in (("vision_model", "visual.transformer"), ("text_model", "transformer")):
+            for layer in range(4):
+                old, new = f"{theirs}.encoder.layers.{layer}", f"{ours}.resblocks.{layer}"
+                for old_name, new_name in BLOCK.items():
+                    target[f"{new}.{new_name}.{name}"] = source[f"{old}.{old_name}.{name}"]
+                parts = [source[f"{old}.self_attn.{target_name}_proj.{name}"] for target_name in "qkv"]
+                target[f"{new}.attn.in_proj_{name}"] = torch.cat(parts)
+                target[f"{new}.attn.out_proj.{name}"] = source[f"{old}.self_attn.out_proj.{name}"]
+    twin.load_state_dict(target)
+    return twin
+
+
+def randomise(model, seed=3):
+    """Move every adapter away from its start, so that a swapped or forgotten one shows."""
+    import mora
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, parameter in mora.adapter_parameters(model):
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(parameter))
+    return model

@@ -1,0 +1,193 @@
+"""What a training loop does to a patched model: autocast, checkpointing, compile, accumulation, several processes."""
+
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+import mora
+from mora_kernels.testing import LINEAR_TOLERANCE, assert_parity
+from tests.mora.models import MODELS, embed, images, open_clip_model, randomise, tokens
+
+families = pytest.mark.parametrize("family", MODELS)
+TABLE = {torch.float32: 2e-5}
+
+
+def make(family, **options):
+    return randomise(mora.patch(MODELS[family](), targets=("q", "k", "v", "out"), **options)).train()
+
+
+def step(model, **inputs):
+    """Gradients of one step, by adapter name."""
+    model.zero_grad(set_to_none=True)
+    sum(embedding.float().square().mean() for embedding in embed(model, **inputs)).backward()
+    return {name: parameter.grad.clone() for name, parameter in mora.adapter_parameters(model)}
+
+
+def same(actual, expected, table=TABLE):
+    for name, gradient in expected.items():
+        assert_parity(name, actual[name], gradient, table)
+
+
+@families
+def test_gradients_do_not_depend_on_the_backend(family):
+    expected = step(make(family, dropout=0.0, backend="reference"))
+    same(step(make(family, dropout=0.0, backend="torch")), expected)
+
+
+@families
+def test_dropout_is_reproducible_and_differs_per_projection(family):
+    model = make(family, dropout=0.5)
+    torch.manual_seed(0)
+    first = step(model)
+    torch.manual_seed(0)
+    again = step(model)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["image.3.q.specific_b"], step(model)["image.3.q.specific_b"])
+
+
+@families
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(family, dtype):
+    model = make(family, dropout=0.0)
+    expected = step(model)
+    with torch.autocast("cpu", dtype=dtype):
+        assert embed(model)[0].dtype == dtype
+        actual = step(model)
+    assert all(gradient.dtype == torch.float32 for gradient in actual.values())
+    same(actual, expected, {torch.float32: 20 * LINEAR_TOLERANCE[dtype]})  # attention and MLP are autocast too
+
+
+@families
+def test_gradient_checkpointing(family):
+    model = make(family, dropout=0.3)
+    torch.manual_seed(0)
+    expected = step(model)
+    if family == "open_clip":
+        model.set_grad_checkpointing(True)
+    else:
+        model.gradient_checkpointing_enable()
+    torch.manual_seed(0)
+    same(step(model), expected)
+
+
+@families
+def test_gradient_accumulation_adds_up(family):
+    model = make(family, dropout=0.0)
+    halves = [step(model, image=images()[i : i + 1], text=tokens()[i : i + 1]) for i in range(3)]
+    whole = step(model)
+    same({name: sum(half[name] for half in halves) / 3 for name in whole}, whole)
+
+
+@families
+def test_two_losses_and_two_backward_passes(family):
+    model = make(family, dropout=0.0)
+    expected = step(model)
+    model.zero_grad(set_to_none=True)
+    losses = [embedding.square().mean() for embedding in embed(model)]
+    for loss in losses:
+        loss.backward()
+    same({name: parameter.grad for name, parameter in mora.adapter_parameters(model)}, expected)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@families
+def test_compiles_without_a_graph_break(family, mode):
+    model = make(family, dropout=0.1).train(mode == "train")
+    if family == "open_clip":
+        tower, x = model.visual, images()
+    else:
+        tower, x = model.vision_model, images()
+    for dropout in (module for module in model.modules() if isinstance(module, mora.MoraLinear)):
+        dropout.dropout = 0.0
+
+    def energy(function):
+        model.zero_grad(set_to_none=True)
+        output = function(x)
+        output = output if isinstance(output, torch.Tensor) else output.pooler_output
+        output.square().mean().backward()
+        named = mora.adapter_parameters(model)
+        return output.detach(), {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+    torch._dynamo.reset()
+    expected, gradients = energy(tower)
+    output, actual = energy(torch.compile(tower, fullgraph=True, backend="aot_eager"))
+    assert_parity("output", output, expected, TABLE)
+    same(actual, gradients)
+
+
+def test_frozen_weights_never_move():
+    model = make("open_clip", dropout=0.1)
+    own = {id(parameter) for _, parameter in mora.adapter_parameters(model)}
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if id(p) not in own}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
+    for _ in range(3):
+        step(model)
+        optimizer.step()
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters() if name in before)
+
+
+def test_training_is_deterministic():
+    def run():
+        torch.manual_seed(0)
+        model = mora.patch(open_clip_model()).train()
+        optimizer = torch.optim.SGD([p for _, p in mora.adapter_parameters(model)], lr=0.1)
+        for _ in range(3):
+            step(model)
+            optimizer.step()
+        return mora.adapter_state_dict(model)
+
+    first, second = run(), run()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+class Towers(torch.nn.Module):
+    """Both embeddings from one forward call, as data-parallel wrappers need it."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, image, text):
+        return self.model.encode_image(image), self.model.encode_text(text)
+
+
+def worker(rank, port, queue):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    model = make("open_clip", dropout=0.0)
+    wrapped = DistributedDataParallel(Towers(model))
+    rows = slice(2 * rank, 2 * rank + 2)
+    outputs = wrapped(images(4)[rows], tokens(4)[rows])
+    sum(output.square().mean() for output in outputs).backward()
+    if rank == 0:
+        queue.put({name: p.grad.numpy() for name, p in mora.adapter_parameters(model)})
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one_with_twice_the_batch():
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    processes = [context.Process(target=worker, args=(rank, port, queue)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    actual = {name: torch.from_numpy(gradient) for name, gradient in queue.get(timeout=120).items()}
+    for process in processes:
+        process.join(60)
+    same(actual, step(make("open_clip", dropout=0.0), image=images(4), text=tokens(4)))
+
+
+def test_copies_train_apart():
+    model = make("open_clip", dropout=0.0)
+    other = copy.deepcopy(model)
+    step(other)
+    assert all(parameter.grad is None for _, parameter in mora.adapter_parameters(model))

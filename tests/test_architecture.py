@@ -1,0 +1,94 @@
+"""The structure keeps its promises: public names, import arrows, light imports, readable sizes."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mora
+import mora_kernels
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted([*ROOT.glob("mora/**/*.py"), *ROOT.glob("mora_kernels/**/*.py")])
+
+
+def imports(path):
+    """Dotted names a file imports, at any depth."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_public_names():
+    contract = {
+        "MoraConfig", "PRESETS", "patch", "unpatch", "merge", "disabled", "adapter_parameters", "adapter_state_dict",
+        "save_adapter", "load_adapter", "load_official", "save_official", "verify", "summary", "MoraLinear",
+        "MissingModalityClassifier", "__version__",
+    }  # fmt: skip
+    assert set(mora.__all__) == contract
+    assert {"effective_weight", "gram", "mora_linear"} <= set(mora_kernels.__all__)
+    for package in (mora, mora_kernels):
+        for name in package.__all__:
+            assert name.startswith("__") or name == "PRESETS" or getattr(package, name).__doc__, name
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path):
+    """mora -> mora_kernels -> reference | torch | triton; the reference knows no other backend."""
+    place = path.relative_to(ROOT).as_posix()
+    found = set(imports(path))
+    if place.startswith("mora_kernels"):
+        assert not [name for name in found if name == "mora" or name.startswith("mora.")]
+    if place == "mora_kernels/reference.py" or place.startswith("mora_kernels/triton"):
+        assert not [name for name in found if name.startswith("mora_kernels.torch")]
+    if place == "mora_kernels/reference.py" or place.startswith("mora_kernels/torch"):
+        assert not [name for name in found if name.startswith("mora_kernels.triton")]
+    if not place.startswith("mora_kernels/triton"):
+        assert not [name for name in found if name == "triton" or name.startswith("triton.")]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_can_be_read_in_one_sitting(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 320, f"{path} has {len(text.splitlines())} lines"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            kernel = any("jit" in ast.dump(decorator) for decorator in node.decorator_list)
+            lines = node.end_lineno - node.lineno + 1
+            assert lines <= (120 if kernel else 70), f"{path}: {node.name} has {lines} lines"
+
+
+ABSENT = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("open_clip", "transformers", "triton", "rich", "peft", "matplotlib"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+import mora, mora_kernels, torch
+factors = [torch.randn(4, 2), torch.randn(3, 2), torch.randn(4, 2), torch.randn(2, 4), torch.rand(4), torch.rand(4)]
+print(tuple(mora_kernels.effective_weight(torch.randn(4, 4), *factors, 0.1).shape))
+"""
+
+
+def test_import_works_without_the_optional_packages():
+    result = subprocess.run([sys.executable, "-c", ABSENT], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert result.stdout.strip() == "(4, 4)", result.stderr
+
+
+def test_import_is_light():
+    code = "import sys, mora; print(*{n.split('.')[0] for n in sys.modules} & {'open_clip', 'transformers', 'rich'})"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert result.stdout.strip() == ""
+
+
+def test_changelog_names_the_version():
+    lines = (ROOT / "CHANGELOG.md").read_text().splitlines()
+    newest = next(line for line in lines if line.startswith("## "))
+    assert mora.__version__ in newest
