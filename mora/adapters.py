@@ -37,6 +37,12 @@ class Adapters(nn.Module):
             widths = {modality: site.width(config.targets) for modality, site in pair.items()}
             self.common.append(CommonFactors(widths, config.shared_rank, factor_dtype(weight), weight.device))
 
+    def common_factors(self) -> Iterator[CommonFactors]:
+        """The shared factors of every pair, from bottom to top."""
+        for common in self.common:
+            assert isinstance(common, CommonFactors)
+            yield common
+
     def sites(self) -> Iterator[Site]:
         """Every adapted attention block."""
         for pair in self.pairs:
@@ -52,7 +58,7 @@ class Adapters(nn.Module):
 
         "common.0.image" is the factor of the lowest adapted pair, "image.11.v.specific_a" belongs to one projection.
         """
-        for position, common in enumerate(self.common):
+        for position, common in enumerate(self.common_factors()):
             for modality in common.modalities:
                 yield f"common.{position}.{modality}", common.get_parameter(modality)
         for name, projection in self.projections():
@@ -81,7 +87,9 @@ def adapters_of(model: nn.Module) -> Adapters:
     """Return the record of a patched model; raises ValueError when it is not patched."""
     if not is_patched(model):
         raise ValueError(f"model: got a {type(model).__name__} that is not patched, expected one after mora.patch")
-    return unwrap(model).mora
+    record = unwrap(model).mora
+    assert isinstance(record, Adapters)
+    return record
 
 
 def adapter_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

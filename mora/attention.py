@@ -8,6 +8,7 @@ the same names), attention by `scaled_dot_product_attention`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ PACKED = ("q", "k", "v")
 class PackedSlice:
     """One of q, k, v inside a packed attention, seen as the `nn.Linear` it would be."""
 
-    def __init__(self, attention: nn.Module, position: int) -> None:
+    def __init__(self, attention: Any, position: int) -> None:
         self.attention, self.position = attention, position
 
     def rows(self, packed: Tensor) -> Tensor:
@@ -44,17 +45,17 @@ class PackedSlice:
 class PackedMoraLinear(MoraLinear):
     """A MoraLinear whose frozen weight is a slice of a packed parameter that its attention module owns."""
 
-    def hold(self, linear: PackedSlice) -> None:  # type: ignore[override]
+    def hold(self, linear: PackedSlice) -> None:
         """Remember where the weight is; the packed parameter stays with the attention module."""
         self._slice = linear
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # type: ignore[override]
         """W [d, d]."""
         return self._slice.weight
 
     @property
-    def bias(self) -> Tensor | None:
+    def bias(self) -> Tensor | None:  # type: ignore[override]
         """b [d] or None."""
         return self._slice.bias
 
@@ -65,7 +66,11 @@ class PackedAttention(nn.Module):
     Children `q`, `k`, `v` are `PackedMoraLinear`s or None; `out_proj` is the original module or a `MoraLinear`.
     """
 
-    def __init__(self, original: nn.Module) -> None:
+    in_proj_weight: Tensor
+    in_proj_bias: Tensor | None
+    out_proj: nn.Module
+
+    def __init__(self, original: Any) -> None:
         super().__init__()
         self._original = (original,)
         self.enabled = True
@@ -82,11 +87,11 @@ class PackedAttention(nn.Module):
         self.train(original.training)
 
     @property
-    def original(self) -> nn.Module:
+    def original(self) -> Any:
         """The module this one stands for; it shares every frozen parameter."""
         return self._original[0]
 
-    def give_back(self) -> nn.Module:
+    def give_back(self) -> Any:
         """Return the original, holding the parameters as they are now (device, dtype and mode followed)."""
         original = self.original
         for name in original._parameters:
@@ -158,9 +163,16 @@ class MultiheadAttention(PackedAttention):
 class OpenClipAttention(PackedAttention):
     """Stands for `open_clip.transformer.Attention`, the class open_clip's own and newer blocks use."""
 
-    def __init__(self, original: nn.Module) -> None:
+    ln_q: nn.Module
+    ln_k: nn.Module
+    ln_inner: nn.Module
+    attn_drop: nn.Dropout
+    out_drop: nn.Module
+    head_scale: Tensor | None
+
+    def __init__(self, original: Any) -> None:
         super().__init__(original)
-        self.scale = original.scale
+        self.scale: float = original.scale
         # In the newer class (which takes k_x, v_x) a boolean mask is True where attention IS allowed.
         self.boolean_keeps = "k_x" in original.forward.__code__.co_varnames
 

@@ -48,8 +48,9 @@ class MissingModalityClassifier(nn.Module):
         empty_text = self.family.empty_text(clip) if empty_text is None else empty_text
         self.register_buffer("missing_image", missing_image.to(parameter.device), persistent=False)
         self.register_buffer("missing_text", empty_text.to(parameter.device), persistent=False)
-        kind = {"device": parameter.device, "dtype": torch.promote_types(parameter.dtype, torch.float32)}
-        self.head = nn.Linear(2 * self.family.embedding_size(clip), num_classes, **kind)
+        dtype = torch.promote_types(parameter.dtype, torch.float32)
+        width = 2 * self.family.embedding_size(clip)
+        self.head = nn.Linear(width, num_classes, device=parameter.device, dtype=dtype)
         nn.init.normal_(self.head.weight, std=0.02)
 
     def forward(

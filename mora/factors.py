@@ -27,5 +27,5 @@ class CommonFactors(nn.Module):
         """S of every other modality."""
         return [self.get_parameter(name) for name in self.modalities if name != modality]
 
-    def extra_repr(self) -> str:  # noqa: D102
+    def extra_repr(self) -> str:
         return ", ".join(f"{name}={tuple(self.of(name).shape)}" for name in self.modalities)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,7 +28,13 @@ class MoraLinear(nn.Module):
         ValueError: the weight is not square, or a rank exceeds its width.
     """
 
-    def __init__(self, linear: nn.Linear, common: CommonFactors, modality: str, config: MoraConfig) -> None:
+    weight: Tensor
+    bias: Tensor | None
+    specific_a: nn.Parameter | None
+    specific_b: nn.Parameter | None
+    specific_magnitude: nn.Parameter | None
+
+    def __init__(self, linear: Any, common: CommonFactors, modality: str, config: MoraConfig) -> None:
         super().__init__()
         self.hold(linear)
         self.modality, self.alpha, self.dropout = modality, float(config.alpha), float(config.dropout)
@@ -34,19 +42,18 @@ class MoraLinear(nn.Module):
         self.enabled = True
         self._common = (common,)
         size, rank = self.weight.shape[1], config.specific_rank(modality)
-        kind = {"dtype": factor_dtype(self.weight), "device": self.weight.device}
-        norm = torch.linalg.vector_norm(self.weight.detach().to(kind["dtype"]), dim=0)
+        norm = torch.linalg.vector_norm(self.weight.detach().to(factor_dtype(self.weight)), dim=0)
         identity = config.init == "identity"
         self.common_magnitude = nn.Parameter(torch.zeros_like(norm) if identity else norm.clone())
         if config.variant == "no-specific":
             for name in ("specific_a", "specific_b", "specific_magnitude"):
                 self.register_parameter(name, None)
             return
-        self.specific_a = nn.Parameter(nn.init.normal_(torch.empty(size, rank, **kind), std=rank**-0.5))
-        self.specific_b = nn.Parameter(torch.zeros(rank, size, **kind))
+        self.specific_a = nn.Parameter(nn.init.normal_(norm.new_empty(size, rank), std=rank**-0.5))
+        self.specific_b = nn.Parameter(norm.new_zeros(rank, size))
         self.specific_magnitude = nn.Parameter(norm.clone())
 
-    def hold(self, linear: nn.Linear) -> None:
+    def hold(self, linear: Any) -> None:
         """Keep the parameters of `linear` under their own names."""
         self.weight, self.bias = linear.weight, linear.bias
 
@@ -90,7 +97,7 @@ class MoraLinear(nn.Module):
             backend=self.backend,
         )
 
-    def extra_repr(self) -> str:  # noqa: D102
+    def extra_repr(self) -> str:
         specific = "none" if self.specific_a is None else self.specific_a.shape[1]
         backend, _ = backends.explain(self.backend, self.weight.device)
         return (

@@ -136,7 +136,7 @@ def install(adapters: Adapters) -> None:
     """Put every MoraLinear in its place; after an error everything stands as before."""
     done: list[Site] = []
     try:
-        for common, pair in zip(adapters.common, adapters.pairs, strict=True):
+        for common, pair in zip(adapters.common_factors(), adapters.pairs, strict=True):
             for site in pair.values():
                 done.append(site)
                 site.install(adapters.config.targets, common, adapters.config)

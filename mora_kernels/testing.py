@@ -8,6 +8,7 @@ oracle than twice eager's worst error plus the dtype's quantisation floor.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ class Factors:
     bias: Tensor
     grad: Tensor
 
-    def arguments(self) -> tuple:
+    def arguments(self) -> tuple[Any, ...]:
         """The positional arguments of `effective_weight`."""
         return (
             self.weight,
@@ -65,16 +66,16 @@ class Factors:
         """A copy with weight, x, bias and grad in `dtype` and the factors in `factors`; fresh leaves."""
         factors = factors or dtype
 
-        def leaf(tensor: Tensor | None, kind: torch.dtype) -> Tensor | None:
+        def leaf(tensor: Tensor | None, kind: torch.dtype) -> Any:
             return None if tensor is None else tensor.detach().to(device, kind).clone().requires_grad_()
 
-        wide = {name: leaf(getattr(self, name), dtype) for name in ("x", "bias")}
-        thin = {
+        wide: dict[str, Any] = {name: leaf(getattr(self, name), dtype) for name in ("x", "bias")}
+        thin: dict[str, Any] = {
             name: leaf(getattr(self, name), factors)
             for name in ("common", "specific_a", "specific_b", "common_magnitude", "specific_magnitude")
         }
         others = None if self.other_common is None else [leaf(other, factors) for other in self.other_common]
-        plain = {name: getattr(self, name).detach().to(device, dtype) for name in ("weight", "grad")}
+        plain: dict[str, Any] = {name: getattr(self, name).detach().to(device, dtype) for name in ("weight", "grad")}
         return replace(self, **wide, **thin, **plain, other_common=others)
 
 

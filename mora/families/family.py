@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,38 +23,137 @@ class Family(ABC):
     looked_for: str
 
     @abstractmethod
-    def matches(self, model: nn.Module) -> bool:
+    def matches(self, model: Any) -> bool:
         """Whether `model` is of this family."""
 
     @abstractmethod
-    def towers(self, model: nn.Module) -> dict[str, list[Site]]:
+    def towers(self, model: Any) -> dict[str, list[Site]]:
         """Every block's site from bottom to top, by modality; raises ValueError for a tower that has none."""
 
     @abstractmethod
-    def encode_image(self, model: nn.Module, image: Tensor) -> Tensor:
+    def encode_image(self, model: Any, image: Tensor) -> Tensor:
         """Un-normalised image embeddings [B, e] of preprocessed images [B, 3, H, W]."""
 
     @abstractmethod
-    def encode_text(self, model: nn.Module, text: Tensor) -> Tensor:
+    def encode_text(self, model: Any, text: Tensor) -> Tensor:
         """Un-normalised text embeddings [B, e] of token ids [B, L]."""
 
     @abstractmethod
-    def embedding_size(self, model: nn.Module) -> int:
+    def embedding_size(self, model: Any) -> int:
         """e, the width of both embeddings."""
 
     @abstractmethod
-    def white_image(self, model: nn.Module) -> Tensor:
+    def white_image(self, model: Any) -> Tensor:
         """The substitute of a missing image: white, preprocessed, [3, H, W] float32."""
 
     @abstractmethod
-    def empty_text(self, model: nn.Module) -> Tensor:
+    def empty_text(self, model: Any) -> Tensor:
         """The substitute of a missing text: the token ids of "", [L] int64."""
 
     @abstractmethod
-    def vocabulary(self, model: nn.Module) -> tuple[int, int]:
+    def vocabulary(self, model: Any) -> tuple[int, int]:
         """Number of tokens, and length of a text."""
 
-    def random_text(self, model: nn.Module, batch: int) -> Tensor:
+    @abstractmethod
+    def block_arguments(self, model: Any, modality: str, hidden: Tensor) -> dict[str, Any]:
+        """Keyword arguments of one block's call on hidden rows [B, L, d]: the mask of that length."""
+
+    @abstractmethod
+    def pooled_rows(self, model: Any, modality: str, hidden: Tensor, text: Tensor | None) -> Tensor | None:
+        """Which row of each sample becomes the embedding, int64 [B]; None when it is not one row."""
+
+    @abstractmethod
+    def pooled_block(self, block: Any, hidden: Tensor, rows: Tensor, arguments: dict[str, Any]) -> Tensor | None:
+        """One block's output at the given rows only, [B, 1, d]: k and v of every row, the rest of one.
+
+        None when the block cannot be split that way.
+        """
+
+    @abstractmethod
+    def project(self, model: Any, modality: str, hidden: Tensor, rows: Tensor | None) -> Tensor:
+        """Final norm, pooling and projection: the last block's output [B, L, d] to embeddings [B, e]."""
+
+    def block(self, model: Any, modality: str, index: int) -> nn.Module:
+        """Block `index` of one tower; raises ValueError for an unknown modality or index."""
+        towers = self.towers(model)
+        if modality not in towers:
+            raise ValueError(f"modality: got {modality!r}, expected one of {', '.join(map(repr, towers))}")
+        depth = len(towers[modality])
+        if not 0 <= index < depth:
+            raise ValueError(
+                f"first: got {index}, expected a block index from 0 to {depth - 1} of the {modality} tower"
+            )
+        return towers[modality][index].parent
+
+    def prefix(self, model: Any, modality: str, inputs: Tensor, first: int) -> Tensor:
+        """What enters block `first` of a tower, [B, L, d]: the part that frozen blocks compute, once per sample.
+
+        Runs in eval mode, without gradient and without autocast, in the model's own dtype; `first` counts from 0.
+
+        Args:
+            model: a CLIP of this family, patched or not.
+            modality: "image" or "text".
+            inputs: preprocessed images [B, 3, H, W] or token ids [B, L].
+            first: index of the first block that is not run.
+
+        Raises ValueError for an unknown modality or index.
+        """
+        block = self.block(model, modality, first)
+        encode = self.encode_image if modality == "image" else self.encode_text
+        reached: list[Tensor] = []
+
+        def stop(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            reached.append(args[0] if args else kwargs["hidden_states"])
+            raise BlockReached
+
+        handle = block.register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False), evaluating(model):
+                encode(model, inputs)
+        except BlockReached:
+            pass
+        finally:
+            handle.remove()
+        return reached[0]
+
+    def suffix(
+        self,
+        model: Any,
+        modality: str,
+        hidden: Tensor,
+        first: int,
+        text: Tensor | None = None,
+        pooled_only: bool = True,
+    ) -> Tensor:
+        """The rest of the tower: embeddings [B, e] from what `prefix` returned, in the mode the model is in.
+
+        Args:
+            model: the CLIP that made the prefix, patched or not.
+            modality: "image" or "text".
+            hidden: [B, L, d]; texts may be trimmed after their end token where attention is causal.
+            first: index of the first block to run, as given to `prefix`.
+            text: the token ids [B, L] of `hidden`; needed where the text is pooled at its end token.
+            pooled_only: run the last block for the pooled row only (k and v for all): the same up to rounding.
+
+        Raises ValueError for an unknown modality or index, for `text` absent or of another length, and for towers
+        whose mask depends on padding or on a class token of their own.
+        """
+        self.block(model, modality, first)
+        blocks = [site.parent for site in self.towers(model)[modality]][first:]
+        if modality == "text" and text is not None and tuple(text.shape) != tuple(hidden.shape[:2]):
+            raise ValueError(f"text: got shape {tuple(text.shape)}, expected {tuple(hidden.shape[:2])}, that of hidden")
+        arguments = self.block_arguments(model, modality, hidden)
+        rows = self.pooled_rows(model, modality, hidden, text)
+        for block in blocks[:-1]:
+            hidden = block(hidden, **arguments)
+        pooled = None
+        if pooled_only and rows is not None:
+            pooled = self.pooled_block(blocks[-1], hidden, rows, arguments)
+        if pooled is None:
+            return self.project(model, modality, blocks[-1](hidden, **arguments), rows)
+        return self.project(model, modality, pooled, None if rows is None else torch.zeros_like(rows))
+
+    def random_text(self, model: Any, batch: int) -> Tensor:
         """Random token ids [batch, L] that the text tower can pool."""
         size, length = self.vocabulary(model)
         tokens = torch.randint(1, max(2, size - 2), (batch, length))
@@ -62,6 +163,33 @@ class Family(ABC):
             return tokens
         tokens[:, 0], tokens[:, -1] = begin, end
         return tokens
+
+
+class BlockReached(Exception):  # noqa: N818
+    """Ends a tower's forward where `prefix` wants it to end."""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode within the block, and as it was afterwards."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def pick(hidden: Tensor, rows: Tensor) -> Tensor:
+    """Row `rows[b]` of every sample b, [B, d]."""
+    return hidden[torch.arange(len(hidden), device=hidden.device), rows]
+
+
+def text_needed(pool: str) -> ValueError:
+    """The error for a text tower that pools at a token it cannot see."""
+    return ValueError(f"text: got None, expected the token ids [B, L]: the text tower pools by {pool!r}")
 
 
 def white(size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
@@ -86,7 +214,7 @@ def block_sites(
     return sites
 
 
-def descend(model: nn.Module, path: str) -> nn.Module | None:
+def descend(model: Any, path: str) -> nn.Module | None:
     """The module at a dotted path, or None."""
     found: nn.Module | None = model
     for name in path.split("."):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from mora.families.family import CLIP_MEAN, CLIP_STD, Family, block_sites, descend, white
+from mora.attention import MultiheadAttention
+from mora.families.family import CLIP_MEAN, CLIP_STD, Family, block_sites, descend, pick, text_needed, white
 from mora.families.site import PackedSite, Site
 
 IMAGE_BLOCKS = ("visual.transformer.resblocks",)
@@ -18,10 +21,10 @@ class OpenClip(Family):
     name = "open_clip"
     looked_for = "visual.transformer.resblocks and transformer.resblocks (or text.transformer.resblocks)"
 
-    def matches(self, model: nn.Module) -> bool:  # noqa: D102
+    def matches(self, model: Any) -> bool:
         return hasattr(model, "visual") and hasattr(model, "encode_image") and hasattr(model, "encode_text")
 
-    def towers(self, model: nn.Module) -> dict[str, list[Site]]:  # noqa: D102
+    def towers(self, model: Any) -> dict[str, list[Site]]:
         towers: dict[str, list[Site]] = {}
         for modality, paths in (("image", IMAGE_BLOCKS), ("text", TEXT_BLOCKS)):
             found = [(path, blocks) for path in paths if isinstance(blocks := descend(model, path), nn.ModuleList)]
@@ -37,23 +40,23 @@ class OpenClip(Family):
             )
         return towers
 
-    def encode_image(self, model: nn.Module, image: Tensor) -> Tensor:  # noqa: D102
+    def encode_image(self, model: Any, image: Tensor) -> Tensor:
         return model.encode_image(image)
 
-    def encode_text(self, model: nn.Module, text: Tensor) -> Tensor:  # noqa: D102
+    def encode_text(self, model: Any, text: Tensor) -> Tensor:
         return model.encode_text(text)
 
-    def embedding_size(self, model: nn.Module) -> int:  # noqa: D102
+    def embedding_size(self, model: Any) -> int:
         return int(model.visual.output_dim)
 
-    def white_image(self, model: nn.Module) -> Tensor:  # noqa: D102
+    def white_image(self, model: Any) -> Tensor:
         size = model.visual.image_size
         mean = getattr(model.visual, "image_mean", None) or CLIP_MEAN
         std = getattr(model.visual, "image_std", None) or CLIP_STD
         return white(tuple(size) if isinstance(size, (tuple, list)) else (size, size), tuple(mean), tuple(std))
 
-    def empty_text(self, model: nn.Module) -> Tensor:  # noqa: D102
-        pool = getattr(model, "text_pool_type", None) or getattr(text_tower(model), "pool_type", "argmax")
+    def empty_text(self, model: Any) -> Tensor:
+        pool = text_pool(model)
         if pool != "argmax":
             raise ValueError(f"empty_text: got None for a text tower pooled by {pool!r}, expected tokenizer([''])[0]")
         size, length = self.vocabulary(model)
@@ -61,16 +64,68 @@ class OpenClip(Family):
         tokens[0], tokens[1] = size - 2, size - 1
         return tokens
 
-    def vocabulary(self, model: nn.Module) -> tuple[int, int]:  # noqa: D102
+    def vocabulary(self, model: Any) -> tuple[int, int]:
         tower = text_tower(model)
         return tower.token_embedding.num_embeddings, tower.positional_embedding.shape[0] - class_tokens(tower)
 
+    def block_arguments(self, model: Any, modality: str, hidden: Tensor) -> dict[str, Any]:
+        if modality == "image":
+            return {}
+        tower = text_tower(model)
+        if class_tokens(tower) or getattr(tower, "use_pad_mask", False):
+            raise ValueError("model: got a text tower with a class token or a padding mask, expected a causal one")
+        length = hidden.shape[1]
+        mask = tower.attn_mask
+        return {} if mask is None else {"attn_mask": mask[:length, :length]}
 
-def text_tower(model: nn.Module) -> nn.Module:
+    def pooled_rows(self, model: Any, modality: str, hidden: Tensor, text: Tensor | None) -> Tensor | None:
+        first = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
+        if modality == "image":
+            visual = model.visual
+            return first if visual.attn_pool is None and visual.pool_type == "tok" else None
+        pool = text_pool(model)
+        if pool not in ("first", "last", "argmax", "eos"):
+            raise ValueError(f"model: got a text tower pooled by {pool!r}, expected one that pools a token")
+        if pool in ("first", "last"):
+            return first if pool == "first" else first + hidden.shape[1] - 1
+        if text is None:
+            raise text_needed(pool)
+        end = getattr(model, "text_eos_id", None) or getattr(text_tower(model), "eos_id", None)
+        return text.argmax(dim=-1) if pool == "argmax" else (text == end).int().argmax(dim=-1)
+
+    def pooled_block(self, block: Any, hidden: Tensor, rows: Tensor, arguments: dict[str, Any]) -> Tensor | None:
+        if not isinstance(block.attn, (nn.MultiheadAttention, MultiheadAttention)):
+            return None
+        mask = arguments.get("attn_mask")
+        if mask is not None:
+            mask = mask[rows, None].repeat_interleave(block.attn.num_heads, dim=0)
+        normed = block.ln_1(hidden)
+        attended = block.attention(pick(normed, rows)[:, None], k_x=normed, v_x=normed, attn_mask=mask)
+        x = pick(hidden, rows)[:, None] + block.ls_1(attended)
+        return x + block.ls_2(block.mlp(block.ln_2(x)))
+
+    def project(self, model: Any, modality: str, hidden: Tensor, rows: Tensor | None) -> Tensor:
+        if modality == "image":
+            pooled, _ = model.visual._pool(hidden)
+            return pooled if model.visual.proj is None else pooled @ model.visual.proj
+        tower = text_tower(model)
+        pooled = pick(tower.ln_final(hidden), rows)
+        projection = tower.text_projection
+        if projection is None:
+            return pooled
+        return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+
+
+def text_pool(model: Any) -> str:
+    """How the text tower pools: "argmax" is the end token."""
+    return getattr(model, "text_pool_type", None) or getattr(text_tower(model), "pool_type", "argmax")
+
+
+def text_tower(model: Any) -> Any:
     """The module that holds the text embeddings: the model itself for `CLIP`, else its `text`."""
     return model if hasattr(model, "token_embedding") else model.text
 
 
-def class_tokens(tower: nn.Module) -> int:
+def class_tokens(tower: Any) -> int:
     """How many positions the tower itself appends to a text (CoCa's class token)."""
     return int(getattr(tower, "cls_emb", None) is not None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -29,7 +30,7 @@ class Site(ABC):
         self.projections: dict[str, MoraLinear] = {}
 
     @property
-    def attention(self) -> nn.Module:
+    def attention(self) -> Any:
         """The attention module that stands there now."""
         return getattr(self.parent, self.name)
 
@@ -77,7 +78,7 @@ class SeparateSite(Site):
         super().__init__(modality, layer, parent, name, path)
         self.replaced: dict[str, nn.Linear] = {}
 
-    def linear(self, target: str) -> nn.Linear:  # noqa: D102
+    def linear(self, target: str) -> nn.Linear:
         linear = getattr(self.attention, f"{target}_proj", None)
         if not isinstance(linear, nn.Linear):
             raise ValueError(
@@ -86,19 +87,19 @@ class SeparateSite(Site):
             )
         return linear
 
-    def install(self, targets: tuple[str, ...], common: CommonFactors, config: MoraConfig) -> None:  # noqa: D102
+    def install(self, targets: tuple[str, ...], common: CommonFactors, config: MoraConfig) -> None:
         for target in targets:
             linear = self.linear(target)
             projection = MoraLinear(linear, common, self.modality, config).train(linear.training)
             self.replaced[target], self.projections[target] = linear, projection
             setattr(self.attention, f"{target}_proj", projection)
 
-    def restore(self) -> None:  # noqa: D102
+    def restore(self) -> None:
         for target, linear in self.replaced.items():
             setattr(self.attention, f"{target}_proj", take_back(self.projections[target], linear))
         self.replaced, self.projections = {}, {}
 
-    def set_enabled(self, enabled: bool) -> None:  # noqa: D102
+    def set_enabled(self, enabled: bool) -> None:
         for projection in self.projections.values():
             projection.enabled = enabled
 
@@ -106,18 +107,18 @@ class SeparateSite(Site):
 class PackedSite(Site):
     """Attention with packed q, k, v: `nn.MultiheadAttention` or open_clip's own `Attention`."""
 
-    def linear(self, target: str) -> nn.Linear | PackedSlice:  # noqa: D102
+    def linear(self, target: str) -> nn.Linear | PackedSlice:
         if reasons := unsupported(self.attention):
             raise ValueError(f"model: {self.path} cannot be adapted: {'; '.join(reasons.values())}")
         return self.attention.out_proj if target == "out" else PackedSlice(self.attention, PACKED.index(target))
 
-    def install(self, targets: tuple[str, ...], common: CommonFactors, config: MoraConfig) -> None:  # noqa: D102
+    def install(self, targets: tuple[str, ...], common: CommonFactors, config: MoraConfig) -> None:
         original = self.attention
-        kind = MultiheadAttention if isinstance(original, nn.MultiheadAttention) else OpenClipAttention
-        adapted = kind(original)
+        packed = isinstance(original, nn.MultiheadAttention)
+        adapted: Any = MultiheadAttention(original) if packed else OpenClipAttention(original)
         for target in targets:
             if target == "out":
-                projection = MoraLinear(original.out_proj, common, self.modality, config)
+                projection: MoraLinear = MoraLinear(original.out_proj, common, self.modality, config)
                 adapted.out_proj = projection
             else:
                 part = PackedSlice(adapted, PACKED.index(target))
@@ -126,7 +127,7 @@ class PackedSite(Site):
             self.projections[target] = projection.train(original.training)
         setattr(self.parent, self.name, adapted)
 
-    def restore(self) -> None:  # noqa: D102
+    def restore(self) -> None:
         adapted = self.attention
         original = adapted.give_back()
         if "out" in self.projections:
@@ -134,13 +135,13 @@ class PackedSite(Site):
         setattr(self.parent, self.name, original)
         self.projections = {}
 
-    def set_enabled(self, enabled: bool) -> None:  # noqa: D102
+    def set_enabled(self, enabled: bool) -> None:
         self.attention.enabled = enabled
         for projection in self.projections.values():
             projection.enabled = enabled
 
 
-def take_back(projection: MoraLinear, linear: nn.Linear) -> nn.Linear:
+def take_back(projection: MoraLinear, linear: Any) -> Any:
     """Return `linear` holding the parameters and the mode of the MoraLinear that stood for it."""
     linear.weight, linear.bias = projection.weight, projection.bias
     return linear.train(projection.training)

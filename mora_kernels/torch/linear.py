@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from mora_kernels.precision import full_precision
 from mora_kernels.torch.weight import build, compose
@@ -22,7 +23,7 @@ class Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor, left: Tensor, right: Tensor
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor, left: Tensor, right: Tensor
     ) -> Tensor:
         ctx.save_for_backward(x, weight, u, left, right)
         ctx.bias_dtype = None if bias is None else bias.dtype
@@ -31,15 +32,16 @@ class Linear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, u, left, right = ctx.saved_tensors
         needs_x, _, needs_bias, needs_u, needs_left, needs_right = ctx.needs_input_grad
-        grad_x = grad_bias = grad_u = grad_left = grad_right = None
+        grad_x: Tensor | None = None
+        grad_bias = grad_u = grad_left = grad_right = None
         with full_precision(x):
             rows, grad_rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
             wide, grad_wide = rows.to(u.dtype), grad_rows.to(u.dtype)
-            pulled = grad_rows @ weight.to(grad_rows.dtype) if needs_x or needs_u else None
-            thin = grad_wide @ left if needs_x or needs_right else None
+            pulled = grad_rows @ weight.to(grad_rows.dtype)
+            thin = grad_wide @ left
             if needs_u:
                 grad_u = (wide * pulled).sum(dim=0)
             if needs_left:

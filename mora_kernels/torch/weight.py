@@ -6,10 +6,11 @@ Read top to bottom: the branches' norms, the two autograd functions, the public 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from mora_kernels.precision import accumulation_dtype, full_precision
 from mora_kernels.reference import NORM_FLOOR
@@ -54,7 +55,7 @@ class Build(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         weight: Tensor,
         common: Tensor,
         gram: Tensor,
@@ -86,7 +87,7 @@ class Build(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_u: Tensor, grad_left: Tensor, grad_right: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_u: Tensor, grad_left: Tensor, grad_right: Tensor) -> tuple[Tensor | None, ...]:
         weight, common, gram, specific_a, specific_b, common_magnitude, specific_magnitude, *norms = ctx.saved_tensors
         dtype, rank, alpha = gram.dtype, common.shape[1], ctx.alpha
         with full_precision(weight):
@@ -136,13 +137,13 @@ class Compose(torch.autograd.Function):
     """W_eff from (u, U, V), for those who want the weight itself; its gradient is dense."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, weight: Tensor, u: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, u: Tensor, left: Tensor, right: Tensor) -> Tensor:
         ctx.save_for_backward(weight, u, left, right)
         return compose(weight, u, left, right, weight.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, u, left, right = ctx.saved_tensors
         with full_precision(weight):
             grad = grad.to(u.dtype)

@@ -42,7 +42,7 @@ def test_half_precision_factors_get_gradients_of_their_dtype():
 
 @pytest.mark.parametrize("case", ["food101", "zero-columns", "three-modalities", "no-gram", "odd"])
 def test_gradcheck(case):
-    small = {name: size for name, size in (("size", 9), ("rank", 2), ("common_rank", 3))}
+    small = {"size": 9, "rank": 2, "common_rank": 3}
     factors = make(case, **small, trained=True).to(torch.float64)
     names = list(factors.leaves())[2:]
 
