@@ -1,0 +1,1 @@
+"""Timings of mora-kernels beside what people use today: `pytest benchmarks/ --benchmark`."""
