@@ -1,0 +1,1 @@
+"""Built-in data: OpenMoji's drawings and names (``openmoji``), missing tables (``missing``)."""
