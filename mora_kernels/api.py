@@ -17,7 +17,7 @@ def gram(factor: Tensor, backend: str = "auto") -> Tensor:
 
     Args:
         factor: common factor S [d, r], any floating-point dtype.
-        backend: "auto", "reference" or "torch".
+        backend: "auto", "reference", "torch" or "triton".
 
     Returns:
         [r, r], accumulated and returned in float32 (float64 for a float64 factor): half precision would overflow
@@ -57,7 +57,7 @@ def effective_weight(
         common_magnitude: m_c [in].
         specific_magnitude: m_s [in].
         alpha: plain factor of both updates, not divided by the rank.
-        backend: "auto", "reference" or "torch".
+        backend: "auto", "reference", "torch" or "triton".
 
     Returns:
         [out, in] in the dtype of `weight`; computed in float32 (float64 for float64) and rounded once.
@@ -70,7 +70,7 @@ def effective_weight(
     others = as_list(other_common)
     factors = (common, others, specific_a, specific_b, common_magnitude, specific_magnitude)
     check_factors(weight, *factors, alpha)
-    return backends.load(backend, weight.device).effective_weight(weight, *factors, float(alpha))
+    return backends.load(backend, weight.device, weight.dtype).effective_weight(weight, *factors, float(alpha))
 
 
 def mora_linear(
@@ -113,5 +113,5 @@ def mora_linear(
     dtype = product_dtype(x)
     if dtype == x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
         raise TypeError(f"x: got dtype {x.dtype}, expected {weight.dtype}, that of weight (or run under autocast)")
-    module = backends.load(backend, weight.device)
+    module = backends.load(backend, weight.device, dtype)
     return module.mora_linear(x.to(dtype), weight, bias, *factors, float(alpha), float(dropout_p), training)

@@ -1,30 +1,93 @@
-"""The one rule that picks a backend: by name, or for "auto" by the device; never as a rescue."""
+"""The one rule that picks a backend: by name, or for "auto" by device and dtype; never as a rescue."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from types import ModuleType
 
 import torch
 
 import mora_kernels.reference
 import mora_kernels.torch
+import mora_kernels.triton  # imports no Triton: its first kernel does
 
-MODULES: dict[str, ModuleType] = {"reference": mora_kernels.reference, "torch": mora_kernels.torch}
+MODULES: dict[str, ModuleType] = {
+    "reference": mora_kernels.reference,
+    "torch": mora_kernels.torch,
+    "triton": mora_kernels.triton,
+}
 NAMES = ("auto", *MODULES)
 
 
-def explain(backend: str, device: torch.device) -> tuple[str, str]:
-    """Return (name, reason): the backend that runs for `backend` on `device`, and why.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def interpreted() -> bool:
+    """Return whether Triton runs on the CPU in this process: the flag it read, or will read, at its import."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
-    Raises ValueError when `backend` is unknown.
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def missing(device_type: str, index: int, dtype_name: str) -> str:
+    """Return what keeps the triton backend from running on a device for a dtype, or an empty string."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if dtype_name == "float64":
+        return "the fused kernels compute in float32, not float64"
+    if device_type == "cpu":
+        if not interpreted():
+            return "Triton has no CPU compiler (TRITON_INTERPRET=1, set before the start, interprets its kernels there)"
+        return "Triton's interpreter computes bfloat16 wrongly" if dtype_name == "bfloat16" else ""
+    if device_type != "cuda":
+        return f"there are no fused kernels for {device_type}"
+    if not torch.version.hip and torch.cuda.get_device_capability(index) < (8, 0):
+        return f"compute capability {torch.cuda.get_device_capability(index)} is below 8.0"
+    return ""
+
+
+def obstacle(device: torch.device, dtype: torch.dtype) -> str:
+    """Return why the triton backend cannot run on `device` for `dtype`, or an empty string."""
+    index = -1 if device.index is None else device.index
+    if index < 0 and device.type == "cuda":
+        index = torch.cuda.current_device()
+    return missing(device.type, index, str(dtype).removeprefix("torch."))
+
+
+def explain(backend: str, device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[str, str]:
+    """Return (name, reason): the backend that runs for `backend` on `device` with weights of `dtype`, and why.
+
+    Raises:
+        ValueError: `backend` is unknown.
+        RuntimeError: `backend` was asked for by name and cannot run; the message says why.
     """
     if backend not in NAMES:
         raise ValueError(f"backend: got {backend!r}, expected one of {', '.join(map(repr, NAMES))}")
+    if backend == "triton":
+        problem = obstacle(device, dtype)
+        if problem:
+            raise RuntimeError(f"backend: got 'triton', which cannot run here: {problem}; expected 'auto' or 'torch'")
     if backend != "auto":
         return backend, "asked for by name"
-    return "torch", f"the factorised PyTorch path runs on {device.type}"
+    if device.type != "cuda":
+        return "torch", f"the factorised PyTorch path runs on {device.type}"
+    problem = obstacle(device, dtype)
+    return (
+        ("torch", f"the fused kernels cannot run: {problem}")
+        if problem
+        else ("triton", "the fused kernels run on cuda")
+    )
 
 
-def load(backend: str, device: torch.device) -> ModuleType:
+def load(backend: str, device: torch.device, dtype: torch.dtype = torch.float32) -> ModuleType:
     """Return the module with `gram`, `effective_weight` and `mora_linear` of the backend that `explain` names."""
-    return MODULES[explain(backend, device)[0]]
+    return MODULES[explain(backend, device, dtype)[0]]
+
+
+def engine(name: str) -> type:
+    """Return the class that builds a whole group: "torch" or "triton"."""
+    if name == "triton":
+        from mora_kernels.triton.group import Engine as Fused
+
+        return Fused
+    from mora_kernels.torch.group import Engine
+
+    return Engine

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 _listeners: list[list[str]] = []
 
@@ -27,9 +27,13 @@ SILENT |= {"is_same_size", "_unsafe_view", "unbind"}
 
 def launch(kernel: Any, grid: Sequence[int], *arguments: Any, **options: Any) -> None:
     """Run a Triton kernel on `grid`, and tell those who count."""
+    if not _listeners:
+        kernel[tuple(grid)](*arguments, enable_fp_fusion=True, **options)  # its default differs between versions
+        return
     for names in _listeners:
         names.append(kernel.fn.__name__)
-    kernel[tuple(grid)](*arguments, enable_fp_fusion=True, **options)  # its default differs between versions
+    with _disable_current_modes():  # the interpreter's own operators are no launches
+        kernel[tuple(grid)](*arguments, enable_fp_fusion=True, **options)
 
 
 class _Library(TorchDispatchMode):
@@ -39,7 +43,7 @@ class _Library(TorchDispatchMode):
         super().__init__()
         self.names = names
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: D102
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.split("::")[-1]
         quiet = name in SILENT or func.is_view or func.namespace == "mora_kernels"
         result = func(*args, **(kwargs or {}))

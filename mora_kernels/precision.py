@@ -26,3 +26,16 @@ def product_dtype(x: Tensor) -> torch.dtype:
     if x.dtype != torch.float64 and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return x.dtype
+
+
+def dense_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """Return grad^T x [out, in], summed over the rows in the accumulation dtype and left in it.
+
+    A GPU's library writes float32 from half-precision operands in one product; elsewhere the operands are widened.
+    """
+    dtype = accumulation_dtype(x)
+    if x.dtype == dtype:
+        return grad.T @ x
+    if x.is_cuda:
+        return torch.mm(grad.T, x, out_dtype=dtype)
+    return grad.T.to(dtype) @ x.to(dtype)

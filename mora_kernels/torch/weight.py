@@ -50,82 +50,86 @@ def branch_backward(
     return grad_left, grad_right, grad_scale / norm
 
 
+def thin_factors(
+    weight: Tensor,
+    common: Tensor,
+    gram: Tensor,
+    specific_a: Tensor | None,
+    specific_b: Tensor | None,
+    common_magnitude: Tensor,
+    specific_magnitude: Tensor | None,
+    alpha: float,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """Return u [in], U [out, r], V [in, r] and the norms of each branch, in the dtype of `gram`."""
+    dtype = gram.dtype
+    base, shared, magnitude = weight.to(dtype), common.to(dtype), common_magnitude.to(dtype)
+    left = shared @ gram
+    norm = branch_norm(base, left, shared, alpha)
+    scale = magnitude / norm
+    u, lefts, rights, norms = scale, [left], [alpha * scale[:, None] * shared], [norm]
+    if specific_a is not None and specific_b is not None and specific_magnitude is not None:
+        a, b = specific_a.to(dtype), specific_b.to(dtype)
+        norm = branch_norm(base, b.T, a, alpha)
+        scale = specific_magnitude.to(dtype) / norm
+        u = u + scale
+        lefts.append(b.T)
+        rights.append(alpha * scale[:, None] * a)
+        norms.append(norm)
+    return u, torch.cat(lefts, dim=1), torch.cat(rights, dim=1), norms
+
+
+def factor_gradients(
+    weight: Tensor,
+    common: Tensor,
+    gram: Tensor,
+    specific_a: Tensor | None,
+    specific_b: Tensor | None,
+    common_magnitude: Tensor,
+    specific_magnitude: Tensor | None,
+    norms: Sequence[Tensor],
+    grads: tuple[Tensor, Tensor, Tensor],
+    alpha: float,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None]:
+    """Return the gradients of common, gram, A, B, m_c and m_s from those of (u, U, V), in the dtype of `gram`."""
+    dtype, rank = gram.dtype, common.shape[1]
+    base, shared, (grad_u, grad_left, grad_right) = weight.to(dtype), common.to(dtype), grads
+    common_grads = (grad_u, grad_left[:, :rank], grad_right[:, :rank])
+    left, right, magnitude = branch_backward(
+        base, shared @ gram, shared, norms[0], common_magnitude.to(dtype), common_grads, alpha
+    )
+    grad_common, grad_gram = right + left @ gram.T, shared.T @ left
+    if specific_a is None or specific_b is None or specific_magnitude is None:
+        return grad_common, grad_gram, None, None, magnitude, None
+    specific_grads = (grad_u, grad_left[:, rank:], grad_right[:, rank:])
+    a, b = specific_a.to(dtype), specific_b.to(dtype)
+    left, right, specific = branch_backward(base, b.T, a, norms[1], specific_magnitude.to(dtype), specific_grads, alpha)
+    return grad_common, grad_gram, right, left.T, magnitude, specific
+
+
 class Build(torch.autograd.Function):
     """(u, U, V) of one projection from its frozen weight and its factors; all in the accumulation dtype."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        weight: Tensor,
-        common: Tensor,
-        gram: Tensor,
-        specific_a: Tensor | None,
-        specific_b: Tensor | None,
-        common_magnitude: Tensor,
-        specific_magnitude: Tensor | None,
-        alpha: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        dtype = gram.dtype
-        base, shared, magnitude = weight.to(dtype), common.to(dtype), common_magnitude.to(dtype)
-        left = shared @ gram
-        norm = branch_norm(base, left, shared, alpha)
-        scale = magnitude / norm
-        u, lefts, rights, norms = scale, [left], [alpha * scale[:, None] * shared], [norm]
-        if specific_a is not None and specific_b is not None and specific_magnitude is not None:
-            a, b = specific_a.to(dtype), specific_b.to(dtype)
-            norm = branch_norm(base, b.T, a, alpha)
-            scale = specific_magnitude.to(dtype) / norm
-            u = u + scale
-            lefts.append(b.T)
-            rights.append(alpha * scale[:, None] * a)
-            norms.append(norm)
-        ctx.save_for_backward(
-            weight, common, gram, specific_a, specific_b, common_magnitude, specific_magnitude, *norms
-        )
+    def forward(ctx: Any, weight: Tensor, common: Tensor, gram: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+        *factors, alpha = rest
+        a, b, common_magnitude, specific_magnitude = factors
+        u, left, right, norms = thin_factors(weight, common, gram, a, b, common_magnitude, specific_magnitude, alpha)
+        ctx.save_for_backward(weight, common, gram, *factors, *norms)
         ctx.alpha = alpha
-        return u, torch.cat(lefts, dim=1), torch.cat(rights, dim=1)
+        return u, left, right
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_u: Tensor, grad_left: Tensor, grad_right: Tensor) -> tuple[Tensor | None, ...]:
-        weight, common, gram, specific_a, specific_b, common_magnitude, specific_magnitude, *norms = ctx.saved_tensors
-        dtype, rank, alpha = gram.dtype, common.shape[1], ctx.alpha
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        weight, common, gram, a, b, common_magnitude, specific_magnitude, *norms = ctx.saved_tensors
         with full_precision(weight):
-            base, shared = weight.to(dtype), common.to(dtype)
-            left, right, magnitude = branch_backward(
-                base,
-                shared @ gram,
-                shared,
-                norms[0],
-                common_magnitude.to(dtype),
-                (grad_u, grad_left[:, :rank], grad_right[:, :rank]),
-                alpha,
+            results = factor_gradients(
+                weight, common, gram, a, b, common_magnitude, specific_magnitude, norms, grads, ctx.alpha
             )
-            grad_common = (right + left @ gram.T).to(common.dtype)
-            grad_gram = shared.T @ left
-            grad_magnitude = magnitude.to(common_magnitude.dtype)
-            if specific_a is None:
-                return None, grad_common, grad_gram, None, None, grad_magnitude, None, None
-            left, right, magnitude = branch_backward(
-                base,
-                specific_b.to(dtype).T,
-                specific_a.to(dtype),
-                norms[1],
-                specific_magnitude.to(dtype),
-                (grad_u, grad_left[:, rank:], grad_right[:, rank:]),
-                alpha,
-            )
-        grad_a, grad_b = right.to(specific_a.dtype), left.T.to(specific_b.dtype)
-        return (
-            None,
-            grad_common,
-            grad_gram,
-            grad_a,
-            grad_b,
-            grad_magnitude,
-            magnitude.to(specific_magnitude.dtype),
-            None,
-        )
+        likes = (common, gram, a, b, common_magnitude, specific_magnitude)
+        pairs = zip(likes, results, strict=True)
+        cast = [None if value is None else value.to(like.dtype) for like, value in pairs]
+        return None, *cast, None
 
 
 def compose(weight: Tensor, u: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,96 @@
+"""What a group knows of one adapted projection: its tensors at this moment, and how to tell that they changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+
+class Projection(Protocol):
+    """An adapted projection as `Group` reads it, at call time: a module may have moved since.
+
+    `factors()` returns the arguments of `effective_weight` between `weight` and `alpha`, in its order. A projection may
+    also have `buffer(dtype, device) -> Tensor | None`: where W_eff is to be written, [d, d] with contiguous rows, for
+    instance its rows of a packed q, k, v weight.
+    """
+
+    alpha: float
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight [d, d]."""
+
+    def factors(self) -> tuple[Tensor, Any, Tensor | None, Tensor | None, Tensor, Tensor | None]:
+        """S, the other modalities' S (or None), A, B, m_c, m_s."""
+
+
+class Factors(NamedTuple):
+    """The tensors of one projection, as `effective_weight` takes them."""
+
+    weight: Tensor
+    common: Tensor
+    other_common: tuple[Tensor, ...] | None
+    specific_a: Tensor | None
+    specific_b: Tensor | None
+    common_magnitude: Tensor
+    specific_magnitude: Tensor | None
+    alpha: float
+    buffer: Tensor | None
+
+    def tensors(self) -> list[Tensor]:
+        """Every trainable tensor, the shared ones included."""
+        own = [self.common, *(self.other_common or ()), self.specific_a, self.specific_b]
+        own += [self.common_magnitude, self.specific_magnitude]
+        return [part for part in own if part is not None]
+
+    def fingerprint(self) -> tuple[Any, ...]:
+        """Return what changes when a value, a place or a requirement of a gradient changes.
+
+        In-place changes through `.data` are invisible to it, as they are to autograd: call `Group.invalidate` then.
+        """
+        every = (self.weight, *self.tensors())
+        return tuple((t.data_ptr(), 0 if t.is_inference() else t._version, t.requires_grad, t.dtype) for t in every)
+
+
+def snapshot(projection: Projection) -> Factors:
+    """Return the present tensors of a projection."""
+    common, others, a, b, common_magnitude, specific_magnitude = projection.factors()
+    others = None if others is None else (others,) if isinstance(others, Tensor) else tuple(others)
+    alpha = float(projection.alpha)
+    return Factors(projection.weight, common, others, a, b, common_magnitude, specific_magnitude, alpha, None)
+
+
+def place(projection: Projection, one: Factors, dtype: torch.dtype) -> Factors:
+    """Return `one` with the buffer its projection offers for W_eff in `dtype`, if it offers one."""
+    offer = getattr(projection, "buffer", None)
+    return one if offer is None else one._replace(buffer=offer(dtype, one.weight.device))
+
+
+def distinct(factors: Sequence[Factors]) -> list[Tensor]:
+    """Return every trainable tensor of a group once, in a fixed order."""
+    return list({id(tensor): tensor for one in factors for tensor in one.tensors()}.values())
+
+
+_watched: list[Any] = []
+
+
+def watch_optimizers() -> None:
+    """From now on every optimizer's step moves the version counters of what it changed.
+
+    Fused optimizers (`AdamW(fused=True)`, and those of other packages) write parameters without telling autograd; a
+    value kept by version would then be stale, silently.
+    """
+
+    def stepped(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        groups = optimizer.param_groups
+        increment_version(
+            [p for group in groups for p in group["params"] if p.grad is not None and not p.is_inference()]
+        )
+
+    if not _watched:
+        _watched.append(register_optimizer_step_post_hook(stepped))

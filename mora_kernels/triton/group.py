@@ -1,0 +1,230 @@
+"""`build` for all projections at once: one table on the device, one launch forward, one launch backward."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mora_kernels.launches import launch
+from mora_kernels.projection import Factors
+from mora_kernels.triton.build import fields
+from mora_kernels.triton.build.backward import build_group_backward_kernel
+from mora_kernels.triton.build.forward import build_group_kernel
+from mora_kernels.triton.build.launchers import row_major, sizes
+from mora_kernels.triton.configs import padded_rank, settings
+from mora_kernels.triton.dropout import draw_seed, dropout, dropout_backward
+from mora_kernels.triton.gradient import thin_gradient
+
+TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+LINE = 32  # elements: what a flat buffer is cut into starts at a multiple of 64 or 128 bytes
+
+
+def bits(alpha: float) -> int:
+    """Return the bits of a float32 as an integer of 32 bits."""
+    return int.from_bytes(struct.pack("<f", alpha), "little", signed=True)
+
+
+class Cut:
+    """Hands out offsets into a flat buffer, aligned, and remembers its length."""
+
+    def __init__(self) -> None:
+        self.length = 0
+
+    def take(self, elements: int) -> int:
+        """Return the offset of a fresh piece of `elements`."""
+        offset = self.length
+        self.length += -(-elements // LINE) * LINE
+        return offset
+
+
+class Dropout(torch.autograd.Function):
+    """One dropped copy of x per mask, in the compute dtype; the masks are drawn again in backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float, copies: int, dtype: torch.dtype, mask: Any) -> Any:
+        seed = draw_seed(x.device)
+        ctx.save_for_backward(seed, mask)
+        ctx.p, ctx.dtype = p, x.dtype
+        return tuple(dropout(x, seed, p, copies, dtype, mask))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        seed, mask = ctx.saved_tensors
+        return dropout_backward(grads, seed, ctx.p, ctx.dtype, mask), None, None, None, None
+
+
+class Engine:
+    """The buffers of a group in one compute dtype, and the two launches that fill them.
+
+    Buffers stay where they are for the engine's life, so the table goes to the device only when a parameter has moved,
+    and a captured CUDA graph finds everything again. `factors` in the calls below must have the shapes of the first.
+    """
+
+    def __init__(self, factors: Sequence[Factors], dtype: torch.dtype, parameters: Sequence[Tensor]) -> None:
+        self.device, self.dtype = factors[0].weight.device, dtype
+        self.sizes = [sizes(one.common, one.specific_a) for one in factors]
+        self.slots = {id(tensor): index for index, tensor in enumerate(parameters)}
+        self.shapes = [(tensor.shape, tensor.dtype) for tensor in parameters]
+        thin, saved, grads = Cut(), Cut(), Cut()
+        self.thin_offsets = [thin.take(shape.thin) for shape in self.sizes]
+        self.saved_offsets = [saved.take(shape.saved) for shape in self.sizes]
+        self.grad_offsets = [grads.take(tensor.numel()) for tensor in parameters]
+        self.grad_length = grads.length
+
+        def flat(length: int) -> Tensor:
+            return torch.empty(length, dtype=torch.float32, device=self.device)
+
+        self.thin_buffer, self.saved_buffer, self.grad_buffer = flat(thin.length), flat(saved.length), flat(thin.length)
+        self.thin = self.pieces(self.thin_buffer)
+        self.grad_slots = self.pieces(self.grad_buffer)
+        self.empty = [False] * len(self.sizes)  # this gradient slot holds zeros
+        self.busy = [False] * len(self.sizes)  # this one holds a gradient no backward launch has read yet
+        self.effective = [
+            torch.empty((shape.size, shape.size), dtype=dtype, device=self.device) if one.buffer is None else one.buffer
+            for shape, one in zip(self.sizes, factors, strict=True)
+        ]
+        self.pointers: tuple[int, ...] = ()
+
+    def pieces(self, buffer: Tensor) -> list[Tensor]:
+        """Return each projection's piece of a flat buffer laid out like the thin tensors."""
+        return [buffer[start : start + shape.thin] for start, shape in zip(self.thin_offsets, self.sizes, strict=True)]
+
+    def build(self, factors: Sequence[Factors]) -> None:
+        """Fill `thin` and `effective` from the factors' present values: one launch."""
+        self.weights = [row_major(one.weight) for one in factors]
+        kinds = {part.dtype for one in factors for part in one.tensors()}
+        self.kind = kinds.pop() if len(kinds) == 1 else torch.float32
+        if len({weight.dtype for weight in self.weights}) > 1:
+            self.weights = [weight.float() for weight in self.weights]
+        # Contiguous and of one dtype: mostly the parameters themselves; kept while the table points at them.
+        self.parts = {id(part): part.detach().to(self.kind).contiguous() for one in factors for part in one.tensors()}
+        self.upload(factors)
+        options = self.options("build")
+        widest = max(shape.size for shape in self.sizes)
+        launch(
+            build_group_kernel, (triton.cdiv(widest, options["BN"]), len(self.sizes)),
+            self.projections, self.others, self.thin_buffer, self.saved_buffer,
+            WEIGHT_DTYPE=TYPES[self.weights[0].dtype], FACTOR_DTYPE=TYPES[self.kind], EFFECTIVE_DTYPE=TYPES[self.dtype],
+            **self.ranks(), ALIGN=self.align, **options,
+        )  # fmt: skip
+
+    def options(self, op: str) -> dict[str, Any]:
+        """Return the launch settings of `op` for this group's widest rank."""
+        return settings(
+            op, self.device, self.dtype, max(max(shape.common, shape.specific) for shape in self.sizes) > 32
+        )
+
+    def ranks(self) -> dict[str, int]:
+        """Return the padded ranks all projections share in one launch."""
+        return {
+            "RC": padded_rank(max(shape.common for shape in self.sizes)),
+            "RS": padded_rank(max(shape.specific for shape in self.sizes)),
+        }
+
+    def upload(self, factors: Sequence[Factors]) -> None:
+        """Write the tables, on the device only if a pointer in them is new."""
+        rows: list[list[int]] = []
+        others: list[int] = []
+        commons: dict[int, tuple[Tensor, list[int], list[int]]] = {}
+        for index, one in enumerate(factors):
+            commons.setdefault(id(one.common), (one.common, [], []))[1].append(index)
+            for other in one.other_common or ():
+                commons.setdefault(id(other), (other, [], []))[2].append(index)
+            rows.append(self.projection_row(index, one, len(others) // fields.OTHER_FIELDS.value))
+            for other in one.other_common or ():
+                others += [self.parts[id(other)].data_ptr(), other.shape[0]]
+        links: list[int] = []
+        table: list[int] = []
+        for tensor, owned, seen in commons.values():
+            place = [self.parts[id(tensor)].data_ptr(), *tensor.shape, len(links), len(owned)]
+            table += [*place, len(links) + len(owned), len(seen), self.grad_offsets[self.slots[id(tensor)]]]
+            links += owned + seen
+        sections = [[value for row in rows for value in row], others or [0, 0], table, links]
+        pointers = tuple(value for section in sections for value in (*section, -1))
+        if pointers == self.pointers:
+            return
+        self.pointers, self.common_count = pointers, len(commons)
+        self.align = self.alignment(rows)
+        cut = Cut()
+        starts = [cut.take(len(section)) for section in sections]
+        flat = [0] * cut.length
+        for start, section in zip(starts, sections, strict=True):
+            flat[start : start + len(section)] = section
+        data = torch.tensor(flat, dtype=torch.int64).to(self.device)
+        self.projections, self.others, self.factors, self.links = (data[start:] for start in starts)
+
+    def projection_row(self, index: int, one: Factors, others: int) -> list[int]:
+        """Return the table row of a projection, in the order of `fields`."""
+        weight, effective, shape = self.weights[index], self.effective[index], self.sizes[index]
+        parts = (one.common, one.specific_a, one.specific_b, one.common_magnitude, one.specific_magnitude)
+        pointers = [0 if part is None else self.parts[id(part)].data_ptr() for part in parts]
+        grads = [0 if part is None else self.grad_offsets[self.slots[id(part)]] for part in parts[1:]]
+        return [
+            weight.data_ptr(), weight.stride(0), *shape, *pointers, others, len(one.other_common or ()),
+            effective.data_ptr(), effective.stride(0), self.thin_offsets[index], self.saved_offsets[index],
+            *grads, bits(one.alpha), 0,
+        ]  # fmt: skip
+
+    def alignment(self, rows: Sequence[Sequence[int]]) -> int:
+        """Return 16 if every width, row stride and wide pointer is a multiple of 16, else 1."""
+        checked = (fields.WEIGHT, fields.WEIGHT_STRIDE, fields.SIZE, fields.SPECIFIC_B, fields.COMMON_MAGNITUDE,
+                   fields.SPECIFIC_MAGNITUDE, fields.EFFECTIVE, fields.EFFECTIVE_STRIDE)  # fmt: skip
+        return 16 if all(row[field.value] % 16 == 0 for row in rows for field in checked) else 1
+
+    def drop(self, x: Tensor, p: float, copies: int, dtype: torch.dtype, mask: Tensor | None) -> tuple[Tensor, ...]:
+        """Return `copies` dropped copies of x in `dtype`, each with its own mask: one launch."""
+        return Dropout.apply(x, p, copies, dtype, mask)
+
+    def thin_gradient(self, index: int, dense: Tensor) -> Tensor:
+        """Return the gradient of `thin[index]` from that of W_eff, in its slot if that is free."""
+        out = None
+        if not self.busy[index]:
+            self.busy[index], self.empty[index], out = True, False, self.grad_slots[index]
+        return thin_gradient(dense, self.weights[index], self.thin[index], out)
+
+    def gather(self, grads: Sequence[Tensor | None]) -> Tensor:
+        """Return a flat buffer with these gradients; without a copy where each is already in its slot."""
+        pairs = zip(grads, self.grad_slots, strict=True)
+        placed = [grad is not None and grad.data_ptr() == slot.data_ptr() for grad, slot in pairs]
+        buffer, slots, empty = self.grad_buffer, self.grad_slots, self.empty
+        if any(busy and not here for busy, here in zip(self.busy, placed, strict=True)):
+            buffer = torch.zeros_like(self.grad_buffer)  # a slot holds what another backward pass still waits for
+            slots, empty, placed = self.pieces(buffer), [True] * len(grads), [False] * len(grads)
+        for index, (grad, slot) in enumerate(zip(grads, slots, strict=True)):
+            if grad is None and not empty[index]:
+                slot.zero_()
+                empty[index] = True
+            elif grad is not None and not placed[index]:
+                slot.copy_(grad)
+                empty[index] = False
+        if buffer is self.grad_buffer:
+            self.busy = [False] * len(grads)
+        return buffer
+
+    def backward(self, grads: Sequence[Tensor | None]) -> list[Tensor]:
+        """Return the gradient of every parameter from those of `thin`: one launch."""
+        buffer = self.gather(grads)
+        out = torch.empty(self.grad_length, dtype=self.kind, device=self.device)
+        options = self.options("build_backward")
+        tallest = max(shape.size for shape in self.sizes)
+        tallest = max([tallest, *(shape[0] for shape, _ in self.shapes if len(shape) == 2)])
+        launch(
+            build_group_backward_kernel,
+            (triton.cdiv(tallest, options["BM"]), self.common_count + len(self.sizes)),
+            self.projections, self.factors, self.links, self.thin_buffer, self.saved_buffer, buffer, out,
+            self.common_count,
+            WEIGHT_DTYPE=TYPES[self.weights[0].dtype], FACTOR_DTYPE=TYPES[self.kind],
+            **self.ranks(), ALIGN=self.align, **options,
+        )  # fmt: skip
+        return [
+            out[start : start + shape.numel()].view(shape).to(dtype)
+            for start, (shape, dtype) in zip(self.grad_offsets, self.shapes, strict=True)
+        ]

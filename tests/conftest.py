@@ -1,0 +1,59 @@
+"""Without a GPU the Triton kernels run in Triton's interpreter; its flag is read when Triton is first imported.
+
+torch imports Triton only when it compiles something, so setting the flag here, before any test module is imported,
+decides for the whole process. It changes nothing else: "auto" never picks the interpreter.
+"""
+
+import os
+import sys
+
+import pytest
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+if not torch.cuda.is_available():
+    assert "triton" not in sys.modules or os.environ.get("TRITON_INTERPRET") == "1", "Triton was imported too early"
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+ALLOCATORS = ("empty", "empty_like", "empty_strided")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpu: needs a CUDA device")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh memory is NaN for whoever calls from mora_kernels: what a kernel forgets to write shows."""
+
+    def wrap(original):
+        def allocate(*args, **kwargs):
+            result = original(*args, **kwargs)
+            caller = sys._getframe(1).f_globals.get("__name__", "")
+            if caller.startswith("mora_kernels") and result.is_floating_point() and result.device.type != "meta":
+                with _disable_current_modes():  # not a launch of the code under test
+                    result.fill_(float("nan"))
+            return result
+
+        return allocate
+
+    for name in ALLOCATORS:
+        monkeypatch.setattr(torch, name, wrap(getattr(torch, name)))
+    for name in ("new_empty",):
+        monkeypatch.setattr(torch.Tensor, name, wrap(getattr(torch.Tensor, name)))
+
+
+@pytest.fixture
+def launches():
+    """The names of the Triton kernels that ran during the test."""
+    from mora_kernels.launches import counted
+
+    with counted(library=False) as names:
+        yield names

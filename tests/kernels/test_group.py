@@ -1,0 +1,411 @@
+"""`Group`: parity with projections computed one by one, one build per change of a factor, and autograd's odd paths."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+import mora_kernels
+from mora_kernels import Group
+from mora_kernels.launches import counted
+from mora_kernels.testing import LINEAR_TOLERANCE, assert_parity, make_factors
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+BACKENDS = ["torch", "triton", "reference"]
+BUILT = ["torch", "triton"]
+
+
+class Site:
+    """A projection with its own specific factors; common factors are shared with others."""
+
+    def __init__(self, commons, modality, seed, size, rank=4, gram=True, specific=True, alpha=0.02):
+        made = make_factors(size, (8,), rank=rank, alpha=alpha, seed=seed, rows=11)
+        self.commons, self.modality, self.gram, self.alpha = commons, modality, gram, alpha
+        self.weight, self.bias, self.x, self.grad = (
+            tensor.detach().float() for tensor in (made.weight, made.bias, made.x, made.grad)
+        )
+        names = ("specific_a", "specific_b", "common_magnitude", "specific_magnitude")
+        self.own = {name: getattr(made, name).float().requires_grad_() for name in names}
+        if not specific:
+            self.own.update(specific_a=None, specific_b=None, specific_magnitude=None)
+
+    def factors(self):
+        others = [value for name, value in self.commons.items() if name != self.modality]
+        own = self.own
+        return (
+            self.commons[self.modality],
+            others if self.gram else None,
+            own["specific_a"],
+            own["specific_b"],
+            own["common_magnitude"],
+            own["specific_magnitude"],
+        )
+
+
+def preset(sizes=None, layers=2, targets=2, **options):
+    """Eight projections like those of ViT-B/16: two layers, two towers, two targets, small widths."""
+    sizes = sizes or {"image": 48, "text": 32}
+    generator = torch.Generator().manual_seed(5)
+    sites = []
+    for layer in range(layers):
+        commons = {m: (torch.randn(d, 4, generator=generator) / 2).requires_grad_() for m, d in sizes.items()}
+        for number, (modality, size) in enumerate(sizes.items()):
+            for target in range(targets):
+                sites.append(Site(commons, modality, 100 * layer + 10 * number + target, size, **options))
+    return sites
+
+
+def parameters(sites):
+    found = {}
+    for index, site in enumerate(sites):
+        for name, tensor in site.commons.items():
+            found.setdefault(id(tensor), (f"{index}.common.{name}", tensor))
+        for name, tensor in site.own.items():
+            if tensor is not None:
+                found[id(tensor)] = (f"{index}.{name}", tensor)
+    return dict(found.values())
+
+
+def gradients(sites):
+    return {name: tensor.grad for name, tensor in parameters(sites).items()}
+
+
+def expected(sites, double=True):
+    """Loss and gradients by the specification, in float64."""
+    sites = copy.deepcopy(sites)
+    for site in {id(s.commons): s for s in sites}.values():
+        for name, tensor in site.commons.items():
+            site.commons[name] = tensor.detach().double().requires_grad_()
+    total = 0
+    for site in sites:
+        site.own = {n: t if t is None else t.detach().double().requires_grad_() for n, t in site.own.items()}
+        y = mora_kernels.mora_linear(
+            site.x.double(), site.weight.double(), site.bias.double(), *site.factors(), site.alpha, backend="reference"
+        )
+        total = total + (y * site.grad.double()).sum()
+    total.backward()
+    return total, gradients(sites)
+
+
+def loss(group, sites, indices=None):
+    total = 0
+    for index, site in enumerate(sites):
+        if indices is None or index in indices:
+            total = total + (group.linear(index, site.x, site.bias) * site.grad).sum()
+    return total
+
+
+def clear(sites):
+    for tensor in parameters(sites).values():
+        tensor.grad = None
+
+
+@pytest.mark.parametrize("options", [{}, {"gram": False}, {"specific": False}, {"rank": 17}], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_gradient_of_eight_projections(backend, options):
+    sites = preset(**options)
+    group = Group(sites, backend)
+    total = loss(group, sites)
+    total.backward()
+    want, grads = expected(sites)
+    assert_parity("loss", total, want, {torch.float32: 1e-5})
+    for name, value in gradients(sites).items():
+        if options.get("gram") is False and grads[name] is None:
+            assert value is None, name
+            continue
+        assert_parity(name, value, grads[name], LINEAR_TOLERANCE)
+
+
+@pytest.mark.parametrize("backend", BUILT)
+def test_three_modalities_of_odd_widths(backend):
+    sites = preset(sizes={"image": 33, "text": 17, "audio": 50}, layers=1)
+    total = loss(Group(sites, backend), sites)
+    total.backward()
+    _, grads = expected(sites)
+    for name, value in gradients(sites).items():
+        assert_parity(name, value, grads[name], LINEAR_TOLERANCE)
+
+
+def test_one_launch_forward_and_one_backward(launches):
+    sites = preset()
+    group = Group(sites, "triton")
+    loss(group, sites).backward()
+    assert launches.count("build_group_kernel") == 1
+    assert launches.count("build_group_backward_kernel") == 1
+    assert launches.count("gradient_kernel") == 8
+    assert len(launches) == 10
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+def test_launches_of_a_projection(dropout_p):
+    """q and v of one attention, dX included: at most 6 launches a projection, library products included."""
+    sites = preset(layers=1)[:2]
+    group = Group(sites, "triton")
+    x = sites[0].x.requires_grad_()
+    biases = [site.bias for site in sites]
+    group.linears([0, 1], x, biases)  # the builds, counted apart
+    with counted() as names:
+        outputs = group.linears([0, 1], x, biases, dropout_p=dropout_p)
+        torch.autograd.backward(outputs, [site.grad for site in sites])
+    print(names)
+    assert names.count("build_group_backward_kernel") == 1, "one for the whole group, not one a projection"
+    assert len(names) - 1 <= 2 * (5.5 if dropout_p else 4.5), names
+
+
+def test_eval_costs_one_product():
+    sites = preset(layers=1)
+    group = Group(sites, "triton")
+    with torch.no_grad():
+        first = group.linear(0, sites[0].x, sites[0].bias)
+        with counted() as names:
+            second = group.linear(0, sites[0].x, sites[0].bias, dropout_p=0.1, training=False)
+    assert len(names) == 1, names
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("backend", BUILT)
+def test_built_once_until_a_factor_changes(backend, launches):
+    sites = preset()
+    group = Group(sites, backend)
+    optimizer = torch.optim.SGD(parameters(sites).values(), lr=0.1)
+    _, grads = expected(sites)
+    for _ in range(3):  # gradient accumulation: forward and backward three times, no step
+        loss(group, sites).backward()
+    for name, value in gradients(sites).items():
+        assert_parity(name, value, 3 * grads[name], LINEAR_TOLERANCE)
+    assert launches.count("build_group_kernel") == (backend == "triton")
+    optimizer.step()
+    clear(sites)
+    loss(group, sites).backward()
+    _, grads = expected(sites)
+    for name, value in gradients(sites).items():
+        assert_parity(name, value, grads[name], LINEAR_TOLERANCE)
+    assert launches.count("build_group_kernel") == 2 * (backend == "triton")
+
+
+@pytest.mark.parametrize("kind", ["adamw", "fused", "foreach", "copy_", "load"])
+def test_every_way_to_change_a_factor_is_seen(kind):
+    sites = preset(layers=1)
+    group = Group(sites, "torch")
+    with torch.no_grad():
+        before = group.linear(0, sites[0].x).clone()
+    values = list(parameters(sites).values())
+    if kind in ("copy_", "load"):
+        with torch.no_grad():
+            sites[0].own["specific_b"].copy_(torch.ones_like(sites[0].own["specific_b"]))
+    else:
+        for value in values:
+            value.grad = torch.ones_like(value)
+        flags = {"fused": {"fused": True}, "foreach": {"foreach": True}}.get(kind, {})
+        torch.optim.AdamW(values, lr=0.1, **flags).step()
+    with torch.no_grad():
+        after = group.linear(0, sites[0].x)
+        want = mora_kernels.mora_linear(sites[0].x, sites[0].weight, None, *sites[0].factors(), 0.02, backend="torch")
+    assert not torch.equal(before, after)
+    assert_parity("y", after, want, LINEAR_TOLERANCE)
+
+
+@pytest.mark.parametrize("backend", BUILT)
+def test_two_backwards_through_one_node(backend):
+    """Image first, text later, each with its own backward: gradients add up to those of the sum."""
+    sites = preset()
+    group = Group(sites, backend)
+    image = loss(group, sites, {0, 1, 4, 5})
+    text = loss(group, sites, {2, 3, 6, 7})
+    image.backward()
+    text.backward()
+    _, grads = expected(sites)
+    for name, value in gradients(sites).items():
+        assert_parity(name, value, grads[name], LINEAR_TOLERANCE)
+
+
+@pytest.mark.parametrize("backend", BUILT)
+def test_only_what_was_reached_gets_a_gradient(backend):
+    sites = preset()
+    group = Group(sites, backend)
+    loss(group, sites, {0}).backward()
+    for name, value in gradients(sites).items():
+        assert (value is not None) == name.startswith("0."), name
+    assert torch.isfinite(sites[0].commons["text"].grad).all() and sites[0].commons["text"].grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("backend", BUILT)
+def test_retained_graph_and_repeated_use(backend):
+    sites = preset(layers=1)
+    group = Group(sites, backend)
+    total = loss(group, sites) + loss(group, sites)
+    total.backward(retain_graph=True)
+    total.backward()
+    (loss(group, sites) + 0 * total.detach()).backward()
+    _, grads = expected(sites)
+    for name, value in gradients(sites).items():
+        assert_parity(name, value, 5 * grads[name], LINEAR_TOLERANCE)
+
+
+@pytest.mark.parametrize("backend", BUILT)
+def test_partial_gradients_do_not_disturb_the_next_backward(backend):
+    sites = preset(layers=1)
+    group = Group(sites, backend)
+    sites[0].x.requires_grad_()
+    total = loss(group, sites)
+    (dx,) = torch.autograd.grad(total, sites[0].x, retain_graph=True)
+    other = loss(group, sites)
+    (total + other).backward()
+    _, grads = expected([*sites])
+    for name, value in gradients(sites).items():
+        assert_parity(name, value, 2 * grads[name], LINEAR_TOLERANCE)
+    assert_parity("x", sites[0].x.grad, 2 * dx, LINEAR_TOLERANCE)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("backend", BUILT)
+def test_checkpointing(backend, reentrant):
+    sites = preset(layers=1)
+    group = Group(sites, backend)
+    torch.manual_seed(0)
+    x = torch.randn(9, 48, requires_grad=True)
+
+    def block(x):
+        return sum(group.linears([0, 1], x, [None, None], dropout_p=0.3))
+
+    def run(forward):
+        clear(sites)
+        x.grad = None
+        torch.manual_seed(1)
+        y = forward(x) + forward(x)
+        y.square().sum().backward()
+        return {"x": x.grad, **{n: g for n, g in gradients(sites).items() if g is not None}}
+
+    plain = run(block)
+    stored = run(lambda x: checkpoint(block, x, use_reentrant=reentrant))
+    assert plain.keys() == stored.keys()
+    for name in plain:
+        assert_parity(name, stored[name], plain[name], LINEAR_TOLERANCE)
+
+
+@pytest.mark.parametrize("backend", BUILT)
+def test_a_step_between_forward_and_backward_is_an_error(backend):
+    sites = preset(layers=1)
+    group = Group(sites, backend)
+    total = loss(group, sites)
+    with torch.no_grad():
+        sites[1].own["specific_b"].mul_(2)
+    with pytest.raises(RuntimeError, match=r"projection 1 was modified in place"):
+        total.backward()
+    total = loss(group, sites)
+    with torch.no_grad():
+        sites[1].own["specific_b"].mul_(2)
+        loss(group, sites)
+    with pytest.raises(RuntimeError, match="rebuilt"):
+        total.backward()
+
+
+@pytest.mark.parametrize("backend", BUILT)
+def test_frozen_factors_and_frozen_inputs(backend):
+    sites = preset(layers=1)
+    for site in sites:
+        site.own["common_magnitude"].requires_grad_(False)
+    sites[0].commons["image"].requires_grad_(False)
+    group = Group(sites, backend)
+    loss(group, sites).backward()
+    _, grads = expected(sites)
+    for name, tensor in parameters(sites).items():
+        assert (tensor.grad is None) != tensor.requires_grad, name
+        if tensor.requires_grad:
+            assert_parity(name, tensor.grad, grads[name], LINEAR_TOLERANCE)
+
+
+@pytest.mark.parametrize("backend", BUILT)
+def test_no_gradient_needed_means_no_graph(backend):
+    sites = preset(layers=1)
+    for tensor in parameters(sites).values():
+        tensor.requires_grad_(False)
+    group = Group(sites, backend)
+    assert not group.linear(0, sites[0].x, sites[0].bias).requires_grad
+    x = sites[0].x.clone().requires_grad_()
+    group.linear(0, x, sites[0].bias).backward(sites[0].grad)
+    assert_parity("x", x.grad, sites[0].grad @ group.built(0).effective, LINEAR_TOLERANCE)
+
+
+@pytest.mark.parametrize("backend", BUILT)
+def test_built_carries_gradients(backend):
+    sites = preset(layers=1)
+    group = Group(sites, backend)
+    total = 0
+    for index, site in enumerate(sites):
+        built = group.built(index)
+        weight = site.weight * built.u + built.left @ built.right.T
+        assert_parity("effective", built.effective, weight, {torch.float32: 1e-6})
+        total = total + (torch.nn.functional.linear(site.x, weight, site.bias) * site.grad).sum()
+    total.backward()
+    _, grads = expected(sites)
+    for name, value in gradients(sites).items():
+        assert_parity(name, value, grads[name], LINEAR_TOLERANCE)
+
+
+@pytest.mark.parametrize("backend", BUILT)
+def test_packed_buffers_are_filled_in_place(backend):
+    sites = preset(layers=1)[:2]
+    packed = torch.zeros(3 * 48, 48)
+    for row, site in zip((0, 2), sites, strict=True):
+        site.buffer = lambda dtype, device, row=row: packed[48 * row : 48 * row + 48]
+    group = Group(sites, backend)
+    with torch.no_grad():
+        y = group.linear(1, sites[1].x)
+    assert torch.equal(y, sites[1].x @ packed[96:].T)
+    assert packed[:48].abs().sum() > 0 and packed[48:96].abs().sum() == 0
+
+
+@pytest.mark.parametrize("backend", BUILT)
+def test_copies_and_pickles_are_fresh(backend):
+    sites = preset(layers=1)
+    group = Group(sites, backend)
+    loss(group, sites).backward()
+    twin = copy.deepcopy(group)
+    assert not twin._states and group._states
+    assert torch.equal(twin.linear(0, sites[0].x), group.linear(0, sites[0].x))
+    assert not pickle.loads(pickle.dumps(group))._states
+
+
+def test_autocast_reads_the_weights_once_in_half_precision():
+    sites = preset(layers=1)
+    group = Group(sites, "triton")
+    with torch.autocast("cpu", dtype=torch.float16):
+        y = group.linear(0, sites[0].x, sites[0].bias)
+    assert y.dtype == torch.float16
+    y.backward(sites[0].grad.half())
+    want = mora_kernels.mora_linear(sites[0].x, sites[0].weight, sites[0].bias, *sites[0].factors(), 0.02)
+    assert_parity("y", y, want, LINEAR_TOLERANCE)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.float16):
+        half = sites[0].x.half()
+        group.linear(0, half, sites[0].bias)
+        with counted() as names:
+            group.linear(0, half, sites[0].bias)
+    assert len(names) == 1, names
+
+
+@pytest.mark.parametrize("backend", BUILT)
+def test_inference_mode_does_not_poison_training(backend):
+    sites = preset(layers=1)
+    group = Group(sites, backend)
+    with torch.inference_mode():
+        group.linear(0, sites[0].x)
+    loss(group, sites).backward()
+    _, grads = expected(sites)
+    for name, value in gradients(sites).items():
+        assert_parity(name, value, grads[name], LINEAR_TOLERANCE)
+
+
+def test_errors_name_what_is_wrong():
+    sites = preset(layers=1)
+    group = Group(sites, "triton")
+    with pytest.raises(ValueError, match="x: got shape"):
+        group.linear(0, torch.zeros(3, 7))
+    with pytest.raises(TypeError, match="x: got dtype"):
+        group.linear(0, sites[0].x.half())
+    with pytest.raises(RuntimeError, match="cannot run here: .*float64"):
+        group.linear(0, sites[0].x.double())
+    with pytest.raises(ValueError, match="reference"):
+        Group(sites, "reference").built(0)
