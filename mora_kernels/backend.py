@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from types import ModuleType
@@ -20,16 +21,20 @@ MODULES: dict[str, ModuleType] = {
 NAMES = ("auto", *MODULES)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def interpreted() -> bool:
     """Return whether Triton runs on the CPU in this process: the flag it read, or will read, at its import."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@functools.cache
+def installed() -> bool:
+    """Return whether there is a Triton to import; does not import it."""
+    return importlib.util.find_spec("triton") is not None
+
+
 def missing(device_type: str, index: int, dtype_name: str) -> str:
     """Return what keeps the triton backend from running on a device for a dtype, or an empty string."""
-    if importlib.util.find_spec("triton") is None:
+    if not installed():
         return "Triton is not installed"
     if dtype_name == "float64":
         return "the fused kernels compute in float32, not float64"
@@ -42,6 +47,10 @@ def missing(device_type: str, index: int, dtype_name: str) -> str:
     if not torch.version.hip and torch.cuda.get_device_capability(index) < (8, 0):
         return f"compute capability {torch.cuda.get_device_capability(index)} is below 8.0"
     return ""
+
+
+# What `torch.compiler.assume_constant_result` sets; calling that would import the compiler, and Triton with it.
+missing._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def obstacle(device: torch.device, dtype: torch.dtype) -> str:

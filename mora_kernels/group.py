@@ -142,18 +142,20 @@ class Group:
     def __init__(self, projections: Sequence[Projection], backend: str = "auto") -> None:
         self.projections, self.backend = list(projections), backend
         self._states: dict[tuple[torch.dtype, str], State] = {}
+        self._names: dict[tuple[str, torch.device, torch.dtype], str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_states": {}}
+        return {**self.__dict__, "_states": {}, "_names": {}}
 
     def invalidate(self) -> None:
-        """Forget every built value: for those who change a factor behind autograd's back, as through `.data`."""
+        """Forget every built value: after a change autograd cannot see, through `.data` or a replayed CUDA graph."""
         self._states = {}
 
     def _state(self, index: int, dtype: torch.dtype) -> State | None:
         """Return up-to-date values for a projection in `dtype`; None where the backend keeps none."""
         one = snapshot(self.projections[index])
-        name, _ = backends.explain(self.backend, one.weight.device, dtype)
+        where = (self.backend, one.weight.device, dtype)
+        name = self._names.get(where) or self._names.setdefault(where, backends.explain(*where)[0])
         if name == "reference":
             return None
         capturing = one.weight.is_cuda and torch.cuda.is_current_stream_capturing()

@@ -1,19 +1,18 @@
-"""Without a GPU the Triton kernels run in Triton's interpreter; its flag is read when Triton is first imported.
+"""The Triton kernels run in Triton's interpreter here, GPU or not; its flag is read when Triton is first imported.
 
-torch imports Triton only when it compiles something, so setting the flag here, before any test module is imported,
-decides for the whole process. It changes nothing else: "auto" never picks the interpreter.
+Setting it before any test module is imported decides for the whole process. It changes nothing else: "auto" never picks
+the interpreter. Tests marked `gpu` are for `TRITON_INTERPRET=0 pytest -m gpu`; `benchmarks/gpu.sh` runs them.
 """
 
 import os
 import sys
 
-import pytest
-import torch
-from torch.utils._python_dispatch import _disable_current_modes
+os.environ.setdefault("TRITON_INTERPRET", "1")
+INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
 
-if not torch.cuda.is_available():
-    assert "triton" not in sys.modules or os.environ.get("TRITON_INTERPRET") == "1", "Triton was imported too early"
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from torch.utils._python_dispatch import _disable_current_modes  # noqa: E402
 
 ALLOCATORS = ("empty", "empty_like", "empty_strided")
 
@@ -23,10 +22,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not torch.cuda.is_available():
+    if INTERPRETED or not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device and TRITON_INTERPRET=0"))
 
 
 @pytest.fixture

@@ -12,23 +12,32 @@ from typing import Any
 
 import torch
 
-MOST_RANK = 64
-
-# op -> settings of the default architecture.
-DEFAULT: dict[str, dict[str, Any]] = {
-    "build": {"BM": 64, "BN": 32, "P": "ieee", "num_warps": 4, "num_stages": 1},
-    "build_backward": {"BM": 16, "BN": 64, "P": "ieee", "num_warps": 4, "num_stages": 1},
-    "gradient": {"BLOCK": 16, "STEP": 128, "P": "ieee", "num_warps": 4, "num_stages": 1},
-    "dropout": {"BM": 8, "BN": 64, "num_warps": 4, "num_stages": 1},
+# op -> padded rank -> settings, on an architecture that BY_ARCH does not list.
+DEFAULT: dict[str, dict[int, dict[str, Any]]] = {
+    "build": {
+        16: {"BM": 64, "BN": 32, "P": "ieee", "num_warps": 4, "num_stages": 1},
+        32: {"BM": 32, "BN": 32, "P": "ieee", "num_warps": 8, "num_stages": 1},
+        64: {"BM": 32, "BN": 16, "P": "ieee", "num_warps": 8, "num_stages": 1},
+    },
+    "build_backward": {
+        16: {"BM": 16, "BN": 32, "P": "ieee", "num_warps": 4, "num_stages": 1},
+        32: {"BM": 16, "BN": 32, "P": "ieee", "num_warps": 8, "num_stages": 1},
+        64: {"BM": 16, "BN": 16, "P": "tf32x3", "num_warps": 8, "num_stages": 1},
+    },
+    "gradient": {
+        16: {"BLOCK": 16, "STEP": 64, "P": "ieee", "num_warps": 4, "num_stages": 1},
+        32: {"BLOCK": 16, "STEP": 64, "P": "ieee", "num_warps": 8, "num_stages": 1},
+        64: {"BLOCK": 16, "STEP": 32, "P": "ieee", "num_warps": 8, "num_stages": 1},
+    },
+    "dropout": {16: {"BM": 8, "BN": 64, "num_warps": 4, "num_stages": 1}},
 }
-# (op, rank above this) -> what changes for wide ranks: more warps, or the r x r tiles of four branches do not fit.
-WIDE: dict[str, dict[str, Any]] = {
-    "build": {"num_warps": 8},
-    "build_backward": {"num_warps": 8},
-    "gradient": {"num_warps": 8},
+# architecture -> op -> padded rank -> what differs from the default.
+BY_ARCH: dict[str, dict[str, dict[int, dict[str, Any]]]] = {
+    "gfx942": {
+        "build": {32: {"num_warps": 4}},  # 8 warps leave 256 registers a thread: 84 bytes spilled
+        "build_backward": {64: {"BN": 32, "P": "ieee"}},  # exact float32 on the matrix units; no tf32x3 there
+    },
 }
-# architecture -> op -> what differs from the default.
-BY_ARCH: dict[str, dict[str, dict[str, Any]]] = {"sm_80": {}, "sm_90": {}, "sm_100": {}, "gfx942": {}}
 
 
 def padded_rank(rank: int) -> int:
@@ -46,18 +55,19 @@ def architecture(device: torch.device) -> str:
     return f"sm_{properties.major}{properties.minor}"
 
 
-_chosen: dict[tuple[str, torch.device, torch.dtype, bool], dict[str, Any]] = {}
+_chosen: dict[tuple[str, torch.device, int], dict[str, Any]] = {}
 
 
-def choose(op: str, arch: str, dtype: torch.dtype, wide: bool = False) -> dict[str, Any]:
-    """Return the settings of `op` on an architecture by name; `wide`: a padded rank above 32."""
-    options = {**DEFAULT[op], **BY_ARCH.get(arch, {}).get(op, {}), **(WIDE.get(op, {}) if wide else {})}
-    return options
+def choose(op: str, arch: str, rank: int) -> dict[str, Any]:
+    """Return the settings of `op` on an architecture by name, for ranks up to `rank`."""
+    table = DEFAULT[op]
+    padded = min((key for key in table if key >= rank), default=max(table))
+    return {**table[padded], **BY_ARCH.get(arch, {}).get(op, {}).get(padded, {})}
 
 
-def settings(op: str, device: torch.device, dtype: torch.dtype, wide: bool = False) -> dict[str, Any]:
-    """Return the settings of `op` for tensors on `device` whose products meet operands of `dtype`."""
-    key = (op, device, dtype, wide)
+def settings(op: str, device: torch.device, rank: int = 1) -> dict[str, Any]:
+    """Return the settings of `op` on `device` for ranks up to `rank`."""
+    key = (op, device, padded_rank(rank))
     if key not in _chosen:
-        _chosen[key] = choose(op, architecture(device), dtype, wide)
+        _chosen[key] = choose(op, architecture(device), key[2])
     return _chosen[key]

@@ -74,7 +74,7 @@ def run(x: Tensor, ys: Sequence[Tensor], seed: Tensor, p: float, mask: Tensor | 
     if rows == 0:
         return
     pointers = [*ys, *[ys[0]] * (MOST_COPIES - len(ys))]
-    options = settings("dropout", x.device, x.dtype)
+    options = settings("dropout", x.device)
     grid = (triton.cdiv(rows, options["BM"]), triton.cdiv(width, 4 * options["BN"]))
     threshold = min(round(p * 2**31), 2**31 - 1)
     launch(

@@ -54,7 +54,7 @@ def thin_gradient(dense: Tensor, weight: Tensor, thin: Tensor, out: Tensor | Non
     dense = dense if dense.stride(1) == 1 else dense.contiguous()
     weight = weight if weight.stride(1) == 1 else weight.contiguous()
     out = torch.empty_like(thin) if out is None else out
-    options = settings("gradient", weight.device, dense.dtype)
+    options = settings("gradient", weight.device, (rank + 1) // 2)
     grid = (triton.cdiv(size, options["BLOCK"]), 2)
     launch(
         gradient_kernel, grid,

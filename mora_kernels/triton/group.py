@@ -118,9 +118,7 @@ class Engine:
 
     def options(self, op: str) -> dict[str, Any]:
         """Return the launch settings of `op` for this group's widest rank."""
-        return settings(
-            op, self.device, self.dtype, max(max(shape.common, shape.specific) for shape in self.sizes) > 32
-        )
+        return settings(op, self.device, max(max(shape.common, shape.specific) for shape in self.sizes))
 
     def ranks(self) -> dict[str, int]:
         """Return the padded ranks all projections share in one launch."""
