@@ -90,7 +90,8 @@ class HuggingFace(Family):
     def project(self, model: Any, modality: str, hidden: Tensor, rows: Tensor | None) -> Tensor:
         if modality == "image":
             return model.visual_projection(model.vision_model.post_layernorm(hidden[:, 0]))
-        return model.text_projection(pick(model.text_model.final_layer_norm(hidden), rows))
+        hidden = model.text_model.final_layer_norm(hidden)
+        return model.text_projection(hidden if rows is None else pick(hidden, rows))
 
 
 def pooled(output: object) -> Tensor:

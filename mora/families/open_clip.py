@@ -90,7 +90,7 @@ class OpenClip(Family):
             return first if pool == "first" else first + hidden.shape[1] - 1
         if text is None:
             raise text_needed(pool)
-        end = getattr(model, "text_eos_id", None) or getattr(text_tower(model), "eos_id", None)
+        end: Any = getattr(model, "text_eos_id", None) or getattr(text_tower(model), "eos_id", None)
         return text.argmax(dim=-1) if pool == "argmax" else (text == end).int().argmax(dim=-1)
 
     def pooled_block(self, block: Any, hidden: Tensor, rows: Tensor, arguments: dict[str, Any]) -> Tensor | None:
@@ -109,7 +109,8 @@ class OpenClip(Family):
             pooled, _ = model.visual._pool(hidden)
             return pooled if model.visual.proj is None else pooled @ model.visual.proj
         tower = text_tower(model)
-        pooled = pick(tower.ln_final(hidden), rows)
+        hidden = tower.ln_final(hidden)
+        pooled = hidden if rows is None else pick(hidden, rows)
         projection = tower.text_projection
         if projection is None:
             return pooled
@@ -118,7 +119,7 @@ class OpenClip(Family):
 
 def text_pool(model: Any) -> str:
     """How the text tower pools: "argmax" is the end token."""
-    return getattr(model, "text_pool_type", None) or getattr(text_tower(model), "pool_type", "argmax")
+    return str(getattr(model, "text_pool_type", None) or getattr(text_tower(model), "pool_type", "argmax"))
 
 
 def text_tower(model: Any) -> Any:

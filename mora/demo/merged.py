@@ -1,0 +1,121 @@
+"""The best MoRA run as a plain CLIP on disk, and the proof that it predicts what the adapted one did."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import mora
+from mora.checkpoint.files import pack_tensors, write_bytes
+from mora.demo.methods import adapt
+from mora.demo.prefixes import Inputs, Prefixes
+from mora.demo.settings import MORA_VARIANTS, Settings
+from mora.demo.training import Embedder, Run, combine, embed_all, restore
+from mora.families import family_of
+
+README = """# A CLIP adapted with MoRA and merged: {label}, seed {seed}
+
+Written by `mora demo`. `model.safetensors` holds the weights under the keys of the untouched tiny CLIP,
+`head.safetensors` the linear head on [image embedding; text embedding], `config.json` the classes and the settings.
+
+```python
+import json
+import torch
+from safetensors.torch import load_file
+from mora import tiny
+
+clip, preprocess, tokenizer = tiny.load()
+clip.load_state_dict(load_file("model.safetensors"))
+head = load_file("head.safetensors")
+classes = json.load(open("config.json"))["classes"]
+
+image = torch.full((1, 3, 64, 64), 255, dtype=torch.uint8)  # a missing image is a white one
+text = tokenizer(["poodle, dog"])  # a missing text is ""
+with torch.no_grad():
+    features = torch.cat([clip.encode_image(preprocess(image)), clip.encode_text(text)], dim=-1)
+print(classes[(features @ head["weight"].T + head["bias"]).argmax()])
+```
+
+Test accuracy of this run: {accuracy}. Merged and adapted logits differ by at most {difference:.1e} on the test part,
+and {changed} of {rows} predictions change.
+"""
+
+
+def best_mora(runs: list[Run]) -> Run | None:
+    """The run with the best validation accuracy among "mora", else among its variants, else None."""
+    for names in (("mora",), tuple(MORA_VARIANTS)):
+        candidates = [run for run in runs if run.method in names]
+        if candidates:
+            return max(candidates, key=lambda run: run.best)
+    return None
+
+
+@torch.no_grad()
+def merge_run(
+    base: Any, preprocess: Any, inputs: Inputs, prefixes: Prefixes, settings: Settings, run: Run
+) -> tuple[Any, nn.Linear, dict[str, Any]]:
+    """The plain CLIP and the head of one run, and how far their logits on the whole test part are from the adapted's.
+
+    The merged model runs from pixels and tokens through every block; the adapted one from the prefixes.
+    """
+    model, adapters = adapt(base, run.method, settings)
+    head = nn.Linear(2 * family_of(base).embedding_size(base), len(prefixes.classes))
+    restore(head, adapters, run.state)
+    complete = torch.zeros(len(prefixes.test))
+    adapted = head(combine(embed_all(Embedder(model, prefixes.first), prefixes.test), complete))
+    merged = mora.merge(model).eval()
+    parts = zip(inputs.images.split(128), inputs.tokens.split(128), strict=True)
+    logits = torch.cat([plain_logits(merged, head, preprocess(image), tokens) for image, tokens in parts])
+    found = {
+        "max_difference": float((logits - adapted).abs().max()),
+        "max_logit": float(adapted.abs().max()),
+        "changed_predictions": int((logits.argmax(-1) != adapted.argmax(-1)).sum()),
+        "rows": len(logits),
+    }
+    return merged, head, found
+
+
+def plain_logits(model: Any, head: nn.Linear, image: Tensor, tokens: Tensor) -> Tensor:
+    """Logits [B, C] by the model's own towers."""
+    features = torch.cat([model.encode_image(image), model.encode_text(tokens)], dim=-1)
+    return F.linear(features, head.weight, head.bias)
+
+
+def write_merged(
+    folder: Path, model: Any, head: nn.Linear, found: dict[str, Any], run: Run, settings: Settings, classes: Any
+) -> None:
+    """Write the folder's four files, each by rename."""
+    from mora import tiny
+
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"format": "pt", "mora_version": mora.__version__}
+    write_bytes(folder / "model.safetensors", pack_tensors(model.state_dict(), about))
+    write_bytes(folder / "head.safetensors", pack_tensors(head.state_dict(), about))
+    config = {
+        "method": run.method,
+        "seed": run.seed,
+        "mora_version": mora.__version__,
+        "best_epoch": run.best_epoch,
+        "validation_accuracy": run.best,
+        "test_accuracy": run.test,
+        "merged_against_adapted": found,
+        "settings": settings.to_dict(),
+        "model": tiny.config(),
+        "classes": list(classes),
+    }
+    write_bytes(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+    accuracy = ", ".join(f"{100 * value:.1f} % ({name})" for name, value in run.test.items())
+    text = README.format(
+        label=run.method,
+        seed=run.seed,
+        accuracy=accuracy,
+        difference=found["max_difference"],
+        changed=found["changed_predictions"],
+        rows=found["rows"],
+    )
+    write_bytes(folder / "README.md", text.encode())

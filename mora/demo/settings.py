@@ -1,0 +1,124 @@
+"""What one demo run does: every choice by name, checked, with the values that were found on the validation part."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mora.config import one_of
+from mora.data.missing import KINDS
+
+INSTALL = "pip install 'mora-kernels[train]'"
+
+# Offsets of the missing tables' seeds: run s draws its tables with s, 1000 + s and 2000 + s, whatever the method.
+TABLE_SEEDS = {"train": 0, "validation": 1000, "test": 2000}
+
+
+class Choice(NamedTuple):
+    """What differs between methods: the adapters' learning rate, and the scale of their update.
+
+    `scale` is `lora_alpha / rank` for LoRA and DoRA, `alpha` of equation (1) for MoRA.
+    """
+
+    learning_rate: float
+    scale: float
+
+
+# Best validation accuracy of the grid in docs/demo.md (`python -m mora.demo.grid`); the test part was not looked at.
+CHOSEN: dict[str, Choice] = {
+    "frozen": Choice(0.0, 0.0),
+    "lora": Choice(1e-2, 2.0),
+    "dora": Choice(1e-2, 2.0),
+    "mora": Choice(1e-2, 0.01),
+    "mora-no-gram": Choice(1e-2, 0.01),
+    "mora-no-specific": Choice(1e-2, 0.01),
+}
+METHODS = tuple(CHOSEN)
+MORA_VARIANTS = {"mora": "official", "mora-no-gram": "no-gram", "mora-no-specific": "no-specific"}
+LABELS = {
+    "frozen": "frozen + head",
+    "lora": "LoRA",
+    "dora": "DoRA",
+    "mora": "MoRA",
+    "mora-no-gram": "MoRA, no Gram",
+    "mora-no-specific": "MoRA, no specific",
+}
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of `mora demo` and the recipe; a wrong value raises a ValueError that names it.
+
+    Attributes:
+        out: folder of the results.
+        epochs: passes over the training part; the best one on validation is kept.
+        seeds: number of runs per method, seeds 0, 1, ...
+        rate: share of training and validation rows that lack a modality.
+        missing: which one they lack: "both" (either kind), "image" or "text".
+        last_layers: adapted blocks at the top of each tower.
+        rank: of the adapters.
+        alpha: of MoRA, instead of the chosen one; None keeps it.
+        methods: a subset of `METHODS`.
+        device: where to train, "cpu" or "cuda".
+        jobs: runs trained at once, each on one CPU thread; on a GPU one at a time.
+        limit: use at most so many rows of each part; None means all.
+        choices: learning rate and scale by method.
+    """
+
+    out: Path = Path("demo")
+    epochs: int = 12
+    seeds: int = 3
+    rate: float = 0.7
+    missing: str = "both"
+    last_layers: int = 1
+    rank: int = 4
+    alpha: float | None = None
+    methods: tuple[str, ...] = METHODS
+    device: str = "cpu"
+    jobs: int = field(default_factory=cores)
+    limit: int | None = None
+    choices: dict[str, Choice] = field(default_factory=lambda: dict(CHOSEN))
+    batch: int = 32
+    head_learning_rate: float = 3e-3
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.02
+    warmup: float = 0.1
+    dropout: float = 0.1
+    targets: tuple[str, ...] = ("q", "v")
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "seeds", "last_layers", "rank", "jobs", "batch", "limit"):
+            value = getattr(self, name)
+            if value is None and name == "limit":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: got {value!r}, expected a whole number of at least 1")
+        if not 0.0 <= self.rate <= 1.0:
+            raise ValueError(f"rate: got {self.rate!r}, expected a share between 0 and 1")
+        if self.alpha is not None and not self.alpha > 0:
+            raise ValueError(f"alpha: got {self.alpha!r}, expected a positive number")
+        one_of("missing", self.missing, KINDS)
+        if not self.methods:
+            raise ValueError(f"methods: got none, expected some of {', '.join(METHODS)}")
+        for method in self.methods:
+            one_of("methods", method, METHODS)
+        if len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"methods: got {' '.join(self.methods)}, expected each once")
+
+    def choice(self, method: str) -> Choice:
+        """Learning rate and scale of one method."""
+        choice = self.choices[method]
+        return choice._replace(scale=self.alpha) if self.alpha is not None and method in MORA_VARIANTS else choice
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON types."""
+        choices = {method: self.choice(method)._asdict() for method in self.methods}
+        return {**asdict(self), "out": str(self.out), "choices": choices}

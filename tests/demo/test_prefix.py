@@ -1,0 +1,153 @@
+"""A tower cut in two gives what the whole tower gives: outputs and every gradient, in both families."""
+
+import open_clip
+import pytest
+import torch
+
+import mora
+from mora.families import family_of
+from tests.mora.models import MODELS, hugging_face_model, images, open_clip_model, tokens
+
+
+def custom_text_clip():
+    torch.manual_seed(0)
+    vision = {"layers": 4, "width": 64, "head_width": 16, "patch_size": 8, "image_size": 32}
+    text = {"layers": 4, "width": 48, "heads": 4, "vocab_size": 100, "context_length": 16}
+    return open_clip.CustomTextCLIP(embed_dim=32, vision_cfg=vision, text_cfg=text).eval()
+
+
+def own_blocks_clip():
+    torch.manual_seed(0)
+    vision = {"layers": 4, "width": 64, "head_width": 16, "patch_size": 8, "image_size": 32, "qk_norm": True}
+    text = {"layers": 4, "width": 48, "heads": 4, "vocab_size": 100, "context_length": 16, "qk_norm": True}
+    return open_clip.CustomTextCLIP(embed_dim=32, vision_cfg=vision, text_cfg=text).eval()
+
+
+CLIPS = {**MODELS, "custom_text": custom_text_clip, "own_blocks": own_blocks_clip}
+clips = pytest.mark.parametrize("clip", CLIPS)
+modalities = pytest.mark.parametrize("modality", ["image", "text"])
+
+
+def short_tokens():
+    """End tokens at positions of their own, then padding."""
+    text = tokens()
+    for row, end in enumerate((3, 9, 15)):
+        text[row, end] = 99
+        text[row, end + 1 :] = 0
+    return text
+
+
+def inputs_of(modality):
+    return images() if modality == "image" else short_tokens()
+
+
+def prepared(clip, patched):
+    model = CLIPS[clip]().requires_grad_(False)
+    if not hasattr(model, "visual"):
+        model.text_model.eos_token_id = 99
+    if patched:
+        mora.patch(model, last_layers=2, dropout=0.0, alpha=0.05, targets=("q", "v"))
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for _, parameter in mora.adapter_parameters(model):
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model, family_of(model)
+
+
+def encode(family, model, modality, inputs):
+    return (family.encode_image if modality == "image" else family.encode_text)(model, inputs)
+
+
+def gradients(model, embedding):
+    weights = torch.linspace(-1, 1, embedding.numel()).view_as(embedding)
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad((embedding * weights).sum(), list(named.values()), allow_unused=True)
+    return dict(zip(named, found, strict=True))
+
+
+@clips
+@modalities
+@pytest.mark.parametrize("patched", [False, True], ids=["plain", "patched"])
+@pytest.mark.parametrize("pooled_only", [False, True], ids=["whole", "pooled"])
+def test_suffix_of_prefix_is_the_tower(clip, modality, patched, pooled_only):
+    model, family = prepared(clip, patched)
+    inputs = inputs_of(modality)
+    if pooled_only:  # other products of other shapes: equal up to rounding, so look where rounding is small
+        model.double()
+        inputs = inputs.double() if modality == "image" else inputs
+    whole = encode(family, model, modality, inputs)
+    hidden = family.prefix(model, modality, inputs, 2)
+    assert not hidden.requires_grad
+    text = inputs if modality == "text" else None
+    parts = family.suffix(model, modality, hidden, 2, text=text, pooled_only=pooled_only)
+    if pooled_only:
+        torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)
+    else:
+        assert torch.equal(parts, whole)
+    if not patched:
+        return
+    expected = gradients(model, whole)
+    for name, actual in gradients(model, parts).items():
+        if expected[name] is None:
+            assert actual is None, name
+            continue
+        error = (actual - expected[name]).norm() / expected[name].norm().clamp(min=1e-12)
+        assert error <= (1e-11 if pooled_only else 0.0), f"{name}: {error:.1e}"
+    assert any(g is not None and g.abs().max() > 0 for g in expected.values())
+
+
+@clips
+def test_texts_may_be_trimmed_to_the_longest(clip):
+    model, family = prepared(clip, patched=True)
+    text = short_tokens()[:2]
+    whole = encode(family, model, "text", text)
+    hidden = family.prefix(model, "text", text, 2)[:, :10]
+    for pooled_only in (False, True):
+        parts = family.suffix(model, "text", hidden, 2, text=text[:, :10], pooled_only=pooled_only)
+        torch.testing.assert_close(parts, whole, rtol=2e-6, atol=2e-6)
+
+
+@clips
+@modalities
+def test_dropout_acts_in_the_suffix_and_not_in_the_prefix(clip, modality):
+    model = mora.patch(CLIPS[clip](), dropout=0.5)
+    family = family_of(model)
+    inputs = inputs_of(modality)
+    reference = family.prefix(model, modality, inputs, 2)
+    model.train()
+    modes = [module.training for module in model.modules()]
+    hidden = family.prefix(model, modality, inputs, 2)
+    assert torch.equal(hidden, reference)
+    assert [module.training for module in model.modules()] == modes
+    text = inputs if modality == "text" else None
+    one, other = (family.suffix(model, modality, hidden, 2, text=text) for _ in range(2))
+    assert one.isfinite().all()
+    assert not torch.equal(one, other)
+
+
+@clips
+def test_wrong_arguments_are_named(clip):
+    model, family = prepared(clip, patched=False)
+    text = short_tokens()
+    with pytest.raises(ValueError, match="modality: got 'audio', expected one of 'image', 'text'"):
+        family.prefix(model, "audio", text, 2)
+    with pytest.raises(ValueError, match="first: got 9, expected a block index from 0 to"):
+        family.prefix(model, "text", text, 9)
+    hidden = family.prefix(model, "text", text, 2)
+    with pytest.raises(ValueError, match="text: got None, expected the token ids"):
+        family.suffix(model, "text", hidden, 2)
+    with pytest.raises(ValueError, match=r"text: got shape \(3, 4\), expected \(3, 16\)"):
+        family.suffix(model, "text", hidden, 2, text=text[:, :4])
+
+
+def test_every_cut_gives_the_same():
+    for model in (open_clip_model(3, 4).requires_grad_(False), hugging_face_model().requires_grad_(False)):
+        family = family_of(model)
+        for modality, sites in family.towers(model).items():
+            inputs = images() if modality == "image" else tokens()
+            text = None if modality == "image" else inputs
+            whole = encode(family, model, modality, inputs)
+            for first in range(len(sites)):
+                hidden = family.prefix(model, modality, inputs, first)
+                parts = family.suffix(model, modality, hidden, first, text=text, pooled_only=False)
+                assert torch.equal(parts, whole), (modality, first)
