@@ -13,6 +13,7 @@ from mora.factors import CommonFactors
 from mora.families.family import Family
 from mora.families.site import Site
 from mora.linear import MoraLinear, factor_dtype
+from mora_kernels import Group
 
 Pair = dict[str, Site]
 
@@ -52,6 +53,13 @@ class Adapters(nn.Module):
         """(name, module) of every adapted projection; names read "image.11.v" in every family."""
         for site in self.sites():
             yield from site.named_projections()
+
+    def build_together(self) -> None:
+        """Make one group of all projections: what changes together is built together, and kept until it changes."""
+        projections = [projection for _, projection in self.projections()]
+        group = Group(projections, self.config.backend)
+        for index, projection in enumerate(projections):
+            projection.join(group, index)
 
     def named_tensors(self) -> Iterator[tuple[str, nn.Parameter]]:
         """(name, parameter) of every adapter, each once; the same names in every family.

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mora.linear import MoraLinear
+from mora_kernels.precision import product_dtype
 
 PACKED = ("q", "k", "v")
 
@@ -59,6 +60,15 @@ class PackedMoraLinear(MoraLinear):
         """b [d] or None."""
         return self._slice.bias
 
+    def buffer(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Where W_eff [d, d] is to be written: this projection's rows of the attention's packed W_eff."""
+        return self._slice.rows(self._slice.attention.packed_buffer(dtype, device))
+
+    def build(self, dtype: torch.dtype) -> None:
+        """See to it that `buffer` holds the present W_eff."""
+        group, index = self._place
+        group.built(index, dtype)
+
 
 class PackedAttention(nn.Module):
     """What every adapted packed attention shares: it adopts the parameters and children of the original.
@@ -69,6 +79,9 @@ class PackedAttention(nn.Module):
     in_proj_weight: Tensor
     in_proj_bias: Tensor | None
     out_proj: nn.Module
+    q: nn.Module | None
+    k: nn.Module | None
+    v: nn.Module | None
 
     def __init__(self, original: Any) -> None:
         super().__init__()
@@ -84,7 +97,11 @@ class PackedAttention(nn.Module):
         for name in PACKED:
             self.register_module(name, None)
         self.num_heads = original.num_heads
+        self._packed: dict[torch.dtype, tuple[tuple[Any, ...], Tensor]] = {}
         self.train(original.training)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_packed": {}}
 
     @property
     def original(self) -> Any:
@@ -100,20 +117,59 @@ class PackedAttention(nn.Module):
 
     def project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v as [batch, heads, length, d / heads]; what is not adapted is projected by the packed weight."""
-        if query is key and key is value and not any(getattr(self, name) is not None for name in PACKED):
-            flat = F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        if query is key and key is value and self.is_frozen(query):
+            flat = self.project_packed(query)
         else:
             flat = tuple(self.project_one(position, x) for position, x in enumerate((query, key, value)))
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in flat)
         return q, k, v
+
+    def is_frozen(self, x: Tensor) -> bool:
+        """Whether q, k, v of x can come from one product with the packed W_eff: nothing to differentiate or drop."""
+        adapted = self.adapted()
+        if not adapted:
+            return True
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or self.training:
+            return False
+        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in adapted)
+        return not hooked and all(isinstance(module, PackedMoraLinear) and module.keeps_values for module in adapted)
+
+    def adapted(self) -> list[nn.Module]:
+        """Those of `q`, `k`, `v` that are there."""
+        return [module for module in (self.q, self.k, self.v) if module is not None]
+
+    def project_packed(self, x: Tensor) -> tuple[Tensor, ...]:
+        """q, k, v [..., d] of x by one product."""
+        adapted = self.adapted()
+        if not adapted:
+            return F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        dtype = product_dtype(x)
+        for module in adapted:
+            assert isinstance(module, PackedMoraLinear)
+            module.build(dtype)
+        bias = None if self.in_proj_bias is None else self.in_proj_bias.to(dtype)
+        return F.linear(x.to(dtype), self.packed_buffer(dtype, x.device), bias).chunk(3, dim=-1)
+
+    def packed_buffer(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """W_eff of q, k, v [3 d, d] in `dtype`: adapted rows are their group's to write, the others hold W."""
+        weight = self.in_proj_weight
+        version = 0 if weight.is_inference() else weight._version
+        key = (weight.data_ptr(), version, device)
+        if dtype not in self._packed or self._packed[dtype][0] != key:
+            with torch.inference_mode(False), torch.no_grad():
+                self._packed[dtype] = (key, weight.detach().to(device, dtype, copy=True))
+        return self._packed[dtype][1]
 
     def project_one(self, position: int, x: Tensor) -> Tensor:
         """One of q, k, v, adapted or frozen."""
         adapted = getattr(self, PACKED[position])
         if adapted is not None:
             return adapted(x)
-        frozen = PackedSlice(self, position)
-        return F.linear(x, frozen.weight, frozen.bias)
+        frozen, dtype = PackedSlice(self, position), product_dtype(x)
+        weight, bias = frozen.weight, frozen.bias
+        if dtype != weight.dtype and not (weight.requires_grad or torch.compiler.is_compiling()):
+            weight = frozen.rows(self.packed_buffer(dtype, x.device))  # cast once, not at every step
+        return F.linear(x, weight, bias)
 
 
 class MultiheadAttention(PackedAttention):

@@ -41,6 +41,7 @@ class MoraLinear(nn.Module):
         self.gram, self.backend = config.variant != "no-gram", config.backend
         self.enabled = True
         self._common = (common,)
+        self.join(mora_kernels.Group([self], config.backend), 0)
         size, rank = self.weight.shape[1], config.specific_rank(modality)
         norm = torch.linalg.vector_norm(self.weight.detach().to(factor_dtype(self.weight)), dim=0)
         identity = config.init == "identity"
@@ -56,6 +57,10 @@ class MoraLinear(nn.Module):
     def hold(self, linear: Any) -> None:
         """Keep the parameters of `linear` under their own names."""
         self.weight, self.bias = linear.weight, linear.bias
+
+    def join(self, group: mora_kernels.Group, index: int) -> None:
+        """Be built as number `index` of `group`, together with the other projections of a model."""
+        self._place = (group, index)
 
     @property
     def common(self) -> CommonFactors:
@@ -78,6 +83,11 @@ class MoraLinear(nn.Module):
         common = self.common.of(self.modality)
         return common, others, self.specific_a, self.specific_b, self.common_magnitude, self.specific_magnitude
 
+    @property
+    def keeps_values(self) -> bool:
+        """Whether W_eff is kept between calls: every backend but the reference keeps it until a factor changes."""
+        return self.backend != "reference"
+
     def effective_weight(self) -> Tensor:
         """W_eff [out, in] in the dtype of the weight, equation (1): what `merge` writes."""
         return mora_kernels.effective_weight(self.weight, *self.factors(), self.alpha, backend=self.backend)
@@ -86,16 +96,8 @@ class MoraLinear(nn.Module):
         """Return [..., d] for x [..., d]; inside `mora.disabled`, the frozen projection."""
         if not self.enabled:
             return F.linear(x, self.weight, self.bias)
-        return mora_kernels.mora_linear(
-            x,
-            self.weight,
-            self.bias,
-            *self.factors(),
-            self.alpha,
-            dropout_p=self.dropout,
-            training=self.training,
-            backend=self.backend,
-        )
+        group, index = self._place
+        return group.linear(index, x, self.bias, self.dropout, self.training)
 
     def extra_repr(self) -> str:
         specific = "none" if self.specific_a is None else self.specific_a.shape[1]

@@ -140,6 +140,7 @@ def install(adapters: Adapters) -> None:
             for site in pair.values():
                 done.append(site)
                 site.install(adapters.config.targets, common, adapters.config)
+        adapters.build_together()
     except BaseException:
         restore_sites(done)
         raise
