@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 # op -> padded rank -> settings, on an architecture that BY_ARCH does not list.
+# Rank 64 backward: exact float32 spills 88 to 376 bytes in every tile tried, "tf32x3" none.
 DEFAULT: dict[str, dict[int, dict[str, Any]]] = {
     "build": {
         16: {"BM": 64, "BN": 32, "P": "ieee", "num_warps": 4, "num_stages": 1},
@@ -21,7 +22,7 @@ DEFAULT: dict[str, dict[int, dict[str, Any]]] = {
     },
     "build_backward": {
         16: {"BM": 16, "BN": 32, "P": "ieee", "num_warps": 4, "num_stages": 1},
-        32: {"BM": 16, "BN": 32, "P": "ieee", "num_warps": 8, "num_stages": 1},
+        32: {"BM": 16, "BN": 16, "P": "ieee", "num_warps": 8, "num_stages": 1},
         64: {"BM": 16, "BN": 16, "P": "tf32x3", "num_warps": 8, "num_stages": 1},
     },
     "gradient": {
