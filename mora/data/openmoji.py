@@ -29,7 +29,10 @@ INSTALL = "pip install 'mora-kernels[train]'"
 
 
 class Row(NamedTuple):
-    """One drawing; ``base`` is the emoji it is a skin-tone, gender or hair variant of."""
+    """One drawing; ``base`` is the emoji it is a skin-tone, gender or hair variant of.
+
+    ``split`` is one of ``SPLITS``, or ``"unused"`` for the surplus variants of a held-out emoji.
+    """
 
     hexcode: str
     name: str

@@ -27,13 +27,27 @@ def test_table_counts() -> None:
     assert len(openmoji.classes()) == 101
     assert len({row.base for row in rows}) == 1676
     assert len({row.hexcode for row in rows}) == len({row.name for row in rows}) == 3664
-    assert Counter(row.split for row in rows) == {"train": 2294, "validation": 502, "test": 868}
+    assert Counter(row.split for row in rows) == {
+        "train": 2294,
+        "validation": 416,
+        "test": 782,
+        "unused": 172,
+    }
+
+
+def test_no_emoji_rules_a_held_out_part() -> None:
+    for part in ("validation", "test"):
+        drawings = Counter(row.base for row in openmoji.table() if row.split == part)
+        assert max(drawings.values()) == 18
+    unused = {row.base for row in openmoji.table() if row.split == "unused"}
+    assert unused == {"couple with heart", "people holding hands"}
 
 
 def test_variants_of_one_emoji_share_a_split() -> None:
     splits = defaultdict(set)
     for row in openmoji.table():
         splits[row.base].add(row.split)
+    splits = {base: parts - {"unused"} for base, parts in splits.items()}
     assert all(len(parts) == 1 for parts in splits.values())
 
 
@@ -68,7 +82,7 @@ def test_every_class_of_three_bases_is_in_every_part() -> None:
     bases, parts = defaultdict(set), defaultdict(set)
     for row in openmoji.table():
         bases[row.subgroup].add(row.base)
-        parts[row.subgroup].add(row.split)
+        parts[row.subgroup].update({row.split} - {"unused"})
     for name, members in bases.items():
         expected = [{"train"}, {"train", "test"}, set(openmoji.SPLITS)][min(len(members), 3) - 1]
         assert parts[name] == expected, name
@@ -77,11 +91,11 @@ def test_every_class_of_three_bases_is_in_every_part() -> None:
 def test_loaded_fields_describe_the_same_rows(cache: Path) -> None:
     samples = openmoji.load("test", SIZE, cache)
     rows = [row for row in openmoji.table() if row.split == "test"]
-    assert len(samples) == len(rows) == 868
-    assert samples.images.shape == (868, 3, SIZE, SIZE)
+    assert len(samples) == len(rows) == 782
+    assert samples.images.shape == (782, 3, SIZE, SIZE)
     assert samples.images.dtype == torch.uint8
     assert samples.labels.dtype == torch.int64
-    assert samples.labels.shape == (868,)
+    assert samples.labels.shape == (782,)
     assert [samples.classes[label] for label in samples.labels] == [row.subgroup for row in rows]
     assert samples.hexcodes == [row.hexcode for row in rows]
     assert all(text.startswith(name) for text, name in zip(samples.texts, samples.names, strict=True))
