@@ -218,6 +218,9 @@ what; with so few it is itself uncertain, and a test part of {size} rows adds ab
 {100 * (0.25 / size) ** 0.5:.1f} points of sampling error to any single number (less to differences between methods,
 which see the same rows).{more}
 
+The tiny CLIP was pretrained on the training drawings with their names (`mora/tiny/MODEL_CARD.md`), never on those of
+the other parts: training rows look easier than they are, and the frozen CLIP with a head is a strong baseline.
+
 This is a small model on small drawings: it shows that the whole job runs and how the methods compare here. It says
 little about CLIP ViT-B/16 on the paper's data sets."""
 

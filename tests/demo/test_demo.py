@@ -183,3 +183,15 @@ def test_accuracies_and_missing_rows():
     assert accuracies(logits, torch.tensor([0, 0, 0, 1])) == (1.0, 1.0)
     image, text = torch.arange(4.0)[:, None], 10 * torch.arange(4.0)[:, None]
     assert combine((image, text), torch.tensor([0.0, 1.0, 2.0])).tolist() == [[0, 0], [1, 30], [3, 20]]
+
+
+def test_the_grid_gives_every_method_the_same_number_of_trials():
+    from mora.demo.grid import cells_of, tables
+
+    cells = cells_of(METHODS, epochs=2)
+    counts = {method: sum(cell.method == method for cell in cells) for method in METHODS}
+    assert counts.pop("frozen") == 3
+    assert set(counts.values()) == {9}
+    text = tables(cells, [0.4 + 0.001 * place for place in range(len(cells))])
+    assert text.count("**") == 2 * len(METHODS)
+    assert "| MoRA, no Gram | 0.003 | 0.1 |" in text
