@@ -31,11 +31,11 @@ def product_dtype(x: Tensor) -> torch.dtype:
 def dense_gradient(grad: Tensor, x: Tensor) -> Tensor:
     """Return grad^T x [out, in], summed over the rows in the accumulation dtype and left in it.
 
-    A GPU's library writes float32 from half-precision operands in one product; elsewhere the operands are widened.
+    cuBLAS writes float32 from half-precision operands in one product; elsewhere the operands are widened.
     """
     dtype = accumulation_dtype(x)
     if x.dtype == dtype:
         return grad.T @ x
-    if x.is_cuda:
+    if x.is_cuda and not torch.version.hip:
         return torch.mm(grad.T, x, out_dtype=dtype)
     return grad.T.to(dtype) @ x.to(dtype)

@@ -99,6 +99,7 @@ class Engine:
 
     def build(self, factors: Sequence[Factors]) -> None:
         """Fill `thin` and `effective` from the factors' present values: one launch."""
+        self.busy = [False] * len(self.sizes)  # what waited for a backward pass with the old values never will be read
         self.weights = [row_major(one.weight) for one in factors]
         kinds = {part.dtype for one in factors for part in one.tensors()}
         self.kind = kinds.pop() if len(kinds) == 1 else torch.float32
