@@ -13,6 +13,7 @@ from mora.factors import CommonFactors
 from mora.families.family import Family
 from mora.families.site import Site
 from mora.linear import MoraLinear, factor_dtype
+from mora.siblings import Siblings
 from mora_kernels import Group
 
 Pair = dict[str, Site]
@@ -60,6 +61,12 @@ class Adapters(nn.Module):
         group = Group(projections, self.config.backend)
         for index, projection in enumerate(projections):
             projection.join(group, index)
+        for site in self.sites():
+            together = [projection for target, projection in site.projections.items() if target != "out"]
+            if len(together) > 1:
+                siblings = Siblings(together)
+                for projection in together:
+                    projection.siblings = siblings
 
     def named_tensors(self) -> Iterator[tuple[str, nn.Parameter]]:
         """(name, parameter) of every adapter, each once; the same names in every family.

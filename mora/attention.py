@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from mora.linear import MoraLinear
@@ -66,7 +67,7 @@ class PackedMoraLinear(MoraLinear):
 
     def build(self, dtype: torch.dtype) -> None:
         """See to it that `buffer` holds the present W_eff."""
-        group, index = self._place
+        group, index = self.place
         group.built(index, dtype)
 
 
@@ -121,7 +122,7 @@ class PackedAttention(nn.Module):
             flat = self.project_packed(query)
         else:
             flat = tuple(self.project_one(position, x) for position, x in enumerate((query, key, value)))
-        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in flat)
+        q, k, v = (rearrange(x, "b l (h d) -> b h l d", h=self.num_heads) for x in flat)
         return q, k, v
 
     def is_frozen(self, x: Tensor) -> bool:
@@ -212,7 +213,7 @@ class MultiheadAttention(PackedAttention):
         else:
             causal = is_causal and mask is None
             x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p, is_causal=causal)
-        x = self.out_proj(x.transpose(1, 2).flatten(2))
+        x = self.out_proj(rearrange(x, "b h l d -> b l (h d)"))
         return (x if self.batch_first else x.transpose(0, 1)), weights
 
 
@@ -262,7 +263,7 @@ class OpenClipAttention(PackedAttention):
         )
         if self.head_scale is not None:
             y = y * self.head_scale
-        return self.out_drop(self.out_proj(self.ln_inner(y.transpose(1, 2).flatten(2))))
+        return self.out_drop(self.out_proj(self.ln_inner(rearrange(y, "b h l d -> b l (h d)"))))
 
 
 def additive_mask(attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:

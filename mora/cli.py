@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"mora-kernels {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command", title="commands", parser_class=Parser)
     add_demo(commands)
+    add_doctor(commands)
     options = parser.parse_args(given)
     if options.command is None:
         parser.print_help()
@@ -66,6 +67,26 @@ def add_demo(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="use N rows of each part only, for a quick look")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     parser.set_defaults(run=run_demo)
+
+
+def add_doctor(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Declare `mora doctor`."""
+    parser = commands.add_parser("doctor", help="what is installed, and which backend would run and why")
+    parser.add_argument("--kernels", action="store_true", help="compile every Triton kernel and show its machine code")
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    parser.set_defaults(run=run_doctor)
+
+
+def run_doctor(options: argparse.Namespace, command: str) -> None:
+    """Run `mora doctor`."""
+    from mora.doctor import doctor
+
+    print(doctor())
+    if options.kernels:
+        from mora_kernels.triton.report import main as report
+
+        print()
+        report([])
 
 
 def run_demo(options: argparse.Namespace, command: str) -> None:

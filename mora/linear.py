@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import mora_kernels
 from mora.config import MoraConfig
 from mora.factors import CommonFactors
+from mora.siblings import Siblings
 from mora_kernels import backend as backends
 
 
@@ -42,6 +43,7 @@ class MoraLinear(nn.Module):
         self.enabled = True
         self._common = (common,)
         self.join(mora_kernels.Group([self], config.backend), 0)
+        self.siblings: Siblings | None = None
         size, rank = self.weight.shape[1], config.specific_rank(modality)
         norm = torch.linalg.vector_norm(self.weight.detach().to(factor_dtype(self.weight)), dim=0)
         identity = config.init == "identity"
@@ -60,7 +62,7 @@ class MoraLinear(nn.Module):
 
     def join(self, group: mora_kernels.Group, index: int) -> None:
         """Be built as number `index` of `group`, together with the other projections of a model."""
-        self._place = (group, index)
+        self.place = (group, index)
 
     @property
     def common(self) -> CommonFactors:
@@ -96,12 +98,21 @@ class MoraLinear(nn.Module):
         """Return [..., d] for x [..., d]; inside `mora.disabled`, the frozen projection."""
         if not self.enabled:
             return F.linear(x, self.weight, self.bias)
-        group, index = self._place
+        if self.siblings is not None and self.training and self.dropout > 0 and not torch.compiler.is_compiling():
+            return self.siblings.project(self, x)
+        group, index = self.place
         return group.linear(index, x, self.bias, self.dropout, self.training)
+
+    def path(self) -> tuple[str, str]:
+        """(backend, reason): what computes this projection where it is now, or that its backend cannot run there."""
+        try:
+            return backends.explain(self.backend, self.weight.device, self.weight.dtype)
+        except RuntimeError as error:
+            return f"{self.backend} (cannot run)", str(error)
 
     def extra_repr(self) -> str:
         specific = "none" if self.specific_a is None else self.specific_a.shape[1]
-        backend, _ = backends.explain(self.backend, self.weight.device)
+        backend, _ = self.path()
         return (
             f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self.modality}, "
             f"common_rank={self.common.rank}, specific_rank={specific}, alpha={self.alpha}, dropout={self.dropout}, "

@@ -129,7 +129,8 @@ def check_pairs(pairs: list[Pair], config: MoraConfig) -> None:
             for name, rank in (("rank", config.specific_rank(modality)), ("common_rank", config.shared_rank)):
                 if rank > width:
                     raise ValueError(f"{name}: got {rank}, expected at most {width}, the width of {site.path}")
-            backends.explain(config.backend, site.linear(config.targets[0]).weight.device)
+            weight = site.linear(config.targets[0]).weight
+            backends.explain(config.backend, weight.device, weight.dtype)
 
 
 def install(adapters: Adapters) -> None:

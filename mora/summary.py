@@ -8,7 +8,6 @@ from torch import nn
 
 from mora.adapters import adapters_of, unwrap
 from mora.config import MoraConfig
-from mora_kernels import backend as backends
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def summary(model: nn.Module) -> Summary:
     paths = {id(module): path for path, module in inner.named_modules()}
     rows = []
     for name, projection in adapters.projections():
-        backend, reason = backends.explain(projection.backend, projection.weight.device)
+        backend, reason = projection.path()
         rows.append(
             Projection(
                 name=name,

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from mora_kernels import backend as backends
 from mora_kernels.api import mora_linear
-from mora_kernels.precision import dense_gradient, full_precision, product_dtype
+from mora_kernels.precision import full_precision, product_dtype
 from mora_kernels.projection import Factors, Projection, distinct, place, snapshot, watch_optimizers
 from mora_kernels.validation import check_factors, check_linear
 
@@ -81,7 +81,7 @@ class Node(torch.autograd.Function):
 
 
 class Linear(torch.autograd.Function):
-    """y = x W_eff^T + b with W_eff at hand; backward is dX = dY W_eff and, by a dense dW, the gradient of thin."""
+    """y = x W_eff^T + b with W_eff at hand; the way back to x and to thin is the engine's."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, thin: Tensor, values: Values, index: int) -> Tensor:
@@ -98,13 +98,12 @@ class Linear(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         needs_x, needs_bias, needs_thin, _, _ = ctx.needs_input_grad
         rows = grad.reshape(-1, grad.shape[-1])
-        grad_x = grad_bias = grad_thin = None
+        grad_bias = None
         with full_precision(grad):
+            inputs = x.reshape(-1, x.shape[-1]) if needs_thin else None
+            grad_x, grad_thin = values.engine.linear_backward(ctx.index, rows, inputs, needs_x)
             if needs_x:
-                grad_x = grad @ values.engine.effective[ctx.index]
-            if needs_thin:
-                dense = dense_gradient(rows, x.reshape(-1, x.shape[-1]))
-                grad_thin = values.engine.thin_gradient(ctx.index, dense)
+                grad_x = grad_x.view(grad.shape)
             if needs_bias:
                 grad_bias = rows.sum(dim=0, dtype=torch.float32).to(ctx.bias_dtype)
         return grad_x, grad_bias, grad_thin, None, None

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mora_kernels.coupling import total_gram
 from mora_kernels.precision import accumulation_dtype
 from mora_kernels.projection import Factors
-from mora_kernels.torch.gram import total_gram
+from mora_kernels.torch.linear import linear_gradients
 from mora_kernels.torch.weight import compose, factor_gradients, thin_factors
 
 
@@ -42,12 +43,15 @@ class Engine:
         left, right = flat[size:].view(2, size, -1)
         return flat[:size], left, right
 
-    def thin_gradient(self, index: int, dense: Tensor) -> Tensor:
-        """Return the gradient of `thin[index]` from that of W_eff."""
-        _, left, right = self.parts(index, self.thin[index])
-        dense = dense.to(left.dtype)
-        grad_u = (dense * self.factors[index].weight.to(left.dtype)).sum(dim=0)
-        return torch.cat([grad_u, (dense @ right).flatten(), (dense.T @ left).flatten()])
+    def linear_backward(
+        self, index: int, grad: Tensor, x: Tensor | None, needs_x: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return the gradients of x [M, d] and of `thin[index]` (None where x is None) from dY [M, d]."""
+        if x is None:
+            return grad @ self.effective[index], None
+        thin = self.parts(index, self.thin[index])
+        grad_x, *grads = linear_gradients(grad, x, self.factors[index].weight, *thin, needs_x)
+        return grad_x, torch.cat([part.flatten() for part in grads])
 
     def backward(self, grads: Sequence[Tensor | None]) -> list[Tensor]:
         """Return the gradient of every parameter from those of `thin`."""

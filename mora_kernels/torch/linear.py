@@ -14,11 +14,27 @@ from mora_kernels.precision import full_precision
 from mora_kernels.torch.weight import build, compose
 
 
+def linear_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, u: Tensor, left: Tensor, right: Tensor, needs_x: bool
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+    """Return the gradients of x, u, U and V from dY, all of rows [M, d].
+
+    Z = dY W gives two of them, t = colsum(x * Z) for u and dX = u * Z + (dY U) V^T: one product of full size, where a
+    dense dW beside dX would be a second one.
+    """
+    wide, grad_wide = x.to(u.dtype), grad.to(u.dtype)
+    pulled, thin = grad @ weight.to(grad.dtype), grad_wide @ left
+    grad_u = (wide * pulled).sum(dim=0)
+    grad_left, grad_right = grad_wide.T @ (wide @ right), wide.T @ thin
+    if not needs_x:
+        return None, grad_u, grad_left, grad_right
+    return torch.addmm(pulled.to(u.dtype).mul_(u), thin, right.T).to(x.dtype), grad_u, grad_left, grad_right
+
+
 class Linear(torch.autograd.Function):
     """y = x W_eff^T + b with W_eff = W * u + U V^T made on the way and thrown away again.
 
-    Saved: x, W (a parameter, no copy) and the thin u, U, V. Backward costs one GEMM, Z = dY W, from which follow
-    t = sum over rows of x * Z (the gradient of u) and dX = u * Z + (dY U) V^T; U and V get dY^T (x V) and x^T (dY U).
+    Saved: x, W (a parameter, no copy) and the thin u, U, V.
     """
 
     @staticmethod
@@ -34,25 +50,17 @@ class Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, u, left, right = ctx.saved_tensors
-        needs_x, _, needs_bias, needs_u, needs_left, needs_right = ctx.needs_input_grad
+        needs_x, _, needs_bias, *needs_thin = ctx.needs_input_grad
+        rows, grad_rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
         grad_x: Tensor | None = None
-        grad_bias = grad_u = grad_left = grad_right = None
+        grads: tuple[Tensor | None, ...] = (None, None, None)
         with full_precision(x):
-            rows, grad_rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-            wide, grad_wide = rows.to(u.dtype), grad_rows.to(u.dtype)
-            pulled = grad_rows @ weight.to(grad_rows.dtype)
-            thin = grad_wide @ left
-            if needs_u:
-                grad_u = (wide * pulled).sum(dim=0)
-            if needs_left:
-                grad_left = grad_wide.T @ (wide @ right)
-            if needs_right:
-                grad_right = wide.T @ thin
-            if needs_x:
-                grad_x = torch.addmm(pulled.to(u.dtype).mul_(u), thin, right.T).to(x.dtype).view(x.shape)
-            if needs_bias:
-                grad_bias = grad_wide.sum(dim=0).to(ctx.bias_dtype)
-        return grad_x, None, grad_bias, grad_u, grad_left, grad_right
+            if any(needs_thin):
+                grad_x, *grads = linear_gradients(grad_rows, rows, weight, u, left, right, needs_x)
+            elif needs_x:
+                grad_x = grad_rows @ compose(weight, u, left, right, grad.dtype)
+            grad_bias = grad_rows.sum(dim=0, dtype=u.dtype).to(ctx.bias_dtype) if needs_bias else None
+        return None if grad_x is None else grad_x.view(x.shape), None, grad_bias, *grads
 
 
 def mora_linear(

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mora_kernels.coupling import total_gram
 from mora_kernels.precision import accumulation_dtype, full_precision
 from mora_kernels.reference import NORM_FLOOR
-from mora_kernels.torch.gram import total_gram
 
 
 def branch_norm(weight: Tensor, left: Tensor, right: Tensor, alpha: float) -> Tensor:

