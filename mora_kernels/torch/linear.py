@@ -53,7 +53,7 @@ class Linear(torch.autograd.Function):
         needs_x, _, needs_bias, *needs_thin = ctx.needs_input_grad
         rows, grad_rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
         grad_x: Tensor | None = None
-        grads: tuple[Tensor | None, ...] = (None, None, None)
+        grads: list[Tensor | None] = [None, None, None]
         with full_precision(x):
             if any(needs_thin):
                 grad_x, *grads = linear_gradients(grad_rows, rows, weight, u, left, right, needs_x)

@@ -9,8 +9,8 @@ import torch._dynamo
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import mora_kernels
-from mora_kernels.testing import LINEAR_TOLERANCE, assert_parity
 from mora_kernels.coupling import total_gram
+from mora_kernels.testing import LINEAR_TOLERANCE, assert_parity
 from tests.triton.cases import make
 
 OPS = torch.ops.mora_kernels
