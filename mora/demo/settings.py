@@ -29,11 +29,11 @@ class Choice(NamedTuple):
 # Best validation accuracy of the grid in docs/demo.md (`python -m mora.demo.grid`); the test part was not looked at.
 CHOSEN: dict[str, Choice] = {
     "frozen": Choice(0.0, 0.0),
-    "lora": Choice(3e-3, 2.0),
+    "lora": Choice(3e-3, 4.0),
     "dora": Choice(3e-3, 2.0),
-    "mora": Choice(3e-3, 0.01),
-    "mora-no-gram": Choice(3e-3, 0.01),
-    "mora-no-specific": Choice(3e-3, 0.01),
+    "mora": Choice(3e-3, 0.1),
+    "mora-no-gram": Choice(3e-3, 0.1),
+    "mora-no-specific": Choice(3e-3, 0.001),
 }
 METHODS = tuple(CHOSEN)
 MORA_VARIANTS = {"mora": "official", "mora-no-gram": "no-gram", "mora-no-specific": "no-specific"}
