@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mora_kernels.precision import full_precision
-from mora_kernels.torch.weight import build, compose
+from mora_kernels.torch.weight import build, compose, thin_product
 
 
 def linear_gradients(
@@ -23,12 +23,13 @@ def linear_gradients(
     dense dW beside dX would be a second one.
     """
     wide, grad_wide = x.to(u.dtype), grad.to(u.dtype)
-    pulled, thin = grad @ weight.to(grad.dtype), grad_wide @ left
+    pulled, thin = grad @ weight.to(grad.dtype), thin_product(grad_wide, left)
     grad_u = (wide * pulled).sum(dim=0)
-    grad_left, grad_right = grad_wide.T @ (wide @ right), wide.T @ thin
+    grad_left = thin_product(grad_wide.T, thin_product(wide, right))
+    grad_right = thin_product(wide.T, thin)
     if not needs_x:
         return None, grad_u, grad_left, grad_right
-    return torch.addmm(pulled.to(u.dtype).mul_(u), thin, right.T).to(x.dtype), grad_u, grad_left, grad_right
+    return pulled.to(u.dtype).mul_(u).addmm_(thin, right.T).to(x.dtype), grad_u, grad_left, grad_right
 
 
 class Linear(torch.autograd.Function):

@@ -17,6 +17,11 @@ from mora_kernels.precision import accumulation_dtype, full_precision
 from mora_kernels.reference import NORM_FLOOR
 
 
+def thin_product(wide: Tensor, thin: Tensor) -> Tensor:
+    """Return `wide @ thin` for a thin right factor as (thin^T wide^T)^T: several times as fast on a CPU."""
+    return (thin.T @ wide.T).T
+
+
 def branch_norm(weight: Tensor, left: Tensor, right: Tensor, alpha: float) -> Tensor:
     """Return the clamped column norms [in] of `weight + alpha left right^T`.
 
@@ -44,8 +49,8 @@ def branch_backward(
     grad_scale = grad_u + alpha * (right * grad_v).sum(dim=1)
     through_norm = torch.where(norm > NORM_FLOOR, -grad_scale * scale / norm.square(), 0.0)[:, None]
     weighted = through_norm * right
-    grad_left = grad_left + alpha * (weight @ weighted + alpha * left @ (right.T @ weighted))
-    pulled = weight.T @ left + alpha * right @ (left.T @ left)
+    grad_left = grad_left + alpha * (thin_product(weight, weighted) + alpha * left @ (right.T @ weighted))
+    pulled = thin_product(weight.T, left) + alpha * right @ (left.T @ left)
     grad_right = alpha * (scale[:, None] * grad_v + through_norm * pulled)
     return grad_left, grad_right, grad_scale / norm
 
