@@ -5,8 +5,8 @@ With M = W + alpha U V^T the moved weight of a branch, (4) reads
     dU += alpha M (w V),  dV = alpha p dV' + alpha w M^T U,  dS = dV_c + dU_c G,  dG = S^T dU_c,  dT = T (dG + dG^T).
 
 A program owns a block of rows of one COMMON factor S and adds up everything that reaches them: from each projection
-that owns S, its dV_c + dU_c G; from each projection that sees S as another modality's, S (dG + dG^T). dG is a sum over all
-rows of that projection, but with Z = M_c^T S from the forward pass it needs thin tensors only,
+that owns S, its dV_c + dU_c G; from each projection that sees S as another modality's, S (dG + dG^T). dG is a sum over
+all rows of that projection, but with Z = M_c^T S from the forward pass it needs thin tensors only,
 
     dG = S^T dU + alpha Z^T (w S),
 
