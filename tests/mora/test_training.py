@@ -234,3 +234,50 @@ def test_packed_projections_are_one_product_in_eval(targets):
             attention.q.register_forward_hook(lambda *_: seen.append(1))
             attention(x, x, x, need_weights=False)
             assert seen == [1]
+
+
+@families
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_gradient_scaler_skips_a_step_that_overflowed(family, backend):
+    model = randomise(mora.patch(MODELS[family](), dropout=0.0, backend=backend)).train()
+    named = dict(mora.adapter_parameters(model))
+    optimizer = torch.optim.AdamW(named.values(), lr=1e-2)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    for overflow in (True, False):
+        before = {name: parameter.detach().clone() for name, parameter in named.items()}
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.float16):
+            loss = sum(embedding.float().square().mean() for embedding in embed(model))
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update(2.0**4)
+        assert all(torch.equal(parameter, before[name]) == overflow for name, parameter in named.items())
+        assert all(torch.isfinite(parameter).all() for parameter in named.values())
+
+
+@pytest.fixture
+def one_process():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.device_mesh.init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def test_fsdp2_shards_the_root_and_refuses_single_blocks(one_process):
+    from torch.distributed.fsdp import fully_shard
+
+    def shard(blocks):
+        model = make("open_clip", dropout=0.0)
+        towers = Towers(model)
+        for block in blocks(model):
+            fully_shard(block, mesh=one_process)
+        # FSDP2 takes no scalar parameters, and open_clip's logit_scale is one
+        return model, fully_shard(towers, mesh=one_process, ignored_params={model.logit_scale})
+
+    model, towers = shard(lambda model: [])
+    sum(output.square().mean() for output in towers(images(), tokens())).backward()
+    gradients = {name: parameter.grad.full_tensor() for name, parameter in mora.adapter_parameters(model)}
+    same(gradients, step(make("open_clip", dropout=0.0)))
+
+    _, towers = shard(lambda model: [*model.visual.transformer.resblocks, *model.transformer.resblocks])
+    with pytest.raises(RuntimeError, match="DTensor.*use DDP, or fully_shard the root module only"):
+        towers(images(), tokens())
