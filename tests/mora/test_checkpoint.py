@@ -119,6 +119,15 @@ def test_a_pickle_is_refused(saved, tmp_path):
     refused(open_clip_model(), empty, r"adapter_model\.bin.*expected adapter_config\.json", FileNotFoundError)
 
 
+def test_a_header_that_starts_like_a_pickle_is_read(tmp_path):
+    from mora.checkpoint.files import pack_tensors, read_tensors
+
+    for length in range(260):
+        data = pack_tensors({"a": torch.zeros(1)}, {"note": "x" * length})
+        (tmp_path / "file").write_bytes(data)
+        assert list(read_tensors(tmp_path / "file")[0]) == ["a"]
+
+
 def test_damaged_files_are_refused(saved, tmp_path):
     _, folder = saved
     weights = folder / "adapter_model.safetensors"
