@@ -47,7 +47,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
     try:
         return load(data), digest(data)
     except SafetensorError as error:
-        # Only what is no safetensors file can be a pickle: a header of 128 bytes more than a multiple of 256 starts alike.
+        # Asked only now: a safetensors header of 128 + 256 n bytes starts with the same byte as a pickle.
         if data.startswith(PICKLE_STARTS):
             raise ValueError(
                 f"{path}: got a pickle, expected safetensors: files that can run code are not read"
