@@ -118,15 +118,15 @@ class PackedAttention(nn.Module):
 
     def project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v as [batch, heads, length, d / heads]; what is not adapted is projected by the packed weight."""
-        if query is key and key is value and self.is_frozen(query):
+        if query is key and key is value and self.is_frozen():
             flat = self.project_packed(query)
         else:
             flat = tuple(self.project_one(position, x) for position, x in enumerate((query, key, value)))
         q, k, v = (rearrange(x, "b l (h d) -> b h l d", h=self.num_heads) for x in flat)
         return q, k, v
 
-    def is_frozen(self, x: Tensor) -> bool:
-        """Whether q, k, v of x can come from one product with the packed W_eff: nothing to differentiate or drop."""
+    def is_frozen(self) -> bool:
+        """Whether one product with the packed W_eff gives q, k, v of one input: nothing to differentiate or drop."""
         adapted = self.adapted()
         if not adapted:
             return True

@@ -11,7 +11,6 @@ import hashlib
 import io
 import os
 import re
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,8 +20,9 @@ from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from mora.checkpoint.files import pack_tensors, write_bytes
 
 SPLITS = ("train", "validation", "test")
 INSTALL = "pip install 'mora-kernels[train]'"
@@ -185,13 +185,7 @@ def _read_cache(path: Path, shape: tuple[int, ...]) -> Tensor | None:
 
 def _write_cache(path: Path, images: Tensor) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    os.close(handle)
-    try:
-        save_file({"images": images}, temporary, metadata={"sha256": _digest(images)})
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    write_bytes(path, pack_tensors({"images": images}, {"sha256": _digest(images)}))
 
 
 def _digest(images: Tensor) -> str:
