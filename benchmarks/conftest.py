@@ -1,13 +1,169 @@
-"""`--benchmark` times; without it the same files run small, as smoke tests."""
+"""`--benchmark` times at full size; without it the same files run on toys, as smoke tests, and write nothing.
+
+Every test is one provider of one case. The first test of a case checks all its providers and times them in turn; each
+test then hands its provider's rounds to pytest-benchmark, whose statistics, tables, storage and comparisons work as for
+any other benchmark: `--benchmark-save`, `--benchmark-compare`, `--benchmark-json`, `--benchmark-histogram`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
+
+from benchmarks import rows
+from benchmarks.case import Shape
+from benchmarks.sizes import Scale
+
+LEVELS = ("operations", "projection", "attention", "training_step", "epoch", "inference")
 
 
-def pytest_addoption(parser):
-    parser.addoption("--benchmark", action="store_true", help="time at full size and append rows to benchmarks/results")
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("mora-kernels")
+    group.addoption("--benchmark", action="store_true", help="time at full size and append rows to benchmarks/results")
+    group.addoption("--results", type=Path, default=rows.RESULTS, metavar="FOLDER", help="where --benchmark writes")
+    group.addoption("--levels", nargs="+", choices=LEVELS, metavar="LEVEL", help=f"of {', '.join(LEVELS)} only these")
+    group.addoption("--device", choices=("cpu", "cuda"), help="where to run (default: cuda where there is one)")
+    group.addoption(
+        "--baseline", metavar="REV", help="with --benchmark: time the library of this git revision against the tree's"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("--benchmark"):
+        if config.getoption("--baseline"):
+            raise pytest.UsageError("--baseline: got no --benchmark, expected both")
+        config.option.benchmark_disable = True  # toys say nothing: no statistics of them
+        return
+    asked = ("benchmark_verbose", "benchmark_compare", "benchmark_histogram", "benchmark_columns")
+    if not any(config.getoption(name, None) for name in asked):
+        config.option.benchmark_quiet = True  # the summary below says more
+    if os.environ.get("PYTEST_XDIST_WORKER") or config.getoption("numprocesses", None):
+        raise pytest.UsageError("--benchmark: got -n, expected one process: others would disturb the timing")
+
+
+def scale_of(config: pytest.Config) -> Scale:
+    """Where and how large to run."""
+    device = config.getoption("--device") or ("cuda" if torch.cuda.is_available() else "cpu")
+    return Scale(device, not config.getoption("--benchmark"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test per case and provider for files that name their level."""
+    name = getattr(metafunc.module, "LEVEL", None)
+    if name is None or "cell" not in metafunc.fixturenames:
+        return
+    chosen = metafunc.config.getoption("--levels")
+    level = importlib.import_module(f"benchmarks.levels.{name}")
+    shapes = level.shapes(scale_of(metafunc.config)) if not chosen or name in chosen else []
+    providers = ("tree",) if metafunc.config.getoption("--baseline") else level.PROVIDERS
+    cells = [(level, shape, provider) for shape in shapes for provider in providers]
+    metafunc.parametrize("cell", cells, ids=[f"{identity(shape)}-{provider}" for _, shape, provider in cells])
+
+
+def identity(shape: Shape) -> str:
+    """A shape in words, for a test's name."""
+    return "-".join(
+        f"{name}={value}" if isinstance(value, (int, float)) else str(value) for name, value in shape.items()
+    )
+
+
+class Recorded:
+    """The timer that pytest-benchmark reads when seconds were measured before, in turn with other providers."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def replay(self, benchmark: Any, seconds: list[float]) -> None:
+        """Let `benchmark` see rounds that take exactly these seconds."""
+        rounds: Iterator[float] = iter(seconds)
+
+        def advance() -> None:
+            self.now += next(rounds)
+
+        benchmark.pedantic(advance, rounds=len(seconds))
+
+
+CLOCK = Recorded()
+MEASURED: list[rows.Row] = []
+
+
+class Measured:
+    """The case measured last: its tests follow one another."""
+
+    def __init__(self, scale: Scale, folder: Path) -> None:
+        self.scale, self.folder = scale, folder
+        self.key: tuple[str, str] | None = None
+
+    def __call__(self, level: ModuleType, shape: Shape) -> Measured:
+        """Measure a case unless it was measured last; its rows are written once, all together."""
+        from benchmarks.harness import measure
+
+        key = (level.NAME, rows.key(shape))
+        if key != self.key:
+            self.key, self.error = key, None
+            try:
+                self.case, self.rows, self.times = measure(level, shape, self.scale)
+            except Exception as error:
+                self.error = error
+                raise
+            if not self.scale.smoke:
+                rows.append(self.rows, self.folder)
+                MEASURED.extend(self.rows)
+        if self.error is not None:
+            pytest.fail(f"nothing was timed: {self.error}", pytrace=False)
+        return self
+
+
+@pytest.fixture(scope="session")
+def measured(request: pytest.FixtureRequest) -> Measured:
+    """Measures cases."""
+    return Measured(scale_of(request.config), request.config.getoption("--results"))
 
 
 @pytest.fixture
-def full(request):
-    """Whether to time at full size."""
-    return request.config.getoption("--benchmark")
+def replay(request: pytest.FixtureRequest, benchmark: Any, measured: Measured) -> Any:
+    """Hands one provider's rounds to pytest-benchmark, with its row's other figures as extra information."""
+
+    def hand_over(cell: tuple[ModuleType, Shape, str]) -> None:
+        level, shape, provider = cell
+        if revision := request.config.getoption("--baseline"):
+            from benchmarks.regression import compare
+
+            benchmark.group, benchmark.name = f"{level.NAME} {identity(shape)}", "working tree"
+            CLOCK.replay(benchmark, compare(level, shape, measured.scale, revision, benchmark.extra_info))
+            return
+        found = measured(level, shape)
+        if provider not in found.case.providers:
+            pytest.skip(found.case.absent.get(provider, "not for this case"))
+        row = next(row for row in found.rows if row["provider"] == provider)
+        benchmark.group, benchmark.name = f"{level.NAME} {identity(shape)}", provider
+        benchmark.extra_info.update({k: row[k] for k in ("times_faster", "peak", "saved", "launches", "baseline")})
+        CLOCK.replay(benchmark, found.times[row["mode"], provider].work)
+
+    return hand_over
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Every case that was measured, provider by provider; or the comparison with a revision."""
+    if not config.getoption("--benchmark"):
+        return
+    from benchmarks.regression import COMPARISONS
+    from benchmarks.summary import compared_lines, measured_lines
+
+    lines = measured_lines(MEASURED) if MEASURED else compared_lines(COMPARISONS, config.getoption("--baseline"))
+    if lines:
+        terminalreporter.section("benchmarks")
+        for line in lines:
+            terminalreporter.write_line(line)
+        if MEASURED:
+            terminalreporter.write_line(f"{len(MEASURED)} rows appended to {config.getoption('--results')}")

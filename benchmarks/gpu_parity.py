@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import mora_kernels
-from benchmarks.sites import Site, preset
+from benchmarks.sites import Site, doubled, preset
 from mora_kernels.launches import counted
 from mora_kernels.testing import LINEAR_TOLERANCE, WEIGHT_TOLERANCE, Factors, assert_parity, make_factors
 
@@ -62,7 +62,7 @@ def groups(device: str, dtypes: list[torch.dtype], widths: tuple[int, int]) -> I
         with torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32), counted(library=False) as names:
             step(group, sites, None, 0.0)
         assert names.count("build_group_kernel") == names.count("build_group_backward_kernel") == 1, names
-        wide = [site.double() for site in sites]
+        wide = doubled(sites)
         step(mora_kernels.Group(wide, "reference"), wide, None, 0.0)
         for index, (site, want) in enumerate(zip(sites, wide, strict=True)):
             for name, tensor in site.leaves().items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from mora_kernels.testing import make_factors
 
 NAMES = ("specific_a", "specific_b", "common_magnitude", "specific_magnitude")
+TENSORS = ("weight", "bias", "x", "grad")
 
 
 class Site:
@@ -18,7 +19,7 @@ class Site:
 
     def __init__(self, commons: dict[str, Tensor], modality: str, tensors: Mapping[str, Tensor], alpha: float) -> None:
         self.commons, self.modality, self.alpha = commons, modality, alpha
-        self.weight, self.bias, self.x, self.grad = (tensors[name] for name in ("weight", "bias", "x", "grad"))
+        self.weight, self.bias, self.x, self.grad = (tensors[name] for name in TENSORS)
         self.own = {name: tensors[name].clone().requires_grad_() for name in NAMES}
 
     def factors(self) -> tuple:
@@ -30,19 +31,22 @@ class Site:
         """Every trainable tensor, by name."""
         return {**{f"common {name}": value for name, value in self.commons.items()}, **self.own}
 
-    def double(self) -> Site:
-        """A copy in float64 that shares its common factors with the other copies of this group."""
-        twin = copy.copy(self)
-        for name in ("weight", "bias", "x", "grad"):
-            setattr(twin, name, getattr(self, name).double())
-        twin.own = {name: value.detach().double().requires_grad_() for name, value in self.own.items()}
-        twin.commons = WIDE.setdefault(
-            id(self.commons), {k: v.detach().double().requires_grad_() for k, v in self.commons.items()}
-        )
-        return twin
 
-
-WIDE: dict[int, dict[str, Tensor]] = {}
+def doubled(sites: Sequence[Site]) -> list[Site]:
+    """Copies in float64 that share their common factors as the originals do."""
+    commons = {
+        id(site.commons): {name: value.detach().double().requires_grad_() for name, value in site.commons.items()}
+        for site in sites
+    }
+    twins = []
+    for site in sites:
+        twin = copy.copy(site)
+        for name in TENSORS:
+            setattr(twin, name, getattr(site, name).double())
+        twin.own = {name: value.detach().double().requires_grad_() for name, value in site.own.items()}
+        twin.commons = commons[id(site.commons)]
+        twins.append(twin)
+    return twins
 
 
 def preset(
@@ -50,7 +54,6 @@ def preset(
 ) -> list[Site]:
     """Return the projections of the published recipe: two layers, two towers, two targets, rank 4 + 4."""
     generator, sites = torch.Generator().manual_seed(1), []
-    WIDE.clear()
     for layer in range(layers):
         widths = {"image": image, "text": text}
         commons = {
@@ -60,8 +63,6 @@ def preset(
         for name, width in widths.items():
             for target in range(targets):
                 made = make_factors(width, (8,), rank=rank, alpha=alpha, rows=rows, seed=10 * layer + target)
-                tensors = {
-                    k: getattr(made, k).detach().float().to(device) for k in (*NAMES, "weight", "bias", "x", "grad")
-                }
+                tensors = {k: getattr(made, k).detach().float().to(device) for k in (*NAMES, *TENSORS)}
                 sites.append(Site(commons, name, tensors, alpha))
     return sites

@@ -1,0 +1,108 @@
+"""Check, time and describe a case: parity first, then every provider in turn, then one row each."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import asdict
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from benchmarks.case import Case, Provider, Shape
+from benchmarks.environment import environment
+from benchmarks.measure.memory import Footprint, footprint
+from benchmarks.measure.roofline import Ceilings, measure_ceilings
+from benchmarks.measure.timing import CpuTimer, CudaTimer, Run, Spread, Times, captured, interleave
+from benchmarks.rows import Row
+from benchmarks.sizes import Scale
+
+# Seconds of timing a case may take, and its least number of rounds, by level: a CPU run stays under 15 minutes.
+BUDGET = {
+    "operations": (1.5, 9),
+    "projection": (2.0, 5),
+    "attention": (4.0, 7),
+    "training_step": (0.0, 5),
+    "inference": (0.0, 5),
+    "epoch": (0.0, 3),
+}
+SINGLE_LAYER = ("operations", "projection", "attention")
+
+
+@functools.cache
+def ceilings(scale: Scale) -> Ceilings:
+    """The two ceilings of this device, measured once per run."""
+    return measure_ceilings(scale.device, scale.smoke)
+
+
+def measure(level: ModuleType, shape: Shape, scale: Scale) -> tuple[Case, list[Row], dict[tuple[str, str], Times]]:
+    """Return the case, one row per mode and provider, and the seconds of every round by (mode, provider).
+
+    Raises AssertionError, before anything is timed, when a provider's results are not the oracle's.
+    """
+    torch.manual_seed(0)
+    case: Case = level.build(shape, scale)
+    case.check()
+    times = {}
+    for mode, (timer, runs) in modes(case, scale).items():
+        seconds, rounds = (0.0, 2) if scale.smoke else BUDGET[case.level]
+        found = interleave(runs, timer, rounds, seconds, warmup=1 if scale.smoke or rounds <= 5 else 2)
+        times.update({(mode, name): each for name, each in found.items()})
+    footprints = {name: footprint(provider, scale.device, case.square) for name, provider in case.providers.items()}
+    return case, rows(case, scale, times, footprints), times
+
+
+def modes(case: Case, scale: Scale) -> dict[str, tuple[CpuTimer | CudaTimer, dict[str, Run]]]:
+    """How each provider is called: eagerly; for single layers on a GPU also with a cold L2, and as a CUDA graph."""
+    runs = {name: provider.run for name, provider in case.providers.items()}
+    if scale.device == "cpu":
+        return {"eager": (CpuTimer(), runs)}
+    found: dict[str, tuple[CpuTimer | CudaTimer, dict[str, Run]]] = {"eager": (CudaTimer(), runs)}
+    if case.level in SINGLE_LAYER:
+        found["eager, cold L2"] = (CudaTimer(cold=True), runs)
+        found["graph"] = (CudaTimer(), graphs(case.providers))
+    return found
+
+
+def graphs(providers: dict[str, Provider]) -> dict[str, Run]:
+    """The providers that can be captured as CUDA graphs, captured."""
+    found = {}
+    for name, provider in providers.items():
+        if provider.capturable:
+            try:
+                found[name] = captured(provider.run)
+            except RuntimeError as error:
+                torch.cuda.synchronize()
+                print(f"{name}: not captured: {str(error).splitlines()[0]}")
+    return found
+
+
+def rows(case: Case, scale: Scale, times: dict[tuple[str, str], Times], footprints: dict[str, Footprint]) -> list[Row]:
+    """One row per mode and provider."""
+    common = environment(scale.device) | {"level": case.level, "shape": case.shape}
+    top = ceilings(scale) if case.work else None
+    found = []
+    for (mode, name), each in times.items():
+        spread = Spread.of(each.work)
+        row: dict[str, Any] = {**common, "mode": mode, "provider": name, "rounds": len(each.work)}
+        row["seconds"] = rounded(asdict(spread))
+        row["host_seconds"] = rounded(asdict(Spread.of(each.host)))
+        row["baseline"] = case.baseline
+        row["times_faster"] = rounded(asdict(faster(times[mode, case.baseline], each)))
+        row |= asdict(footprints[name])
+        if case.work and top:
+            row["work"] = asdict(case.work)
+            row["ceilings"] = rounded(asdict(top))
+            row["roofline_share"] = float(f"{top.share(case.work, spread.median):.4g}")
+        found.append(row)
+    return found
+
+
+def faster(baseline: Times, other: Times) -> Spread:
+    """How many times as fast as the baseline, round by round: both were timed within the same moments."""
+    return Spread.of([slow / fast for slow, fast in zip(baseline.work, other.work, strict=True)])
+
+
+def rounded(values: dict[str, float]) -> dict[str, float]:
+    """Five significant digits: what a row needs to be compared."""
+    return {name: float(f"{value:.5g}") for name, value in values.items()}

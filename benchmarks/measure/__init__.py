@@ -1,0 +1,1 @@
+"""What is measured of a provider, and how: time, memory, launches, and the device's two ceilings."""
