@@ -95,17 +95,18 @@ class Recorded:
 
 CLOCK = Recorded()
 MEASURED: list[rows.Row] = []
+REFUSED: list[str] = []  # one wrong result, and the run prints and writes nothing
 
 
 class Measured:
     """The case measured last: its tests follow one another."""
 
-    def __init__(self, scale: Scale, folder: Path) -> None:
-        self.scale, self.folder = scale, folder
+    def __init__(self, scale: Scale) -> None:
+        self.scale = scale
         self.key: tuple[str, str] | None = None
 
     def __call__(self, level: ModuleType, shape: Shape) -> Measured:
-        """Measure a case unless it was measured last; its rows are written once, all together."""
+        """Measure a case unless it was measured last."""
         from benchmarks.harness import measure
 
         key = (level.NAME, rows.key(shape))
@@ -115,10 +116,9 @@ class Measured:
                 self.case, self.rows, self.times = measure(level, shape, self.scale)
             except Exception as error:
                 self.error = error
+                REFUSED.append(f"{level.NAME} {identity(shape)}")
                 raise
-            if not self.scale.smoke:
-                rows.append(self.rows, self.folder)
-                MEASURED.extend(self.rows)
+            MEASURED.extend(self.rows)
         if self.error is not None:
             pytest.fail(f"nothing was timed: {self.error}", pytrace=False)
         return self
@@ -127,7 +127,7 @@ class Measured:
 @pytest.fixture(scope="session")
 def measured(request: pytest.FixtureRequest) -> Measured:
     """Measures cases."""
-    return Measured(scale_of(request.config), request.config.getoption("--results"))
+    return Measured(scale_of(request.config))
 
 
 @pytest.fixture
@@ -153,6 +153,12 @@ def replay(request: pytest.FixtureRequest, benchmark: Any, measured: Measured) -
     return hand_over
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Append the rows of a run at full size, all together, unless one result was wrong."""
+    if session.config.getoption("--benchmark") and MEASURED and not REFUSED:
+        rows.append(MEASURED, session.config.getoption("--results"))
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Every case that was measured, provider by provider; or the comparison with a revision."""
     if not config.getoption("--benchmark"):
@@ -160,6 +166,11 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     from benchmarks.regression import COMPARISONS
     from benchmarks.summary import compared_lines, measured_lines
 
+    if REFUSED:
+        terminalreporter.section("benchmarks")
+        number = "1 case has" if len(REFUSED) == 1 else f"{len(REFUSED)} cases have"
+        terminalreporter.write_line(f"refused: {number} wrong results, so no time is shown or written")
+        return
     lines = measured_lines(MEASURED) if MEASURED else compared_lines(COMPARISONS, config.getoption("--baseline"))
     if lines:
         terminalreporter.section("benchmarks")

@@ -1,6 +1,7 @@
 """The documents say what the committed rows say; a run appends rows that the tables can read."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -35,7 +36,7 @@ def test_every_row_says_where_it_comes_from():
 
 def test_a_run_writes_rows_and_prints_them(tmp_path):
     command = [sys.executable, "-m", "pytest", "benchmarks/test_operations.py", "--benchmark", "--device", "cpu"]
-    command += ["-k", "gram and 512", "--results", str(tmp_path), f"--benchmark-json={tmp_path / 'kept.json'}"]
+    command += ["-k", "gram and text and 512", "--results", str(tmp_path), f"--benchmark-json={tmp_path / 'kept.json'}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     found = rows.read(tmp_path)
@@ -47,6 +48,22 @@ def test_a_run_writes_rows_and_prints_them(tmp_path):
     medians = {entry["name"]: entry["stats"]["median"] for entry in kept}
     for row in found:
         assert medians[row["provider"]] == pytest.approx(row["seconds"]["median"], rel=1e-4)
+
+
+def test_a_wrong_result_prints_and_writes_nothing(tmp_path):
+    plugin = tmp_path / "wrong.py"
+    plugin.write_text(
+        "import mora_kernels.torch as path\nright = path.gram\npath.gram = lambda factor: 1.01 * right(factor)\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-p", "wrong", "benchmarks/test_operations.py", "--benchmark"]
+    command += ["--device", "cpu", "-k", "gram and text and 512", "--results", str(tmp_path / "rows")]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1
+    assert "relative L2" in done.stdout
+    assert "refused: 1 case has wrong results" in done.stdout
+    assert " x official" not in done.stdout
+    assert not (tmp_path / "rows").exists()
 
 
 def test_a_damaged_row_is_named(tmp_path):
