@@ -10,7 +10,6 @@ import pytest
 
 from benchmarks import regression, rows, tables
 from benchmarks.environment import ROOT
-from benchmarks.measure.timing import Spread
 
 
 def test_documents_and_plots_are_what_the_rows_make_of_them():
@@ -89,7 +88,3 @@ def test_a_difference_within_the_noise_is_none():
 def test_an_unknown_revision_is_named():
     with pytest.raises(ValueError, match="--baseline: got 'no-such-revision', expected a git revision"):
         regression.checkout("no-such-revision")
-
-
-def test_quantiles_of_one_number():
-    assert Spread.of([2.0]) == Spread(2.0, 2.0, 2.0)
