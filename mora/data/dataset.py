@@ -1,0 +1,140 @@
+"""What every data set looks like to training and evaluation, and `open_dataset`, which opens one of any kind."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch.utils.data
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SPLITS = ("train", "validation", "test")
+METRICS = ("accuracy", "macro_f1", "auroc")
+ON_BROKEN = ("raise", "skip")
+
+
+class Sample(NamedTuple):
+    """One row: `image` RGB or None where missing; `text` or None where missing; `label`; `id`, unique in its split.
+
+    `label` is int64 [] for single-label tasks and float32 [C], multi-hot, for multi-label ones.
+    """
+
+    image: Image.Image | None
+    text: str | None
+    label: Tensor
+    id: str
+
+
+class Dataset(torch.utils.data.Dataset[Sample], ABC):
+    """One split of a data set; picklable, and safe to read from forked or spawned workers.
+
+    Attributes:
+        name: of the data set, the same for every split.
+        split: `"train"`, `"validation"`, `"test"`, or `"all"` for a source that was not split.
+        classes: names of the labels, in one order for every split of a source.
+        multi_label: whether a row may have several labels.
+        metric: `"accuracy"`, `"macro_f1"` or `"auroc"`: what the data set is scored by.
+        fingerprint: hexadecimal SHA-256 of what defines the rows: their order, texts, labels, and the size in bytes
+            of every image. Two data sets of one fingerprint can share a missing table.
+        broken: ids of the rows left out because their image could not be read.
+    """
+
+    name: str
+    split: str
+    classes: tuple[str, ...]
+    multi_label: bool
+    metric: str
+    fingerprint: str
+    broken: tuple[str, ...] = ()
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Sample:
+        """Sample `index`, decoded; ValueError that names the image when it cannot be read."""
+
+    @abstractmethod
+    def available(self) -> Tensor:
+        """Natural absence, int8 [N]: 0 complete, 1 text missing, 2 image missing; decodes nothing."""
+
+    @abstractmethod
+    def labels(self) -> Tensor:
+        """Labels, int64 [N] or multi-hot float32 [N, C]; decodes nothing."""
+
+    def groups(self) -> Tensor | None:
+        """For each sample the row of the image it shows, int64 [N]; None where every sample has an image of its own.
+
+        MM-IMDb repeats a movie for each of its plots. Missing tables have one value per image row: `rows` of them.
+        """
+        return None
+
+    @property
+    def rows(self) -> int:
+        """Number of image rows, which is the length of a missing table."""
+        return len(self)
+
+
+def fingerprint(parts: Iterable[object]) -> str:
+    """SHA-256, in hexadecimal, over the JSON of every part."""
+    state = hashlib.sha256()
+    for part in parts:
+        state.update(json.dumps(part, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass"))
+        state.update(b"\n")
+    return state.hexdigest()
+
+
+def open_dataset(
+    source: str | Path,
+    split: str,
+    *,
+    name: str | None = None,
+    on_broken: str = "raise",
+    size: int = 64,
+    classes: Sequence[str] | None = None,
+    multi_label: bool | None = None,
+    seed: int = 0,
+    extra_columns: bool = False,
+) -> Dataset:
+    """Open one split of a data set of any kind.
+
+    Args:
+        source: `"openmoji"`; a folder in the official Arrow layout; a folder saved by Hugging Face `datasets`; or a
+            manifest, a file that ends in `.csv`, `.jsonl` or `.parquet`.
+        split: `"train"`, `"validation"` or `"test"`; `"all"` takes every row of a manifest.
+        name: of the data set, where the source does not tell: `"mmimdb"`, `"food101"` and `"hateful_memes"` choose
+            the published classes and metric.
+        on_broken: what an image that is absent or cannot be read does: `"raise"` is an error that names it;
+            `"skip"` decodes every image once, now, and leaves the rows out, with a warning that names them.
+        size: side of OpenMoji's drawings in pixels.
+        classes: names of the labels of a model that exists already, in its order; a label outside them is an error.
+            Rows then serve for evaluation only, so that one class or one modality is enough.
+        multi_label: with `classes`: whether that model takes several labels per row.
+        seed: of the split of a source that has none.
+        extra_columns: ignore columns of a manifest that have no meaning here, instead of refusing them.
+
+    Raises:
+        ValueError: the source, the split or a row is not as expected; the message names it.
+        ImportError: a package this source needs is not installed.
+    """
+    if on_broken not in ON_BROKEN:
+        raise ValueError(f"on_broken: got {on_broken!r}, expected one of {', '.join(map(repr, ON_BROKEN))}")
+    if str(source) == "openmoji":
+        from mora.data.openmoji import OpenMoji
+
+        return OpenMoji(split, size)
+    raise ValueError(f"source: got {str(source)!r}, expected 'openmoji', a folder or a manifest")
+
+
+def splits_of(source: str | Path) -> tuple[str, ...]:
+    """The splits `open_dataset` can open, out of `"train"`, `"validation"`, `"test"`, in this order."""
+    if str(source) == "openmoji":
+        return SPLITS
+    raise ValueError(f"source: got {str(source)!r}, expected 'openmoji', a folder or a manifest")
