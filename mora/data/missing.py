@@ -45,3 +45,9 @@ def missing_table(n: int, rate: float, kind: str, seed: int, both_ratio: float =
     if kind == "both":
         table[generator.sample(missing, int(len(missing) * both_ratio))] = IMAGE_MISSING
     return table
+
+
+def combine_missing(available: Tensor, table: Tensor) -> Tensor:
+    """What each row lacks under its natural absence `available` and a simulated `table`, int8 [N]."""
+    natural = available.to(torch.int8)
+    return torch.where(natural != COMPLETE, natural, table.to(torch.int8))

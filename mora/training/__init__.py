@@ -1,0 +1,1 @@
+"""Training: `mora.train`, `Trainer` for more, and the run folder they leave behind."""
