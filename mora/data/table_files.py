@@ -11,17 +11,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mora.checkpoint.files import digest
 from mora.data.dataset import Dataset
 from mora.data.messages import listed
 from mora.data.missing import COMPLETE, IMAGE_MISSING, KINDS, TEXT_MISSING, refuse_other_values
 from mora.data.published import published_name, split_name
-from mora.data.tables import FORMAT, Missing, MissingTable, refuse_stale
+from mora.data.tables import FORMAT, Missing, MissingTable, refuse_stale, table_digest
 
 # mmimdb_splittrain_missing_both_0.7.pt, and the peers' mmimdb_dev_missing_both_07.pt
 NAME = re.compile(r"(?P<data>.+?)_(?:split)?(?P<split>train|val|dev|test)_missing_(?P<kind>\w+?)_(?P<rate>[\d.]+)\.pt")
 FORMS = "{data}_split{split}_missing_{kind}_0.7.pt or {data}_{split}_missing_{kind}_07.pt"
-FIELDS = ("data", "fingerprint", "split", "rows", "kind", "rate", "both_ratio", "seed", "sha256")
+FIELDS = ("data", "fingerprint", "split", "kind", "rate", "both_ratio", "seed", "sha256")
 
 
 class Name(NamedTuple):
@@ -113,8 +112,8 @@ def _refuse_contradiction(path: Path, values: Tensor, missing: Missing) -> None:
     if lacking != expected or wrong:
         kind = f", {wrong:,} of them the other modality" if wrong else ""
         raise ValueError(
-            f"{path}: got {lacking:,} of {len(values):,} rows that lack something{kind}, expected {expected:,} that lack "
-            f"{'one or the other' if other is None else missing.kind}, as the file's name says"
+            f"{path}: got {lacking:,} of {len(values):,} rows that lack something{kind}, expected {expected:,} "
+            f"that lack {'one or the other' if other is None else missing.kind}, as the file's name says"
         )
 
 
@@ -132,8 +131,8 @@ def _read_own(path: Path) -> MissingTable:
     lacking = [field for field in FIELDS if field not in metadata]
     if lacking:
         raise ValueError(f"{path}: got metadata without {listed(lacking)}, expected all of {listed(FIELDS)}")
-    if values.dtype != torch.uint8 or digest(values.numpy().tobytes()) != metadata["sha256"]:
-        raise ValueError(f"{path}: got values that were changed after the table was drawn, expected those drawn")
+    if table_digest(values, metadata) != metadata["sha256"]:
+        raise ValueError(f"{path}: got a table that was changed after it was drawn, expected it as it was drawn")
     refuse_other_values(str(path), values)
     missing = Missing(metadata["kind"], float(metadata["rate"]), float(metadata["both_ratio"]))
     seed, data, split = int(metadata["seed"]), metadata["data"], metadata["split"]

@@ -1,8 +1,10 @@
-"""Missing tables of data sets: drawn from a seed, kept in files that know what they are for, and the published files."""
+"""Missing tables of data sets: drawn from a seed, and kept in files that know what they were made from and for."""
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,7 +100,7 @@ class MissingTable:
 
 
 def draw_table(dataset: Dataset, missing: Missing, seed: int) -> MissingTable:
-    """The table of one split: `missing_table(dataset.rows, rate, kind, seed, both_ratio)`, the same on every machine."""
+    """The table of one split, `missing_table(dataset.rows, rate, kind, seed, both_ratio)`."""
     values = missing_table(dataset.rows, missing.rate, missing.kind, seed, missing.both_ratio)
     return MissingTable(values, missing, dataset.split, seed, dataset.name, dataset.fingerprint)
 
@@ -133,6 +135,12 @@ def refuse_stale(table: MissingTable, dataset: Dataset, where: str) -> None:
         )
 
 
+def table_digest(values: Tensor, metadata: Mapping[str, str]) -> str:
+    """SHA-256 over a table's values and the metadata of its file, `sha256` aside."""
+    rest = {key: value for key, value in sorted(metadata.items()) if key != "sha256"}
+    return digest(values.numpy().tobytes() + json.dumps(rest).encode())
+
+
 def save_table(table: MissingTable, folder: Path) -> Path:
     """Write a drawn table as safetensors under `file_name`; everything it depends on is in the file's metadata."""
     if table.seed is None or table.fingerprint is None:
@@ -149,8 +157,8 @@ def save_table(table: MissingTable, folder: Path) -> Path:
         "both_ratio": repr(table.missing.both_ratio),
         "seed": str(table.seed),
         "values": "0 complete, 1 text missing, 2 image missing; the rate counts what is missing",
-        "sha256": digest(values.numpy().tobytes()),
     }
+    metadata["sha256"] = table_digest(values, metadata)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / table.file_name
     write_bytes(path, pack_tensors({"missing": values}, metadata))
