@@ -14,31 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-GENRES = [
-    "Drama",
-    "Comedy",
-    "Romance",
-    "Thriller",
-    "Crime",
-    "Action",
-    "Adventure",
-    "Horror",
-    "Documentary",
-    "Mystery",
-    "Sci-Fi",
-    "Fantasy",
-    "Family",
-    "Biography",
-    "War",
-    "History",
-    "Music",
-    "Animation",
-    "Musical",
-    "Western",
-    "Sport",
-    "Short",
-    "Film-Noir",
-]
+GENRES = (
+    "Drama", "Comedy", "Romance", "Thriller", "Crime", "Action", "Adventure", "Horror", "Documentary", "Mystery",
+    "Sci-Fi", "Fantasy", "Family", "Biography", "War", "History", "Music", "Animation", "Musical", "Western", "Sport",
+    "Short", "Film-Noir",
+)  # fmt: skip
 FOODS = [f"food_{index:03d}" for index in range(101)]
 ROOTS = {"mmimdb": "mmimdb", "food101": "Food101", "hateful_memes": "hateful_memes"}
 FILES = {"train": "train", "validation": "val", "test": "test"}
