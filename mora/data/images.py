@@ -6,13 +6,14 @@ import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL import Image
 
 # Pillow hands EPS to Ghostscript and reads dozens of formats nobody has pictures in: they stay closed.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 INSTALL = "pip install 'mora-kernels[train]'"
 
 
@@ -35,14 +36,23 @@ def decode(data: bytes, where: str) -> Image.Image:
     except ImportError as error:
         raise ImportError(f"reading images needs pillow: {INSTALL}") from error
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=_formats()) as image:
             image.load()
             return _to_rgb(image)
     except Exception as error:  # decoders of damaged files raise a dozen kinds, from SyntaxError to struct.error
-        reason = "it is empty" if not data else str(error).replace("<_io.BytesIO object at ", "<") or repr(error)
+        reason = "it is empty" if not data else str(error) or repr(error)
         if "cannot identify" in reason:
-            reason = f"it is none of {', '.join(FORMATS)}"
+            reason = f"it is none of {', '.join(_formats())}"
         raise BrokenImageError(f"{where}: the image cannot be read: {reason}") from error
+
+
+@lru_cache(maxsize=1)
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this build of Pillow can open."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
