@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch.utils.data
 from torch import Tensor
 
+from mora.data.messages import listed
+from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -43,7 +46,7 @@ class Dataset(torch.utils.data.Dataset[Sample], ABC):
         metric: `"accuracy"`, `"macro_f1"` or `"auroc"`: what the data set is scored by.
         fingerprint: hexadecimal SHA-256 of what defines the rows: their order, texts, labels, and the size in bytes
             of every image. Two data sets of one fingerprint can share a missing table.
-        broken: ids of the rows left out because their image could not be read.
+        broken: one message for every image that was left out because it could not be read.
     """
 
     name: str
@@ -130,11 +133,66 @@ def open_dataset(
         from mora.data.openmoji import OpenMoji
 
         return OpenMoji(split, size)
-    raise ValueError(f"source: got {str(source)!r}, expected 'openmoji', a folder or a manifest")
+    path = Path(source)
+    kind = _kind(path)
+    if kind == "arrow":
+        from mora.data.arrow import ArrowSplit
+
+        dataset: Dataset = ArrowSplit(path, split, name, on_broken, classes)
+    if classes is None:
+        refuse_unlearnable(dataset)
+    elif tuple(classes) != dataset.classes:
+        raise ValueError(
+            f"classes: got {len(classes)} classes ({listed(classes)}), "
+            f"expected the {len(dataset.classes)} of {source} ({listed(dataset.classes)})"
+        )
+    return dataset
 
 
-def splits_of(source: str | Path) -> tuple[str, ...]:
+def splits_of(source: str | Path, *, extra_columns: bool = False) -> tuple[str, ...]:
     """The splits `open_dataset` can open, out of `"train"`, `"validation"`, `"test"`, in this order."""
     if str(source) == "openmoji":
         return SPLITS
-    raise ValueError(f"source: got {str(source)!r}, expected 'openmoji', a folder or a manifest")
+    path = Path(source)
+    kind = _kind(path)
+    if kind == "arrow":
+        from mora.data.arrow import arrow_splits
+
+        return arrow_splits(path)
+    raise ValueError(f"source: got {path}, expected a folder of Arrow files")
+
+
+def _kind(path: Path) -> str:
+    """`"manifest"`, `"hugging_face"` or `"arrow"`; ValueError that says what was looked for."""
+    expected = "'openmoji', a .csv, .jsonl or .parquet file, or a folder of train.arrow, val.arrow, test.arrow"
+    if path.is_file() and path.suffix.lower() in (".csv", ".jsonl", ".parquet"):
+        return "manifest"
+    if path.is_dir() and any((path / file).is_file() for file in ("dataset_dict.json", "state.json")):
+        return "hugging_face"
+    if path.is_dir() and any(path.glob("*.arrow")):
+        return "arrow"
+    if path.is_dir():
+        raise ValueError(f"source: got the folder {path} with {_contents(path)}, expected {expected}")
+    what = "a file of another kind" if path.exists() else "which does not exist"
+    raise ValueError(f"source: got {path}, {what}, expected {expected}")
+
+
+def _contents(folder: Path) -> str:
+    return listed(sorted(entry.name for entry in folder.iterdir())) or "nothing in it"
+
+
+def refuse_unlearnable(dataset: Dataset) -> None:
+    """ValueError for a training split of no rows, of one class, or whose every row lacks the same modality."""
+    where = f"{dataset.name}, {dataset.split}"
+    if len(dataset) == 0:
+        raise ValueError(f"{where}: got no rows, expected some")
+    if dataset.split not in ("train", "all"):
+        return
+    labels = dataset.labels()
+    if bool((labels == labels[:1]).all()):
+        only = dataset.classes[int(labels[0])] if labels.ndim == 1 else "the same labels"
+        raise ValueError(f"{where}: every row is of one class ({only}), expected two classes at least")
+    available = dataset.available()
+    for value, modality in ((TEXT_MISSING, "text"), (IMAGE_MISSING, "image")):
+        if bool((available == value).all()):
+            raise ValueError(f"{where}: every row lacks its {modality}, expected some rows to have one")

@@ -18,19 +18,19 @@ from mora.evaluation.metrics import Metric
 if TYPE_CHECKING:
     from mora.training.run import LoadedRun
 
-NOTHING, FROM_FILE = "nothing", "table"
+NOTHING, FROM_FILE = "none", "table"
 RATES, SEEDS = (0.5, 0.7, 0.9), (0, 1, 2)
 
 
 class Condition(NamedTuple):
-    """What is taken away: `kind` "text", "image" or "both" from a share `rate` of the image rows; or "nothing"."""
+    """What is taken away: `kind` "text", "image" or "both" from a share `rate` of the image rows; or "none"."""
 
     kind: str
     rate: float
 
     @classmethod
     def parse(cls, text: str) -> Condition:
-        """Read "both:0.7" or "nothing"; ValueError for anything else."""
+        """Read "both:0.7" or "none"; ValueError for anything else."""
         kind, _, rate = text.partition(":")
         if text == NOTHING:
             return cls(NOTHING, 0.0)
@@ -38,7 +38,7 @@ class Condition(NamedTuple):
             return cls(kind, float(rate)).checked()
         except ValueError as error:
             raise ValueError(
-                f"missing: got {text!r}, expected 'nothing', or text, image or both with the share of rows that lack "
+                f"missing: got {text!r}, expected 'none', or text, image or both with the share of rows that lack "
                 "it, such as 'both:0.7'"
             ) from error
 
@@ -63,7 +63,7 @@ class Result:
         method: how it was trained.
         data: name of the data set.
         split: of the data set.
-        kind: what was taken away: "nothing", "text", "image", "both"; "table" for a table of your own.
+        kind: what was taken away: "none", "text", "image", "both"; "table" for a table of your own.
         rate: share of image rows it was taken from; of a table of your own, the share it says.
         seed: of the table; None where none was drawn.
         rows: samples scored; `complete`, `text_missing` and `image_missing` add up to it, natural absence included.
@@ -158,7 +158,7 @@ def cells(
     workers: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> list[Result]:
-    """A result per condition and seed, and one for `table`; "nothing" has no seed."""
+    """A result per condition and seed, and one for `table`; "none" has no seed."""
     conditions = [c if c.kind == NOTHING else c.checked() for c in conditions]
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds: got {list(seeds)}, expected at least one, each once")

@@ -58,7 +58,7 @@ def test_every_cell_is_the_metric_of_a_forward_pass(runs, metric):
     dataset = InMemory(metric=metric, groups=groups)
     results = grid(run, dataset, types=("text", "both"), rates=(0.5,), seeds=(4, 5))
     assert [(r.kind, r.rate, r.seed) for r in results] == [
-        ("nothing", 0.0, None), ("text", 0.5, 4), ("text", 0.5, 5), ("both", 0.5, 4), ("both", 0.5, 5),
+        ("none", 0.0, None), ("text", 0.5, 4), ("text", 0.5, 5), ("both", 0.5, 4), ("both", 0.5, 5),
     ]  # fmt: skip
     for result in results:
         table = torch.zeros(dataset.rows)
@@ -112,8 +112,8 @@ def test_workers_change_nothing(runs):
 
 
 def test_conditions_read_back():
-    assert [str(Condition.parse(text)) for text in ("nothing", "both:0.7", "image:1")] == [
-        "nothing",
+    assert [str(Condition.parse(text)) for text in ("none", "both:0.7", "image:1")] == [
+        "none",
         "both:0.7",
         "image:1",
     ]
@@ -134,7 +134,7 @@ def renamed(**changes):
 @pytest.mark.parametrize(
     ("dataset", "options", "message"),
     [
-        (InMemory(), {"missing": "both"}, "missing: got 'both', expected 'nothing', or text, image or both"),
+        (InMemory(), {"missing": "both"}, "missing: got 'both', expected 'none', or text, image or both"),
         (InMemory(), {"missing": "audio:0.5"}, "missing: got 'audio:0.5'"),
         (InMemory(), {"missing": "both:70"}, "missing: got 'both:70'"),
         (InMemory(), {"missing": Condition("both", 1.5)}, "rates: got 1.5, expected a share"),

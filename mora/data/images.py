@@ -1,0 +1,75 @@
+"""Encoded images to pixels: formats that cannot run anything, Pillow's size limit on, an error for what is broken."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# Pillow hands EPS to Ghostscript and reads dozens of formats nobody has pictures in: they stay closed.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM", "JPEG2000", "AVIF")
+INSTALL = "pip install 'mora-kernels[train]'"
+
+
+class BrokenImageError(ValueError):
+    """An image that cannot be read; the message names it."""
+
+
+def decode(data: bytes, where: str) -> Image.Image:
+    """The first frame of an encoded image as RGB, on white where it is transparent.
+
+    An opaque image becomes what `convert("RGB")`, CLIP's own preprocessing, makes of it. EXIF rotation is not applied:
+    CLIP's preprocessing does not.
+
+    Raises:
+        BrokenImageError: `data` is no image, is cut off, or is larger than `PIL.Image.MAX_IMAGE_PIXELS` allows; the
+            message starts with `where`.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError(f"reading images needs pillow: {INSTALL}") from error
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            image.load()
+            return _to_rgb(image)
+    except Exception as error:  # decoders of damaged files raise a dozen kinds, from SyntaxError to struct.error
+        reason = "it is empty" if not data else str(error).replace("<_io.BytesIO object at ", "<") or repr(error)
+        if "cannot identify" in reason:
+            reason = f"it is none of {', '.join(FORMATS)}"
+        raise BrokenImageError(f"{where}: the image cannot be read: {reason}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):  # convert() would clip sixteen bits to white instead of scaling them
+        import numpy
+
+        image = Image.fromarray((numpy.asarray(image) >> 8).astype(numpy.uint8))
+    if image.has_transparency_data:
+        layers = image.convert("RGBA")
+        if layers.getchannel("A").getextrema() != (255, 255):
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), layers)
+    return image.convert("RGB")
+
+
+def broken_images(read: Callable[[int], object], rows: Sequence[int]) -> Iterator[tuple[int, str]]:
+    """Call `read` for each of `rows` on a few threads; yield (row, message) for each that raised `BrokenImageError`."""
+
+    def message(row: int) -> str | None:
+        try:
+            read(row)
+        except BrokenImageError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes outside the interpreter's lock
+        for row, found in zip(rows, pool.map(message, rows), strict=True):
+            if found is not None:
+                yield row, found

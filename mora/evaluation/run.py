@@ -1,0 +1,188 @@
+"""One evaluation from beginning to end: runs, data, every cell, then the files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mora.data.dataset import Dataset, open_dataset
+from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
+from mora.evaluation import report
+from mora.evaluation.grid import NOTHING, Condition, Result, cells
+from mora.evaluation.metrics import INSTALL
+from mora.training.run import LoadedRun, load_run
+
+
+def evaluate_runs(
+    folders: Sequence[Path],
+    out: Path,
+    conditions: Sequence[Condition],
+    seeds: Sequence[int] = (0, 1, 2),
+    data: str | None = None,
+    split: str = "test",
+    on_broken: str = "raise",
+    device: str = "cpu",
+    batch: int = 64,
+    workers: int = 0,
+    command: str = "",
+    console: Any = None,
+) -> report.Evaluation:
+    """Score every run under every condition, print the tables, and write the four files of `report.FILES` into `out`.
+
+    Args:
+        folders: run folders of `mora train`, compared side by side.
+        out: where to write.
+        conditions: what is taken away; nothing is, first, in any case.
+        seeds: of the missing tables.
+        data: source of the data; None takes the first run's own.
+        split: "train", "validation" or "test".
+        on_broken: "raise" or "skip" images that cannot be read.
+        device: where the models run; "auto" is the GPU where there is one.
+        batch: samples at a time.
+        workers: processes that read and preprocess.
+        command: the command line, for the files.
+        console: a rich console; None makes one.
+
+    Raises ValueError, OSError or ImportError for what the user can mend; nothing was written then.
+    """
+    try:
+        from rich.console import Console
+    except ImportError as error:
+        raise ImportError(f"the tables need rich: {INSTALL}") from error
+    console = console or Console()
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out: got {out}, which is a file, expected a folder")
+    runs = load_runs(folders, device)
+    labels = labels_of(list(runs))
+    first = next(iter(runs.values()))
+    source = str(first.data["source"]) if data is None else data
+    conditions = list(dict.fromkeys([Condition(NOTHING, 0.0), *conditions]))
+    results: list[Result] = []
+    for label, run in zip(labels, runs.values(), strict=True):
+        dataset = open_for(run, source, split, on_broken)
+        results += scored(console, run, dataset, conditions, seeds, label, batch, workers)
+    evaluation = report.Evaluation(
+        results=results,
+        models=[about(label, run) for label, run in zip(labels, runs.values(), strict=True)],
+        data=described(dataset, source),
+        seeds=tuple(seeds),
+        command=command,
+    )
+    written = report.write(evaluation, out)
+    report.print_tables(console, evaluation)
+    console.print(f"Written: {', '.join(map(str, written))}", highlight=False, soft_wrap=True)
+    return evaluation
+
+
+def load_runs(folders: Sequence[Path], device: str) -> dict[Path, LoadedRun]:
+    """Every run by its folder; ValueError for none, one named twice, another task than the first's, no such device."""
+    if not folders:
+        raise ValueError("model: got no run, expected at least one folder of mora train")
+    where = device_of(device)
+    runs: dict[Path, LoadedRun] = {}
+    for folder in folders:
+        if folder.resolve() in {known.resolve() for known in runs}:
+            raise ValueError(f"model: got {folder} twice, expected each run once")
+        runs[folder] = load_run(folder, where)
+    first = next(iter(runs.values()))
+    for folder, run in runs.items():
+        if (run.classes, run.metric) != (first.classes, first.metric):
+            raise ValueError(
+                f"model: {folder} has {len(run.classes)} classes and {run.metric}, {folders[0]} has "
+                f"{len(first.classes)} and {first.metric}, expected the same classes and metric to compare"
+            )
+    return runs
+
+
+def device_of(name: str) -> torch.device:
+    """The device of a name, "auto" being the GPU where there is one; ValueError for one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device: got {name!r}, expected one that is there ({reason})") from error
+    return torch.device(name)
+
+
+def labels_of(runs: Sequence[LoadedRun]) -> list[str]:
+    """A short name per run: its method where that tells them apart, else its folder's name, else its path."""
+    choices = (
+        [run.method for run in runs],
+        [run.folder.resolve().name for run in runs],
+        [str(run.folder) for run in runs],
+    )
+    return next(names for names in choices if len(set(names)) == len(runs))
+
+
+def open_for(run: LoadedRun, source: str, split: str, on_broken: str) -> Dataset:
+    """One split of `source` as the run sees it: with its classes in their order."""
+    return open_dataset(
+        source,
+        split,
+        name=run.data.get("name"),
+        on_broken=on_broken,
+        size=max(run.backbone.image_size),
+        classes=run.classes,
+        multi_label=run.multi_label,
+    )
+
+
+def scored(
+    console: Any,
+    run: LoadedRun,
+    dataset: Dataset,
+    conditions: Sequence[Condition],
+    seeds: Sequence[int],
+    label: str,
+    batch: int,
+    workers: int,
+) -> list[Result]:
+    """The cells of one run, with a progress bar over its samples."""
+    from rich import progress
+
+    columns = [progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn()]
+    columns += [progress.TimeElapsedColumn(), progress.TextColumn("left"), progress.TimeRemainingColumn()]
+    with progress.Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(f"embedding for {label}", total=len(dataset))
+
+        def advance(done: int) -> None:
+            bar.advance(task, done)
+
+        return cells(
+            run, dataset, conditions, seeds, label=label, batch=batch, workers=workers, progress=advance
+        )
+
+
+def about(label: str, run: LoadedRun) -> dict[str, Any]:
+    """What the report says about a model: where it comes from and how it was trained."""
+    return {
+        "label": label,
+        "folder": str(run.folder),
+        "method": run.method,
+        "result": run.result,
+        "config": run.config,
+    }
+
+
+def described(dataset: Dataset, source: str) -> dict[str, Any]:
+    """What the report says about the data."""
+    available = dataset.available()
+    return {
+        "source": source,
+        "name": dataset.name,
+        "split": dataset.split,
+        "samples": len(dataset),
+        "image_rows": dataset.rows,
+        "classes": len(dataset.classes),
+        "fingerprint": dataset.fingerprint,
+        "natural": {
+            "text_missing": int((available == TEXT_MISSING).sum()),
+            "image_missing": int((available == IMAGE_MISSING).sum()),
+        },
+    }
