@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from mora.evaluation.grid import FROM_FILE, NOTHING, Result
+from mora.evaluation.grid import NOTHING, Result
 from mora.evaluation.metrics import INSTALL
 from mora.evaluation.tables import FIGURES, LACKING, Summary
 
@@ -37,7 +37,7 @@ def draw(results: Sequence[Result], title: str) -> bytes:
         else:
             lines = [(model, model, panel or NOTHING) for model in summary.models]
         for place, (label, model, kind) in enumerate(lines):
-            line(axes, summary, label, model, kind, place)
+            line(axes, summary, label, model, kind, place, shift=1.2 * (place - (len(lines) - 1) / 2))
         dress(axes, summary)
         if panel is not None:
             axes.set_title(LACKING[panel], fontsize=10)
@@ -50,33 +50,39 @@ def draw(results: Sequence[Result], title: str) -> bytes:
     return image.getvalue()
 
 
-def line(axes: Any, summary: Summary, label: str, model: str, kind: str, place: int) -> None:
-    """One line: mean over tables, a band of one standard deviation, and every single table as a dot."""
-    cells = [(0.0, summary.cells.get((model, NOTHING, 0.0), []))]
-    if kind != NOTHING:
-        cells += [(rate, summary.cells.get((model, kind, rate), [])) for rate in summary.rates]
-    cells = [(100 * rate, cell) for rate, cell in cells if cell]
-    colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
-    at = [rate for rate, _ in cells]
-    spreads = [summary.at(model, cell[0].kind, cell[0].rate) for _, cell in cells]
-    means = [100 * s.mean for s in spreads if s is not None]
-    deviations = [100 * s.deviation for s in spreads if s is not None]
-    style = "none" if kind == FROM_FILE else "-"
-    axes.plot(at, means, style, color=colour, marker=marker, markersize=5, linewidth=1.6, label=label)
-    low = [mean - deviation for mean, deviation in zip(means, deviations, strict=True)]
-    high = [mean + deviation for mean, deviation in zip(means, deviations, strict=True)]
-    axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
-    for rate, cell in cells:
+def line(axes: Any, summary: Summary, label: str, model: str, kind: str, place: int, shift: float) -> None:
+    """One line: means over tables with bars of one standard deviation, and every single table as a dot.
+
+    `shift` moves it sideways, so that bars of several lines stand side by side.
+    """
+    conditions = [(NOTHING, 0.0), *((kind, rate) for rate in summary.rates if kind != NOTHING)]
+    there = [(c, value) for c in conditions if (value := summary.at(model, *c)) is not None]
+    at = [100 * rate + (shift if rate else 0.0) for (_, rate), _ in there]
+    colour = COLOURS[place % len(COLOURS)]
+    axes.errorbar(
+        at,
+        [100 * value.mean for _, value in there],
+        yerr=[100 * value.deviation for _, value in there],
+        label=label,
+        color=colour,
+        marker=MARKERS[place % len(MARKERS)],
+        markersize=5,
+        linewidth=1.6,
+        elinewidth=1.1,
+        capsize=3,
+    )
+    for x, (condition, _) in zip(at, there, strict=True):
+        cell = summary.cells[(model, *condition)]
         if len(cell) > 1:
-            axes.plot([rate] * len(cell), [100 * r.value for r in cell], ".", color=colour, markersize=3, alpha=0.7)
+            axes.plot([x] * len(cell), [100 * r.value for r in cell], ".", color=colour, markersize=3, alpha=0.6)
 
 
 def dress(axes: Any, summary: Summary) -> None:
     """Axis, ticks and grid of one panel."""
-    ticks = [0.0, *(100 * rate for rate in summary.rates)]
+    ticks = [0.0, *(100 * rate for rate in summary.rates if rate > 0)]
     axes.set_xticks(ticks, [f"{tick:.4g}" for tick in ticks])
-    axes.set_xlabel("rows that lack a modality, %" if summary.rates else "nothing taken away")
-    axes.set_xlim(-4, max(ticks[-1], 10) + 4)
+    axes.set_xlabel("missing, % of the rows" if summary.rates else "missing, % of the rows: nothing taken away")
+    axes.set_xlim(-5, max(ticks[-1], 0) + 5)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)

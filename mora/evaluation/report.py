@@ -16,7 +16,7 @@ from mora.checkpoint.files import write_bytes
 from mora.data.missing import KINDS
 from mora.evaluation import plot
 from mora.evaluation.grid import NOTHING, Result
-from mora.evaluation.tables import FIGURES, Summary, Table, everything, tables
+from mora.evaluation.tables import Summary, Table, everything, tables
 from mora.version import __version__
 
 PACKAGES = ("torch", "torchmetrics", "open_clip_torch", "peft")
@@ -61,7 +61,7 @@ def write(evaluation: Evaluation, folder: Path) -> list[Path]:
     """Write every file, each by rename, and return their paths; the plot first, so that what can fail fails early."""
     folder.mkdir(parents=True, exist_ok=True)
     made: dict[str, Callable[[], bytes]] = {
-        "plot.png": lambda: plot.draw(evaluation.results, title(evaluation)),
+        "plot.png": lambda: plot.draw(evaluation.results, f"{title(evaluation)}\n{spread_of(evaluation)}"),
         "results.csv": lambda: as_csv(evaluation).encode(),
         "results.json": lambda: (json.dumps(as_json(evaluation), indent=2) + "\n").encode(),
         "report.md": lambda: markdown(evaluation).encode(),
@@ -140,13 +140,13 @@ def reading(evaluation: Evaluation, marked: bool) -> str:
     lines = [f"Numbers are {spread_of(evaluation)}." + (" The best of each column is bold." if marked else "")]
     if kinds & set(KINDS):
         lines.append(
-            "A rate counts what is MISSING: 70 % under \"no text\" means that 70 % of the rows have an image and no "
-            "text, and the others have both. Under \"half no text, half no image\" 70 % means that 35 % lack their "
-            "text, 35 % their image. No row lacks both."
+            'A rate counts what is MISSING: 70 % under "no text" means that 70 % of the rows have an image and no '
+            'text, and the others have both; under "half no text, half no image", that 35 % lack their text and 35 % '
+            "their image. No row lacks both."
         )
     if any(r.seed is not None for r in evaluation.results) and len(evaluation.seeds) > 1:
         lines.append(
-            "The spread is over which rows lack what, for the same trained model; it says nothing about another training."
+            "The spread is over which rows lack what, for the same trained model; another training is another matter."
         )
     natural = evaluation.data["natural"]
     if natural["text_missing"] or natural["image_missing"]:
@@ -160,19 +160,22 @@ def reading(evaluation: Evaluation, marked: bool) -> str:
 def models_table(evaluation: Evaluation) -> Table:
     """Where each model comes from."""
     headings = ["model", "method", "backbone", "trained on", "missing in training", "best epoch", "validation"]
-    rows = [
-        [
-            model["label"],
-            model["method"],
-            model["backbone"],
-            f"{config['data']['name']}",
-            trained_missing(config),
-            str(model["result"].get("epoch", "")),
-            "",
-        ]
-        for model in evaluation.models
-    ]  # fmt: skip
-    return Table("Models", headings, rows, set())
+    rows = []
+    for model in evaluation.models:
+        config, result = model["config"], model["result"]
+        score = result.get("validation", {}).get(config["data"]["metric"])
+        rows.append(
+            [
+                model["label"],
+                model["method"],
+                " ".join(filter(None, (config["backbone"]["name"], config["backbone"]["pretrained"]))),
+                config["data"]["name"],
+                (config.get("missing") or {}).get("train", "none"),
+                str(result.get("epoch", "")),
+                "" if score is None else f"{100 * score:.2f}",
+            ]
+        )
+    return Table("Models", headings, rows, set(), words=5)
 
 
 def provenance(evaluation: Evaluation) -> str:
@@ -180,8 +183,8 @@ def provenance(evaluation: Evaluation) -> str:
     data = evaluation.data
     lines = [
         f"Command: `{evaluation.command}`",
-        f"Data: `{data['source']}`, split {data['split']}, {data['samples']:,} samples over {data['image_rows']:,} image "
-        f"rows, fingerprint `{data['fingerprint'][:16]}`",
+        f"Data: `{data['source']}`, split {data['split']}, {data['samples']:,} samples over {data['image_rows']:,} "
+        f"image rows, fingerprint `{data['fingerprint'][:16]}`",
         f"Versions: {', '.join(f'{name} {version}' for name, version in versions().items())}",
     ]
     if any(result.seed is not None for result in evaluation.results):
@@ -202,9 +205,10 @@ def print_tables(console: Any, evaluation: Evaluation) -> None:
 
     console.print(f"{title(evaluation)}; {spread_of(evaluation)}", highlight=False)
     for table in tables(evaluation.results):
-        shown = RichTable(title=capital(table.title), box=SIMPLE_HEAD, title_justify="left")
+        console.print(f"\n{capital(table.title)}", highlight=False)
+        shown = RichTable(box=SIMPLE_HEAD)
         for place, heading in enumerate(table.headings):
-            shown.add_column(heading, justify="right" if place else "left", no_wrap=bool(place))
+            shown.add_column(heading.replace(" % ", " %\n"), justify="right" if place >= table.words else "left")
         for y, row in enumerate(table.rows):
             marked = [f"[bold]{cell}[/bold]" if (y, x) in table.best else cell for x, cell in enumerate(row)]
             shown.add_row(*(cell.replace(" ± ", "±") for cell in marked))

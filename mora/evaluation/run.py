@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,17 +56,16 @@ def evaluate_runs(
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: got {out}, which is a file, expected a folder")
     runs = load_runs(folders, device)
-    labels = labels_of(list(runs))
-    first = next(iter(runs.values()))
-    source = str(first.data["source"]) if data is None else data
+    labels = labels_of(runs)
+    source = str(runs[0].data["source"]) if data is None else data
     conditions = list(dict.fromkeys([Condition(NOTHING, 0.0), *conditions]))
     results: list[Result] = []
-    for label, run in zip(labels, runs.values(), strict=True):
+    for label, run in zip(labels, runs, strict=True):
         dataset = open_for(run, source, split, on_broken)
         results += scored(console, run, dataset, conditions, seeds, label, batch, workers)
     evaluation = report.Evaluation(
         results=results,
-        models=[about(label, run) for label, run in zip(labels, runs.values(), strict=True)],
+        models=[about(label, run) for label, run in zip(labels, runs, strict=True)],
         data=described(dataset, source),
         seeds=tuple(seeds),
         command=command,
@@ -78,22 +76,20 @@ def evaluate_runs(
     return evaluation
 
 
-def load_runs(folders: Sequence[Path], device: str) -> dict[Path, LoadedRun]:
-    """Every run by its folder; ValueError for none, one named twice, another task than the first's, no such device."""
+def load_runs(folders: Sequence[Path], device: str) -> list[LoadedRun]:
+    """Every run, on its device; ValueError for none, one named twice, another task than the first's, no such device."""
     if not folders:
         raise ValueError("model: got no run, expected at least one folder of mora train")
     where = device_of(device)
-    runs: dict[Path, LoadedRun] = {}
-    for folder in folders:
-        if folder.resolve() in {known.resolve() for known in runs}:
+    for position, folder in enumerate(folders):
+        if folder.resolve() in {known.resolve() for known in folders[:position]}:
             raise ValueError(f"model: got {folder} twice, expected each run once")
-        runs[folder] = load_run(folder, where)
-    first = next(iter(runs.values()))
-    for folder, run in runs.items():
-        if (run.classes, run.metric) != (first.classes, first.metric):
+    runs = [load_run(folder, where) for folder in folders]
+    for folder, run in zip(folders, runs, strict=True):
+        if (run.classes, run.metric) != (runs[0].classes, runs[0].metric):
             raise ValueError(
                 f"model: {folder} has {len(run.classes)} classes and {run.metric}, {folders[0]} has "
-                f"{len(first.classes)} and {first.metric}, expected the same classes and metric to compare"
+                f"{len(runs[0].classes)} and {runs[0].metric}, expected the same classes and metric to compare"
             )
     return runs
 
@@ -148,15 +144,13 @@ def scored(
 
     columns = [progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn()]
     columns += [progress.TimeElapsedColumn(), progress.TextColumn("left"), progress.TimeRemainingColumn()]
-    with progress.Progress(*columns, console=console, transient=True) as bar:
+    with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"embedding for {label}", total=len(dataset))
 
         def advance(done: int) -> None:
             bar.advance(task, done)
 
-        return cells(
-            run, dataset, conditions, seeds, label=label, batch=batch, workers=workers, progress=advance
-        )
+        return cells(run, dataset, conditions, seeds, label=label, batch=batch, workers=workers, progress=advance)
 
 
 def about(label: str, run: LoadedRun) -> dict[str, Any]:

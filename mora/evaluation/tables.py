@@ -27,20 +27,21 @@ LACKING = {
 
 
 class Table(NamedTuple):
-    """A table of strings; `best` holds the (row, column) places to set in bold."""
+    """A table of strings: `best` holds the (row, column) places to set in bold, `words` counts the columns of text."""
 
     title: str
     headings: list[str]
     rows: list[list[str]]
     best: set[tuple[int, int]]
+    words: int = 1
 
     def markdown(self) -> str:
-        """The table in Markdown: the first column is text, the others numbers."""
+        """The table in Markdown; columns of text come first."""
         marked = [
             [f"**{cell}**" if (y, x) in self.best else cell for x, cell in enumerate(row)]
             for y, row in enumerate(self.rows)
         ]
-        rule = ["---", *["---:"] * (len(self.headings) - 1)]
+        rule = ["---:" if x >= self.words else "---" for x in range(len(self.headings))]
         return "\n".join("| " + " | ".join(line) + " |" for line in [self.headings, rule, *marked])
 
 
@@ -110,7 +111,7 @@ def nothing_only(summary: Summary) -> Table:
 def one_model(summary: Summary) -> Table:
     """Types by rates."""
     model, seeds = summary.models[0], seeds_of(summary)
-    headings = ["what is missing", "0 %", *percentages(summary.rates)]
+    headings = ["what is missing", *percentages([0.0, *summary.rates])]
     complete = show(summary.at(model, NOTHING, 0.0), 1)
     rows = []
     for kind in summary.kinds:
@@ -146,7 +147,7 @@ def several_models(summary: Summary, kind: str | None) -> Table:
         for y, model in enumerate(summary.models)
     ]
     what = "mean of the three types" if kind is None else LACKING[kind]
-    return Table(f"{FIGURES[summary.metric]}: {what}", ["model", "0 %", *percentages(summary.rates)], rows, best)
+    return Table(f"{FIGURES[summary.metric]}: {what}", ["model", *percentages([0.0, *summary.rates])], rows, best)
 
 
 def everything(results: Sequence[Result]) -> Table:
@@ -154,7 +155,7 @@ def everything(results: Sequence[Result]) -> Table:
     summary = Summary(results)
     several, figures = len(summary.models) > 1, summary.figures()
     headings = [
-        *(["model"] if several else []), "what is missing", "from",
+        *(["model"] if several else []), "what is missing", "of the rows",
         *(FIGURES[name] for name in figures), "complete", "no text", "no image",
     ]  # fmt: skip
     rows = []
@@ -171,9 +172,9 @@ def everything(results: Sequence[Result]) -> Table:
                 ),
             ]
         )
-    return Table("Every figure", headings, rows, set())
+    return Table("Every figure", headings, rows, set(), words=2 if several else 1)
 
 
 def percentages(rates: Sequence[float]) -> list[str]:
-    """ "70 %" of 0.7."""
-    return [f"{100 * rate:.4g} %" for rate in rates]
+    """ "70 % missing" of 0.7."""
+    return [f"{100 * rate:.4g} % missing" for rate in rates]

@@ -88,8 +88,9 @@ def write_run(folder, method="mora", metric="accuracy", token_policy="official",
             "method": method,
             "lora_scale": 1.0,
             "token_policy": token_policy,
+            "missing": {"train": "both:0.7", "validation": "both:0.7", "test": "both:0.7"},
             "seed": seed,
         },
     )
-    save_best(folder / BEST, classifier.eval(), method, config, {"epoch": 3, "metrics": {metric: 0.5}})
+    save_best(folder / BEST, classifier.eval(), method, config, {"epoch": 3, "validation": {metric: 0.5}})
     return folder
