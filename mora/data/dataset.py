@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SPLITS = ("train", "validation", "test")
-METRICS = ("accuracy", "macro_f1", "auroc")
 ON_BROKEN = ("raise", "skip")
 
 
@@ -99,6 +98,7 @@ def open_dataset(
     split: str,
     *,
     name: str | None = None,
+    metric: str | None = None,
     on_broken: str = "raise",
     size: int = 64,
     classes: Sequence[str] | None = None,
@@ -111,15 +111,17 @@ def open_dataset(
     Args:
         source: `"openmoji"`; a folder in the official Arrow layout; a folder saved by Hugging Face `datasets`; or a
             manifest, a file that ends in `.csv`, `.jsonl` or `.parquet`.
-        split: `"train"`, `"validation"` or `"test"`; `"all"` takes every row of a manifest.
-        name: of the data set, where the source does not tell: `"mmimdb"`, `"food101"` and `"hateful_memes"` choose
-            the published classes and metric.
+        split: `"train"`, `"validation"` or `"test"`; `"all"` takes every row of a manifest or saved data set.
+        name: of the data set, where the source does not tell. In the Arrow layout `"mmimdb"`, `"food101"` and
+            `"hateful_memes"` choose the published classes and metric.
+        metric: instead of the usual one: `"auroc"` for two classes, `"accuracy"` for one label per row, `"macro_f1"`
+            for several.
         on_broken: what an image that is absent or cannot be read does: `"raise"` is an error that names it;
             `"skip"` decodes every image once, now, and leaves the rows out, with a warning that names them.
         size: side of OpenMoji's drawings in pixels.
         classes: names of the labels of a model that exists already, in its order; a label outside them is an error.
             Rows then serve for evaluation only, so that one class or one modality is enough.
-        multi_label: with `classes`: whether that model takes several labels per row.
+        multi_label: whether a row of a manifest or saved data set may have several labels; by default, whether any has.
         seed: of the split of a source that has none.
         extra_columns: ignore columns of a manifest that have no meaning here, instead of refusing them.
 
@@ -129,41 +131,73 @@ def open_dataset(
     """
     if on_broken not in ON_BROKEN:
         raise ValueError(f"on_broken: got {on_broken!r}, expected one of {', '.join(map(repr, ON_BROKEN))}")
-    if str(source) == "openmoji":
+    if split not in (*SPLITS, "all"):
+        raise ValueError(f"split: got {split!r}, expected one of {', '.join(map(repr, SPLITS))} or 'all'")
+    path, kind = Path(source), _kind(source)
+    if kind == "openmoji":
         from mora.data.openmoji import OpenMoji
 
-        return OpenMoji(split, size)
-    path = Path(source)
-    kind = _kind(path)
-    if kind == "arrow":
+        dataset: Dataset = OpenMoji(split, size)
+    elif kind == "arrow":
         from mora.data.arrow import ArrowSplit
 
-        dataset: Dataset = ArrowSplit(path, split, name, on_broken, classes)
+        dataset = ArrowSplit(path, split, name, on_broken, classes)
+    elif kind == "hugging_face":
+        from mora.data.hugging_face import HuggingFaceSplit
+
+        dataset = HuggingFaceSplit(path, split, name, on_broken, classes=classes, multi_label=multi_label, seed=seed)
+    else:
+        from mora.data.manifest import ManifestSplit
+
+        dataset = ManifestSplit(
+            path, split, name, on_broken,
+            classes=classes, multi_label=multi_label, seed=seed, extra_columns=extra_columns,
+        )  # fmt: skip
+    _fit(dataset, source, classes, metric)
+    return dataset
+
+
+def _fit(dataset: Dataset, source: str | Path, classes: Sequence[str] | None, metric: str | None) -> None:
     if classes is None:
         refuse_unlearnable(dataset)
     elif tuple(classes) != dataset.classes:
         raise ValueError(
-            f"classes: got {len(classes)} classes ({listed(classes)}), "
-            f"expected the {len(dataset.classes)} of {source} ({listed(dataset.classes)})"
+            f"classes: got {len(classes)} ({listed(classes)}), expected the {len(dataset.classes)} of {source} "
+            f"({listed(dataset.classes)})"
         )
-    return dataset
+    if metric is not None:
+        single = ("accuracy", "auroc") if len(dataset.classes) == 2 else ("accuracy",)
+        allowed = ("macro_f1",) if dataset.multi_label else single
+        if metric not in allowed:
+            kind = "several labels" if dataset.multi_label else f"one label out of {len(dataset.classes)}"
+            expected = f"one of {', '.join(map(repr, allowed))} for rows of {kind}"
+            raise ValueError(f"metric: got {metric!r}, expected {expected}")
+        dataset.metric = metric
 
 
 def splits_of(source: str | Path, *, extra_columns: bool = False) -> tuple[str, ...]:
     """The splits `open_dataset` can open, out of `"train"`, `"validation"`, `"test"`, in this order."""
-    if str(source) == "openmoji":
+    path, kind = Path(source), _kind(source)
+    if kind == "openmoji":
         return SPLITS
-    path = Path(source)
-    kind = _kind(path)
     if kind == "arrow":
         from mora.data.arrow import arrow_splits
 
         return arrow_splits(path)
-    raise ValueError(f"source: got {path}, expected a folder of Arrow files")
+    if kind == "hugging_face":
+        from mora.data.hugging_face import hugging_face_splits
+
+        return hugging_face_splits(path)
+    from mora.data.manifest import manifest_splits
+
+    return manifest_splits(path, extra_columns)
 
 
-def _kind(path: Path) -> str:
-    """`"manifest"`, `"hugging_face"` or `"arrow"`; ValueError that says what was looked for."""
+def _kind(source: str | Path) -> str:
+    """`"openmoji"`, `"manifest"`, `"hugging_face"` or `"arrow"`; ValueError that says what was looked for."""
+    if str(source) == "openmoji":
+        return "openmoji"
+    path = Path(source)
     expected = "'openmoji', a .csv, .jsonl or .parquet file, or a folder of train.arrow, val.arrow, test.arrow"
     if path.is_file() and path.suffix.lower() in (".csv", ".jsonl", ".parquet"):
         return "manifest"
