@@ -1,0 +1,220 @@
+"""What a training needs before its first step: devices, data with missing tables, and the run's description."""
+
+from __future__ import annotations
+
+import platform
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mora.config import PRESETS
+from mora.data.dataset import Dataset, open_dataset, splits_of
+from mora.data.missing import IMAGE_MISSING, TEXT_MISSING, combine_missing, missing_table
+from mora.training.backbone import Backbone, with_policy
+from mora.training.batches import Inputs, spread
+from mora.training.config import FREE_ON_RESUME, SPLITS, TrainConfig
+from mora.version import __version__
+
+INSTALL = "pip install 'mora-kernels[train]'"
+# Offsets of the tables' seeds, so that no two splits draw alike.
+TABLE_SEEDS = {"train": 0, "validation": 1000, "test": 2000}
+PACKAGES = ("torch", "open_clip_torch", "accelerate", "transformers", "peft", "torchmetrics")
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: samples, what each lacks (int8 [N]), where its missing table came from, and tensors to train on."""
+
+    dataset: Dataset
+    lacks: Tensor
+    table: dict[str, Any]
+    inputs: Inputs
+
+    def counts(self) -> str:
+        """How many samples there are and lack what, in words."""
+        image, text = (int((self.lacks == value).sum()) for value in (IMAGE_MISSING, TEXT_MISSING))
+        return f"{len(self.dataset):,} ({image:,} without image, {text:,} without text)"
+
+
+def make_accelerator(config: TrainConfig) -> Any:
+    """The accelerator of this process; ValueError for a device or precision that is not there."""
+    try:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+    except ImportError as error:
+        raise ImportError(f"training needs accelerate: {INSTALL}") from error
+    if config.device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device: got {config.device!r}, expected 'auto', 'cpu' or 'cuda'")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: got 'cuda', expected 'cpu' or 'auto': torch sees no CUDA device")
+    cpu = config.device == "cpu" or not torch.cuda.is_available()
+    if cpu and config.precision == "fp16":
+        raise ValueError("precision: got 'fp16' on a CPU, expected 'bf16' or 'fp32': loss scaling needs a GPU")
+    # A process may train several times, with other precisions; the state of the last one would be an error.
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    precision = "no" if config.precision == "fp32" else config.precision
+    trackers = None if config.tracker == "none" else config.tracker
+    try:
+        return Accelerator(mixed_precision=precision, cpu=cpu, log_with=trackers, project_dir=config.out)
+    except ValueError as error:
+        raise ValueError(f"precision or tracker: {' '.join(str(error).split())}") from error
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def open_splits(config: TrainConfig, size: int) -> dict[str, Dataset]:
+    """The data set's splits by name; ValueError without training or validation split."""
+    there = splits_of(config.data)
+    for split in ("train", "validation"):
+        if split not in there:
+            found = ", ".join(there) or "none"
+            raise ValueError(
+                f"data: {config.data} has no {split} split (found: {found}), expected train and validation"
+            )
+    return {split: open_dataset(config.data, split, on_broken=config.on_broken, size=size) for split in there}
+
+
+def prepare(config: TrainConfig, backbone: Backbone, datasets: Mapping[str, Dataset], policy: str) -> dict[str, Split]:
+    """Every split with its missing table and tensors.
+
+    Raises ValueError for a split without rows, a training split of one class, or a table that does not fit.
+    """
+    tokenize = with_policy(backbone.tokenizer, policy, backbone.empty_text)
+    splits = {}
+    for split in SPLITS:
+        if split not in datasets:
+            continue
+        whole = datasets[split]
+        dataset = spread(whole, config.limit)
+        if not len(dataset):
+            raise ValueError(f"data: the {split} split of {config.data} has no rows, expected at least one")
+        table, described = make_table(whole, split, config)
+        groups = dataset.groups()
+        own = spread_table(dataset, table) if groups is None else table[groups]
+        lacks = combine_missing(dataset.available(), own)
+        inputs = Inputs(dataset, lacks, backbone.preprocess, tokenize, backbone.missing_image, backbone.empty_text)
+        splits[split] = Split(dataset, lacks, described, inputs)
+    check_training(splits["train"], config.data)
+    return splits
+
+
+def spread_table(dataset: Dataset, table: Tensor) -> Tensor:
+    """A table of the whole data set at the samples that are used."""
+    index = getattr(dataset, "index", None)
+    return table if index is None else table[index]
+
+
+def make_table(dataset: Dataset, split: str, config: TrainConfig) -> tuple[Tensor, dict[str, Any]]:
+    """(missing table [rows], its description) of a split."""
+    specification = config.missing[split]  # type: ignore[index]
+    if specification == "none":
+        return torch.zeros(dataset.rows), {"kind": "none", "rate": 0.0}
+    kind, _, rate = specification.partition(":")
+    seed = config.seed + TABLE_SEEDS[split]
+    table = missing_table(dataset.rows, float(rate), kind, seed)
+    return table, {"kind": kind, "rate": float(rate), "seed": seed, "rows": dataset.rows}
+
+
+def check_training(split: Split, source: str) -> None:
+    """Raise ValueError when there is nothing to learn: one class, or one label in every row."""
+    dataset = split.dataset
+    if len(dataset.classes) < 2:
+        raise ValueError(f"data: {source} has the class {dataset.classes[0]!r} only, expected at least two")
+    labels = dataset.labels()
+    if not dataset.multi_label and len(labels.unique()) < 2:
+        name = dataset.classes[int(labels[0])]
+        raise ValueError(f"data: every training row of {source} is of class {name!r}, expected at least two classes")
+
+
+def one_modality(split: Split) -> str | None:
+    """A warning when every sample of a split lacks the same modality; else None."""
+    for value, word, other in ((IMAGE_MISSING, "image", "text"), (TEXT_MISSING, "text", "image")):
+        if bool((split.lacks == value).all()):
+            return f"warning: every training row lacks its {word}: only the {other} tower sees data"
+    return None
+
+
+def token_policy(config: TrainConfig, dataset: Dataset) -> str:
+    """What "auto" means for this data set."""
+    if config.token_policy != "auto":
+        return config.token_policy
+    return "official" if dataset.name in PRESETS else "plain"
+
+
+def versions() -> dict[str, str]:
+    """What is installed of the packages that can move a number."""
+    found = {"mora-kernels": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def describe(
+    config: TrainConfig, backbone: Backbone, splits: Mapping[str, Split], policy: str, processes: int
+) -> dict[str, Any]:
+    """The content of config.json."""
+    dataset = splits["train"].dataset
+    return {
+        "data": {
+            "source": config.data,
+            "name": dataset.name,
+            "metric": dataset.metric,
+            "multi_label": dataset.multi_label,
+            "classes": list(dataset.classes),
+            "rows": {name: len(split.dataset) for name, split in splits.items()},
+            "fingerprints": {name: split.dataset.fingerprint for name, split in splits.items()},
+            "broken": {name: list(split.dataset.broken) for name, split in splits.items() if split.dataset.broken},
+        },
+        "backbone": {
+            "name": backbone.name,
+            "pretrained": backbone.pretrained,
+            "image_size": list(backbone.image_size),
+            "sha256": backbone.fingerprint(),
+        },
+        "method": config.method,
+        "mora": config.mora.to_dict(),
+        "lora_scale": config.lora_scale,
+        "token_policy": policy,
+        "tables": {name: split.table for name, split in splits.items()},
+        "train": config.to_dict(),
+        "processes": processes,
+        "versions": versions(),
+    }
+
+
+def check_same_run(stored: Mapping[str, Any], now: Mapping[str, Any], folder: str) -> None:
+    """Raise ValueError that names the first thing in which a run to be continued differs from the one in `folder`."""
+    wanted = ("train", "data", "backbone", "tables", "token_policy", "processes")
+    old, new = (
+        {key: value for part in wanted for key, value in flat(part, given.get(part))} for given in (stored, now)
+    )
+    for key in [*new, *(key for key in old if key not in new)]:
+        name = key.removeprefix("train.")
+        if name.split(".")[0] in FREE_ON_RESUME:
+            continue
+        if old.get(key) != new.get(key):
+            raise ValueError(
+                f"{name}: {folder} was started with {old.get(key)!r}, this call has {new.get(key)!r}: expected the "
+                "same to resume; use another --out for another run"
+            )
+
+
+def flat(prefix: str, value: Any) -> list[tuple[str, Any]]:
+    """(dotted name, value) of everything inside nested objects."""
+    if isinstance(value, Mapping):
+        return [pair for key, inner in value.items() for pair in flat(f"{prefix}.{key}", inner)]
+    return [(prefix, value)]
