@@ -31,12 +31,15 @@ def add(commands: Commands) -> None:
         "--missing",
         nargs="+",
         default=[],
-        metavar="TYPE:RATE",
-        help="single conditions: both:0.7 takes the text of 35 %% of the rows and the image of 35 %%",
+        metavar="M",
+        help="single conditions: both:0.7 takes the text of 35 %% of the rows and the image of 35 %%; or files of "
+        "missing tables",
     )
     parser.add_argument("--types", nargs="+", metavar="TYPE", help="of the grid (default: text image both)")
     parser.add_argument("--rates", nargs="+", type=float, metavar="R", help="of the grid (default: 0.5 0.7 0.9)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="missing tables per condition (default: 3)")
+    parser.add_argument("--patches", type=float, default=0.0, metavar="S", help="share of every image to black out")
+    parser.add_argument("--word-drop", type=float, default=0.0, metavar="P", help="share of the words to drop")
     parser.add_argument("--on-broken", default="raise", metavar="W", help="raise (default) or skip unreadable images")
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu or cuda")
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="rows at a time (default: 64)")
@@ -46,8 +49,10 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace, command: str) -> None:
     """Run `mora evaluate`; ValueError, ImportError or OSError for what the user can mend."""
+    from mora.data.corruption import Corruption
     from mora.data.missing import KINDS
-    from mora.evaluation.grid import RATES, Condition
+    from mora.data.tables import Missing
+    from mora.evaluation.grid import RATES, conditions_of
     from mora.evaluation.run import evaluate_runs
 
     for name in ("types", "rates"):
@@ -56,16 +61,18 @@ def run(options: argparse.Namespace, command: str) -> None:
     for name, least in (("seeds", 1), ("batch", 1), ("workers", 0)):
         if getattr(options, name) < least:
             raise ValueError(f"{name}: got {getattr(options, name)}, expected a whole number of at least {least}")
-    conditions = [Condition.parse(text) for text in options.missing]
+    single = [given for given in options.missing if not Path(given).is_file()]
+    conditions = [Missing.parse(given) for given in single]
     if options.grid:
-        conditions += [
-            Condition(kind, rate).checked() for kind in options.types or KINDS for rate in options.rates or RATES
-        ]
+        conditions += conditions_of(options.types or KINDS, options.rates or RATES)
+    corruption = Corruption(patches=options.patches, word_drop=options.word_drop)
     evaluate_runs(
         options.model,
         options.out,
         conditions,
         seeds=range(options.seeds),
+        tables=[Path(given) for given in options.missing if given not in single],
+        corruption=None if corruption == Corruption() else corruption,
         data=options.data,
         split=options.split,
         on_broken=options.on_broken,

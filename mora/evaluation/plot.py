@@ -8,7 +8,7 @@ from typing import Any
 
 from mora.evaluation.grid import NOTHING, Result
 from mora.evaluation.metrics import INSTALL
-from mora.evaluation.tables import FIGURES, LACKING, Summary
+from mora.evaluation.tables import FIGURES, Summary, lacking
 
 # Okabe and Ito's palette: tells lines apart with every common kind of colour blindness; markers do so in grey.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
@@ -33,14 +33,14 @@ def draw(results: Sequence[Result], title: str) -> bytes:
     row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, panel in zip(row, panels, strict=True):
         if alone:
-            lines = [(LACKING[kind], summary.models[0], kind) for kind in summary.kinds or [NOTHING]]
+            lines = [(lacking(kind), summary.models[0], kind) for kind in summary.kinds or [NOTHING]]
         else:
             lines = [(model, model, panel or NOTHING) for model in summary.models]
         for place, (label, model, kind) in enumerate(lines):
             line(axes, summary, label, model, kind, place, shift=1.2 * (place - (len(lines) - 1) / 2))
         dress(axes, summary)
         if panel is not None:
-            axes.set_title(LACKING[panel], fontsize=10)
+            axes.set_title(lacking(panel), fontsize=10)
     row[0].set_ylabel(f"{FIGURES[summary.metric]}, %")
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     handles, names = row[0].get_legend_handles_labels()

@@ -22,8 +22,8 @@ from mora.version import __version__
 PACKAGES = ("torch", "torchmetrics", "open_clip_torch", "peft")
 FILES = ("results.csv", "results.json", "report.md", "plot.png")
 COLUMNS = (
-    "model", "method", "data", "split", "missing", "rate", "seed", "rows", "complete", "text_missing",
-    "image_missing", "metric", "value",
+    "model", "method", "data", "split", "missing", "rate", "both_ratio", "seed", "table", "rows", "complete",
+    "text_missing", "image_missing", "metric", "value",
 )  # fmt: skip
 
 
@@ -77,13 +77,13 @@ def as_csv(evaluation: Evaluation) -> str:
     figures = Summary(evaluation.results).figures()
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*COLUMNS, *figures, "table_sha256"])
+    writer.writerow([*COLUMNS, *figures, "lacks_sha256"])
     for r in evaluation.results:
         fixed = (
-            r.model, r.method, r.data, r.split, r.kind, r.rate, r.seed, r.rows, r.complete, r.text_missing,
-            r.image_missing, r.metric, r.value,
+            r.model, r.method, r.data, r.split, r.kind, r.rate, r.both_ratio, r.seed, r.table, r.rows, r.complete,
+            r.text_missing, r.image_missing, r.metric, r.value,
         )  # fmt: skip
-        writer.writerow([*fixed, *(r.figures.get(name) for name in figures), r.table_sha256])
+        writer.writerow([*fixed, *(r.figures.get(name) for name in figures), r.lacks_sha256])
     return text.getvalue()
 
 
@@ -111,15 +111,15 @@ def title(evaluation: Evaluation) -> str:
     """What was scored, in one line."""
     models = list(dict.fromkeys(result.model for result in evaluation.results))
     who = f"{models[0]} on " if len(models) == 1 else ""
-    return f"{who}{evaluation.data['name']}, {evaluation.data['split']} split, {evaluation.data['samples']:,} samples"
+    damaged = ", damaged in part" if evaluation.data.get("corruption") else ""
+    data = evaluation.data
+    return f"{who}{data['name']}, {data['split']} split, {data['samples']:,} samples{damaged}"
 
 
 def spread_of(evaluation: Evaluation) -> str:
     """What the numbers of a table are, in words."""
-    drawn = [result for result in evaluation.results if result.seed is not None]
-    if drawn and len(evaluation.seeds) > 1:
-        return f"in %, mean ± standard deviation over {len(evaluation.seeds)} missing tables"
-    return "in %"
+    most = max(len(cell) for cell in Summary(evaluation.results).cells.values())
+    return f"in %, mean ± standard deviation over {most} missing tables" if most > 1 else "in %"
 
 
 def markdown(evaluation: Evaluation) -> str:
@@ -144,7 +144,7 @@ def reading(evaluation: Evaluation, marked: bool) -> str:
             'text, and the others have both; under "half no text, half no image", that 35 % lack their text and 35 % '
             "their image. No row lacks both."
         )
-    if any(r.seed is not None for r in evaluation.results) and len(evaluation.seeds) > 1:
+    if "±" in spread_of(evaluation):
         lines.append(
             "The spread is over which rows lack what, for the same trained model; another training is another matter."
         )
@@ -170,12 +170,17 @@ def models_table(evaluation: Evaluation) -> Table:
                 model["method"],
                 " ".join(filter(None, (config["backbone"]["name"], config["backbone"]["pretrained"]))),
                 config["data"]["name"],
-                (config.get("missing") or {}).get("train", "none"),
+                missing_in(config.get("tables", {}).get("train", {})),
                 str(result.get("epoch", "")),
                 "" if score is None else f"{100 * score:.2f}",
             ]
         )
     return Table("Models", headings, rows, set(), words=5)
+
+
+def missing_in(table: dict[str, Any]) -> str:
+    """ "both 70 %" of a run's description of a missing table."""
+    return f"{table['kind']} {100 * table['rate']:g} %" if table.get("rate") else "none"
 
 
 def provenance(evaluation: Evaluation) -> str:
@@ -187,8 +192,12 @@ def provenance(evaluation: Evaluation) -> str:
         f"image rows, fingerprint `{data['fingerprint'][:16]}`",
         f"Versions: {', '.join(f'{name} {version}' for name, version in versions().items())}",
     ]
-    if any(result.seed is not None for result in evaluation.results):
+    if any(result.seed is not None and result.table is None for result in evaluation.results):
         lines.insert(2, f"Missing tables: drawn with seeds {', '.join(map(str, evaluation.seeds))}")
+    if files := list(dict.fromkeys(result.table for result in evaluation.results if result.table)):
+        lines.insert(2, f"Missing tables read: {', '.join(f'`{file}`' for file in files)}")
+    if corruption := data.get("corruption"):
+        lines.insert(2, f"Corruption: {', '.join(f'{name} {value:g}' for name, value in corruption.items())}")
     lines += [f"Model {model['label']}: `{model['folder']}`" for model in evaluation.models]
     return "## Where it comes from\n\n" + "\n".join(f"- {line}" for line in lines)
 

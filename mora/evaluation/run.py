@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mora.data.corruption import Corrupted, Corruption
 from mora.data.dataset import Dataset, open_dataset
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
+from mora.data.table_files import load_table
+from mora.data.tables import Missing
 from mora.evaluation import report
-from mora.evaluation.grid import NOTHING, Condition, Result, cells
+from mora.evaluation.grid import Result, cells
 from mora.evaluation.metrics import INSTALL
 from mora.training.run import LoadedRun, load_run
 
@@ -19,8 +23,10 @@ from mora.training.run import LoadedRun, load_run
 def evaluate_runs(
     folders: Sequence[Path],
     out: Path,
-    conditions: Sequence[Condition],
+    conditions: Sequence[Missing],
     seeds: Sequence[int] = (0, 1, 2),
+    tables: Sequence[Path] = (),
+    corruption: Corruption | None = None,
     data: str | None = None,
     split: str = "test",
     on_broken: str = "raise",
@@ -36,7 +42,9 @@ def evaluate_runs(
         folders: run folders of `mora train`, compared side by side.
         out: where to write.
         conditions: what is taken away; nothing is, first, in any case.
-        seeds: of the missing tables.
+        seeds: of the missing tables that are drawn.
+        tables: files of missing tables, each scored as well.
+        corruption: how images and texts are damaged; None leaves them whole.
         data: source of the data; None takes the first run's own.
         split: "train", "validation" or "test".
         on_broken: "raise" or "skip" images that cannot be read.
@@ -58,15 +66,23 @@ def evaluate_runs(
     runs = load_runs(folders, device)
     labels = labels_of(runs)
     source = str(runs[0].data["source"]) if data is None else data
-    conditions = list(dict.fromkeys([Condition(NOTHING, 0.0), *conditions]))
+    conditions = [Missing(), *conditions]
     results: list[Result] = []
     for label, run in zip(labels, runs, strict=True):
         dataset = open_for(run, source, split, on_broken)
-        results += scored(console, run, dataset, conditions, seeds, label, batch, workers)
+        if corruption is not None:
+            dataset = Corrupted(dataset, corruption)
+        read = {str(path): load_table(path, dataset) for path in tables}
+        results += with_bar(
+            console,
+            f"embedding for {label}",
+            len(dataset),
+            lambda progress: cells(run, dataset, conditions, seeds, read, label, batch, workers, progress),  # noqa: B023
+        )
     evaluation = report.Evaluation(
         results=results,
         models=[about(label, run) for label, run in zip(labels, runs, strict=True)],
-        data=described(dataset, source),
+        data=described(dataset, source, corruption),
         seeds=tuple(seeds),
         command=command,
     )
@@ -121,36 +137,24 @@ def open_for(run: LoadedRun, source: str, split: str, on_broken: str) -> Dataset
     return open_dataset(
         source,
         split,
-        name=run.data.get("name"),
         on_broken=on_broken,
-        size=max(run.backbone.image_size),
+        size=min(run.backbone.image_size),
         classes=run.classes,
         multi_label=run.multi_label,
     )
 
 
-def scored(
-    console: Any,
-    run: LoadedRun,
-    dataset: Dataset,
-    conditions: Sequence[Condition],
-    seeds: Sequence[int],
-    label: str,
-    batch: int,
-    workers: int,
+def with_bar(
+    console: Any, title: str, total: int, work: Callable[[Callable[[int], None]], list[Result]]
 ) -> list[Result]:
-    """The cells of one run, with a progress bar over its samples."""
+    """What `work` returns, with a progress bar that it moves."""
     from rich import progress
 
     columns = [progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn()]
     columns += [progress.TimeElapsedColumn(), progress.TextColumn("left"), progress.TimeRemainingColumn()]
     with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"embedding for {label}", total=len(dataset))
-
-        def advance(done: int) -> None:
-            bar.advance(task, done)
-
-        return cells(run, dataset, conditions, seeds, label=label, batch=batch, workers=workers, progress=advance)
+        task = bar.add_task(title, total=total)
+        return work(lambda done: bar.advance(task, done))
 
 
 def about(label: str, run: LoadedRun) -> dict[str, Any]:
@@ -164,7 +168,7 @@ def about(label: str, run: LoadedRun) -> dict[str, Any]:
     }
 
 
-def described(dataset: Dataset, source: str) -> dict[str, Any]:
+def described(dataset: Dataset, source: str, corruption: Corruption | None) -> dict[str, Any]:
     """What the report says about the data."""
     available = dataset.available()
     return {
@@ -175,6 +179,8 @@ def described(dataset: Dataset, source: str) -> dict[str, Any]:
         "image_rows": dataset.rows,
         "classes": len(dataset.classes),
         "fingerprint": dataset.fingerprint,
+        "corruption": None if corruption is None else asdict(corruption),
+        "broken": list(dataset.broken),
         "natural": {
             "text_missing": int((available == TEXT_MISSING).sum()),
             "image_missing": int((available == IMAGE_MISSING).sum()),

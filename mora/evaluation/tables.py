@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mora.data.missing import KINDS
-from mora.evaluation.grid import FROM_FILE, NOTHING, Result
+from mora.evaluation.grid import NOTHING, Result
 from mora.evaluation.spread import Spread, spread
 
 FIGURES = {
@@ -21,7 +21,6 @@ LACKING = {
     "text": "no text",
     "image": "no image",
     "both": "half no text, half no image",
-    FROM_FILE: "as the table file says",
     NOTHING: "nothing taken away",
 }
 
@@ -51,13 +50,12 @@ class Summary:
     def __init__(self, results: Sequence[Result]) -> None:
         self.metric = results[0].metric
         self.models = list(dict.fromkeys(result.model for result in results))
-        found = dict.fromkeys((result.kind, result.rate) for result in results)
-        self.kinds = [kind for kind in (*KINDS, FROM_FILE) if any(kind == known for known, _ in found)]
-        self.rates = sorted({rate for kind, rate in found if kind != NOTHING})
-        self.conditions = list(found)
+        kinds = dict.fromkeys(result.condition for result in results if result.kind != NOTHING)
+        self.kinds = [*(kind for kind in KINDS if kind in kinds), *(kind for kind in kinds if kind not in KINDS)]
+        self.rates = sorted({result.rate for result in results if result.kind != NOTHING})
         self.cells: dict[tuple[str, str, float], list[Result]] = {}
         for result in results:
-            self.cells.setdefault((result.model, result.kind, result.rate), []).append(result)
+            self.cells.setdefault((result.model, result.condition, result.rate), []).append(result)
 
     def at(self, model: str, kind: str, rate: float, figure: str | None = None) -> Spread | None:
         """A figure (None: the headline) over the seeds of one cell; None where the cell or the figure is absent."""
@@ -75,6 +73,14 @@ class Summary:
     def figures(self) -> list[str]:
         """Names of all figures, the headline first."""
         return list(dict.fromkeys(name for cell in self.cells.values() for r in cell for name in r.figures))
+
+
+def lacking(condition: str) -> str:
+    """What rows of a condition lack, in words."""
+    kind, _, share = condition.partition(":")
+    if not share:
+        return LACKING[kind]
+    return f"{100 - 100 * float(share):g} % of these no text, {100 * float(share):g} % no image"
 
 
 def show(value: Spread | None, seeds: int) -> str:
@@ -119,7 +125,7 @@ def one_model(summary: Summary) -> Table:
             show(summary.at(model, kind, rate), len(summary.cells.get((model, kind, rate), [])))
             for rate in summary.rates
         ]
-        rows.append([LACKING[kind], complete, *cells])
+        rows.append([lacking(kind), complete, *cells])
     if set(KINDS) <= set(summary.kinds):
         means = [show(summary.mean_of_kinds(model, rate), seeds) for rate in summary.rates]
         if any(means):
@@ -163,7 +169,7 @@ def everything(results: Sequence[Result]) -> Table:
         rows.append(
             [
                 *([model] if several else []),
-                LACKING[kind],
+                lacking(kind),
                 "" if kind == NOTHING else f"{100 * rate:g} %",
                 *(show(summary.at(model, kind, rate, name), len(cell)) for name in figures),
                 *(

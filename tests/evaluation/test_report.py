@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from mora.cli import main
+from mora.data.tables import Missing, draw_table, save_table
 from mora.evaluation.grid import NOTHING, Result
 from mora.evaluation.tables import Summary, Table, everything, tables
 from tests.evaluation.fakes import InMemory, write_run
@@ -25,6 +26,11 @@ def runs(tmp_path_factory):
     return made
 
 
+def open_squares(metric="accuracy"):
+    groups = [0, 0, 1, 2, 2, 3, 4, 5] if metric == "macro_f1" else None
+    return InMemory(metric=metric, groups=groups, natural=[0] * 18 + [1, 2] if groups is None else [0] * 8)
+
+
 @pytest.fixture
 def squares(monkeypatch):
     """What `open_dataset` is asked for, and the data set it answers with."""
@@ -33,9 +39,7 @@ def squares(monkeypatch):
     def open_dataset(source, split, **options):
         asked.append((source, split, options))
         metric = {4: "accuracy", 2: "auroc"}[len(options["classes"])]
-        metric = "macro_f1" if options["multi_label"] else metric
-        groups = [0, 0, 1, 2, 2, 3, 4, 5] if metric == "macro_f1" else None
-        return InMemory(20, metric=metric, groups=groups, natural=[0] * 18 + [1, 2] if groups is None else [0] * 8)
+        return open_squares("macro_f1" if options["multi_label"] else metric)
 
     monkeypatch.setattr("mora.evaluation.run.open_dataset", open_dataset)
     return asked
@@ -101,6 +105,23 @@ def test_the_same_twice(runs, squares, tmp_path):
     assert contents[0] == contents[1]
 
 
+def test_tables_from_files_and_damaged_rows(runs, squares, tmp_path):
+    file = save_table(draw_table(open_squares(), Missing("both", 0.5, 0.25), 7), tmp_path / "tables")
+    arguments = ["--missing", file, "--patches", 0.3, "--word-drop", 0.5, "--out", tmp_path / "out"]
+    assert evaluate("--model", runs["mora"], *arguments) == 0
+    rows = list(csv.DictReader((tmp_path / "out/results.csv").open()))
+    assert [(row["missing"], row["rate"], row["both_ratio"], row["seed"], row["table"]) for row in rows] == [
+        ("none", "0.0", "", "", ""),
+        ("both", "0.5", "0.25", "7", str(file)),
+    ]
+    report = (tmp_path / "out/report.md").read_text()
+    assert "damaged in part" in report
+    assert "75 % of these no text, 25 % no image" in report
+    assert f"Missing tables read: `{file}`" in report
+    content = json.loads((tmp_path / "out/results.json").read_text())
+    assert content["data"]["corruption"]["patches"] == 0.3
+
+
 def test_single_conditions_and_other_metrics(runs, squares, tmp_path, capsys):
     assert evaluate("--model", runs["movies"], "--missing", "text:1", "image:0.5", "--out", tmp_path / "movies") == 0
     rows = list(csv.DictReader((tmp_path / "movies/results.csv").open()))
@@ -115,9 +136,9 @@ def test_single_conditions_and_other_metrics(runs, squares, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--missing", "both"], "missing: got 'both', expected 'none', or text, image or both"),
-        (["--grid", "--types", "audio"], "types: got 'audio', expected one of 'text', 'image', 'both'"),
-        (["--grid", "--rates", "70"], "rates: got 70.0, expected a share between 0 and 1"),
+        (["--missing", "both"], "missing: got 'both', expected KIND:RATE"),
+        (["--grid", "--types", "audio"], "kind: got 'audio', expected one of 'text', 'image', 'both'"),
+        (["--grid", "--rates", "70"], "rate: got 70.0, expected a share between 0 and 1"),
         (["--rates", "0.5"], "rates: got [0.5] without --grid"),
         (["--seeds", "0"], "seeds: got 0, expected a whole number of at least 1"),
         (["--device", "abacus"], "device: got 'abacus', expected one that is there"),
@@ -144,7 +165,9 @@ def test_runs_that_cannot_be_compared(runs, squares, tmp_path, capsys):
 
 
 def result(model, kind, rate, seed, value):
-    return Result(model, model, "d", "test", kind, rate, seed, 4, 4, 0, 0, "accuracy", {"accuracy": value}, "")
+    return Result(
+        model, model, "d", "test", kind, rate, None, seed, None, 4, 4, 0, 0, "accuracy", {"accuracy": value}, ""
+    )
 
 
 def test_means_of_the_three_types_go_seed_by_seed():
