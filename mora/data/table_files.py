@@ -39,10 +39,19 @@ def load_table(path: str | Path, dataset: Dataset) -> MissingTable:
             the message names the file and both sides.
         OSError: there is no such file.
     """
-    path = Path(path)
-    table = _read_own(path) if path.suffix == ".safetensors" else _read_published(path, dataset)
+    table = read_table(path)
+    if published_name(dataset.name) and published_name(table.data) and table.data != dataset.name:
+        raise ValueError(f"{path}: got a missing table of {table.data}, expected one of {dataset.name}")
     refuse_stale(table, dataset, str(path))
     return table
+
+
+def read_table(path: str | Path) -> MissingTable:
+    """Read a missing table without asking which data it is for; errors as in `load_table`."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: got no such file, expected a missing table")
+    return _read_own(path) if path.suffix == ".safetensors" else _read_published(path)
 
 
 def find_table(folder: str | Path, dataset: Dataset, missing: Missing, seed: int) -> MissingTable:
@@ -85,11 +94,8 @@ def parse_name(path: Path) -> Name:
     return Name(found["data"], split_name(found["split"]) or "", Missing(found["kind"], float(digits)))
 
 
-def _read_published(path: Path, dataset: Dataset) -> MissingTable:
+def _read_published(path: Path) -> MissingTable:
     name = parse_name(path)
-    known = published_name(name.data) or name.data
-    if published_name(dataset.name) and known != dataset.name:
-        raise ValueError(f"{path}: got a missing table of {known}, expected one of {dataset.name}")
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
@@ -97,10 +103,12 @@ def _read_published(path: Path, dataset: Dataset) -> MissingTable:
         raise ValueError(f"{path}: got a file that cannot be read safely ({reason}), expected one tensor") from error
     if not isinstance(values, Tensor) or values.ndim != 1:
         what = f"a tensor of shape {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-        raise ValueError(f"{path}: got {what}, expected a tensor of shape [{dataset.rows}]")
+        raise ValueError(f"{path}: got {what}, expected a tensor of shape [rows]")
     refuse_other_values(str(path), values)
     _refuse_contradiction(path, values, name.missing)
-    return MissingTable(values.to(torch.float32), name.missing, name.split, None, known, None)
+    return MissingTable(
+        values.to(torch.float32), name.missing, name.split, None, published_name(name.data) or name.data, None
+    )
 
 
 def _refuse_contradiction(path: Path, values: Tensor, missing: Missing) -> None:
@@ -118,8 +126,6 @@ def _refuse_contradiction(path: Path, values: Tensor, missing: Missing) -> None:
 
 
 def _read_own(path: Path) -> MissingTable:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: got no such file, expected a missing table")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -90,7 +90,7 @@ def test_a_grid_of_two_models(runs, squares, tmp_path, capsys):
         "A rate counts what is MISSING",
         "35 % lack their text",
         "By nature 1 samples have no text",
-        "both:0.7",
+        "both 70 %",
     ):
         assert said in report
     assert "A rate counts what is MISSING" in terminal
