@@ -84,6 +84,19 @@ def add_machine(group: Any) -> None:
     """What it reads, where it runs, what it writes."""
     group.add_argument("--token-policy", metavar="P", help="official, plain or auto (default): see docs/training.md")
     group.add_argument("--on-broken", metavar="B", help="unreadable images: raise (default) or skip")
+    group.add_argument("--tables", metavar="F", help="folder of missing tables to read instead of drawing them")
+    group.add_argument("--patches", type=float, metavar="S", help="share of every image that goes black (default: 0)")
+    group.add_argument("--word-drop", type=float, metavar="S", help="share of words that are dropped (default: 0)")
+    group.add_argument(
+        "--data-name", metavar="N", help="mmimdb, food101 or hateful_memes, where the folder does not tell"
+    )
+    group.add_argument("--metric", metavar="M", help="accuracy, macro_f1 or auroc (default: by the data set)")
+    group.add_argument(
+        "--split-seed", type=int, metavar="N", help="how a manifest without splits is split (default: 0)"
+    )
+    group.add_argument(
+        "--extra-columns", action="store_true", help="let columns of a manifest be that mean nothing here"
+    )
     group.add_argument("--limit", type=int, metavar="N", help="use N rows of each split, for a quick look")
     group.add_argument("--device", metavar="D", help="auto (default), cpu or cuda")
     group.add_argument("--workers", type=int, metavar="N", help="processes that read images")

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mora.config import PRESETS, MoraConfig, is_whole, one_of
-from mora.data.missing import KINDS
+from mora.data.dataset import ON_BROKEN, SPLITS
+from mora.data.tables import FORM, Missing
+from mora.evaluation.metrics import KINDS
 from mora.training.methods import METHODS
 
-SPLITS = ("train", "validation", "test")
 PRECISIONS = ("fp32", "fp16", "bf16")
 TOKEN_CHOICES = ("auto", "official", "plain")
 # Fields that may change when a run goes on: none of them moves a number on the same kind of device.
@@ -48,8 +49,11 @@ class TrainConfig:
         method: one of `mora.training.methods.METHODS`.
         mora: ranks, targets, blocks, dropout (for every method) and what is MoRA's own.
         lora_scale: `lora_alpha / rank` of LoRA and DoRA.
-        missing: simulated absence per split: "none", "both:0.7" (kind:rate, a rate counts what is missing), a file of
-            a table, or several as "train=both:0.7,test=image:0.5" (the rest "none"); or a mapping of these.
+        missing: simulated absence per split: "none", "both:0.7" (kind:rate, a rate counts what is missing;
+            "both:0.7:0.25" takes the image from a quarter of these), a file of a table, or several as
+            "train=both:0.7,test=image:0.5" (the rest "none"); or a mapping of these.
+        tables: folder of missing tables, ours or published: they are read, not drawn; None draws them.
+        patches, word_drop: share of every image that goes black, of every text's words that are dropped.
         epochs: passes over the training split; the best one on validation is kept.
         batch: rows per forward pass and process; a step takes batch x accumulation x processes.
         accumulation: forward passes per step.
@@ -64,6 +68,8 @@ class TrainConfig:
         token_policy: "official" ends long texts one token earlier, as the published runs did; "plain" does not; "auto"
             is "official" for the three published data sets.
         on_broken: "raise" or "skip" images that cannot be read.
+        data_name, metric, split_seed, extra_columns: as in `open_dataset` (there `name`, `metric`, `seed`): what a
+            data set is called and scored by, how one without splits is split, whether unknown columns are let be.
         limit: use about so many rows of each split, spread over it; None is all.
         tracker: "none", "tensorboard", or another name that accelerate knows.
         checkpoint_minutes: a checkpoint is written after every epoch, and when so many minutes have passed.
@@ -78,6 +84,9 @@ class TrainConfig:
     mora: MoraConfig = field(default_factory=MoraConfig)
     lora_scale: float = 1.0
     missing: str | Mapping[str, str] = "none"
+    tables: str | None = None
+    patches: float = 0.0
+    word_drop: float = 0.0
     epochs: int = 20
     batch: int = 64
     accumulation: int = 1
@@ -93,6 +102,10 @@ class TrainConfig:
     workers: int | None = None
     token_policy: str = "auto"
     on_broken: str = "raise"
+    data_name: str | None = None
+    metric: str | None = None
+    split_seed: int = 0
+    extra_columns: bool = False
     limit: int | None = None
     tracker: str = "none"
     checkpoint_minutes: float = 5.0
@@ -105,17 +118,29 @@ class TrainConfig:
                 object.__setattr__(self, name, str(value))
             elif not isinstance(value, str) or not value:
                 raise ValueError(f"{name}: got {value!r}, expected a name or a path")
+        if self.tables is not None and not Path(self.tables).is_dir():
+            raise ValueError(f"tables: got {self.tables}, which is no folder, expected one of missing tables")
         one_of("method", self.method, METHODS)
         one_of("precision", self.precision, PRECISIONS)
         one_of("token_policy", self.token_policy, TOKEN_CHOICES)
-        one_of("on_broken", self.on_broken, ("raise", "skip"))
+        one_of("on_broken", self.on_broken, ON_BROKEN)
+        one_of("metric", self.metric, (None, *KINDS))  # type: ignore[arg-type]
         if not isinstance(self.mora, MoraConfig):
             raise ValueError(f"mora: got {type(self.mora).__name__}, expected a MoraConfig")
+        if self.mora.variant != "official":
+            raise ValueError(f"variant: got {self.mora.variant!r}, expected method='mora-{self.mora.variant}' instead")
         self._check_numbers()
         object.__setattr__(self, "missing", missing_by_split(self.missing))
 
     def _check_numbers(self) -> None:
-        for name, least in (("epochs", 1), ("batch", 1), ("accumulation", 1), ("log_every", 1), ("seed", 0)):
+        for name, least in (
+            ("epochs", 1),
+            ("batch", 1),
+            ("accumulation", 1),
+            ("log_every", 1),
+            ("seed", 0),
+            ("split_seed", 0),
+        ):
             check_whole(name, getattr(self, name), least)
         if self.limit is not None:
             check_whole("limit", self.limit, 1)
@@ -126,6 +151,8 @@ class TrainConfig:
         if self.head_lr is not None:
             object.__setattr__(self, "head_lr", check_number("head_lr", self.head_lr, 0, math.inf, open_left=True))
         object.__setattr__(self, "weight_decay", check_number("weight_decay", self.weight_decay, 0, math.inf))
+        for name in ("patches", "word_drop"):
+            object.__setattr__(self, name, check_number(name, getattr(self, name), 0, 1))
         object.__setattr__(self, "warmup", check_number("warmup", self.warmup, 0, 1))
         if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
             raise ValueError(f"betas: got {self.betas!r}, expected two numbers")
@@ -189,13 +216,13 @@ def check_number(name: str, value: Any, low: float, high: float, open_left: bool
 def missing_by_split(missing: object) -> dict[str, str]:
     """The specification of every split, canonical; ValueError for an unknown split, kind or rate."""
     if isinstance(missing, str):
-        parts = [part.strip() for part in missing.split(",")]
-        named = [part.partition("=") for part in parts]
-        if len(parts) == 1 and named[0][0] not in SPLITS:
-            return dict.fromkeys(SPLITS, check_missing(parts[0]))
-        missing = {split.strip(): specification.strip() for split, _, specification in named}
-        if len(missing) < len(parts):
-            raise ValueError(f"missing: got {','.join(parts)!r}, expected each split once")
+        if "=" not in missing:
+            return dict.fromkeys(SPLITS, check_missing(missing.strip()))
+        pairs = [part.partition("=") for part in missing.split(",")]
+        named = {split.strip(): specification.strip() for split, _, specification in pairs}
+        if len(named) < len(pairs):
+            raise ValueError(f"missing: got {missing!r}, expected each split once")
+        missing = named
     if not isinstance(missing, Mapping):
         raise ValueError(f"missing: got {missing!r}, expected 'both:0.7', 'train=both:0.7,test=image:0.5' or a mapping")
     for split in missing:
@@ -204,19 +231,13 @@ def missing_by_split(missing: object) -> dict[str, str]:
 
 
 def check_missing(specification: object) -> str:
-    """One split's specification as it is; ValueError unless "none", kind:rate or an existing file."""
-    expected = f"expected 'none', a kind and a rate ({', '.join(KINDS)}; 'both:0.7') or the file of a table"
-    if not isinstance(specification, str) or not specification:
-        raise ValueError(f"missing: got {specification!r}, {expected}")
-    kind, colon, rate = specification.partition(":")
-    if specification == "none" or (kind not in KINDS and Path(specification).is_file()):
-        return specification
-    if kind not in KINDS or not colon:
-        raise ValueError(f"missing: got {specification!r}, {expected}")
-    try:
-        value = float(rate)
-    except ValueError:
-        value = math.nan
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"missing: got rate {rate!r} in {specification!r}, expected a share between 0 and 1")
-    return f"{kind}:{value:g}"
+    """One split's specification, canonical: what `Missing.parse` reads, or an existing file of a table."""
+    if isinstance(specification, (str, Path)) and str(specification) and Path(specification).is_file():
+        return str(specification)
+    if not isinstance(specification, str):
+        raise ValueError(f"missing: got {specification!r}, expected {FORM}, or the file of a table")
+    if specification.endswith((".pt", ".safetensors")):
+        raise ValueError(
+            f"missing: got {specification!r}, which does not exist, expected {FORM}, or the file of a table"
+        )
+    return str(Missing.parse(specification))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 CONFIG, BEST, CHECKPOINTS, METRICS, LOG = "config.json", "best", "checkpoints", "metrics.jsonl", "train.log"
+# What `write_bytes` and `whole_folder` make beside the final name.
+LEFTOVER = re.compile(r"\..+\.[0-9a-f]{16}(\.old)?")
 HEAD, RESULT, METHOD, METHOD_WEIGHTS = "head.safetensors", "result.json", "method.json", "method.safetensors"
 
 
@@ -189,6 +192,14 @@ def copy_strictly(path: Path, tensors: Mapping[str, Tensor], targets: Mapping[st
     check_tensors(str(path), tensors, {name: tuple(target.shape) for name, target in targets.items()})
     for name, target in targets.items():
         target.copy_(tensors[name])
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a kill left of files and folders that were about to appear."""
+    for place in (folder, folder / CHECKPOINTS):
+        for left in place.glob(".*"):
+            if LEFTOVER.fullmatch(left.name):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 class whole_folder:  # noqa: N801 # used like a function

@@ -7,18 +7,23 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mora.checkpoint.files import digest
 from mora.config import PRESETS
-from mora.data.dataset import Dataset, open_dataset, splits_of
-from mora.data.missing import IMAGE_MISSING, TEXT_MISSING, combine_missing, missing_table
+from mora.data.corruption import Corrupted, Corruption
+from mora.data.dataset import SPLITS, Dataset, open_dataset, refuse_unlearnable, splits_of
+from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
+from mora.data.table_files import find_table, load_table
+from mora.data.tables import Missing, MissingTable, draw_table, per_sample
 from mora.training.backbone import Backbone, with_policy
-from mora.training.batches import Inputs, spread
-from mora.training.config import FREE_ON_RESUME, SPLITS, TrainConfig
+from mora.training.batches import Inputs, Subset, spread
+from mora.training.config import FREE_ON_RESUME, TrainConfig
 from mora.version import __version__
 
 INSTALL = "pip install 'mora-kernels[train]'"
@@ -75,66 +80,72 @@ def seed_everything(seed: int) -> None:
 
 def open_splits(config: TrainConfig, size: int) -> dict[str, Dataset]:
     """The data set's splits by name; ValueError without training or validation split."""
-    there = splits_of(config.data)
+    there = splits_of(config.data, extra_columns=config.extra_columns)
     for split in ("train", "validation"):
         if split not in there:
             found = ", ".join(there) or "none"
             raise ValueError(
                 f"data: {config.data} has no {split} split (found: {found}), expected train and validation"
             )
-    return {split: open_dataset(config.data, split, on_broken=config.on_broken, size=size) for split in there}
+    return {
+        split: open_dataset(config.data, split, on_broken=config.on_broken, size=size, **options_of(config))
+        for split in there
+    }
+
+
+def options_of(config: TrainConfig) -> dict[str, Any]:
+    """The arguments of `open_dataset` that decide what the rows, classes and metric are."""
+    return {
+        "name": config.data_name,
+        "metric": config.metric,
+        "seed": config.split_seed,
+        "extra_columns": config.extra_columns,
+    }
 
 
 def prepare(config: TrainConfig, backbone: Backbone, datasets: Mapping[str, Dataset], policy: str) -> dict[str, Split]:
     """Every split with its missing table and tensors.
 
-    Raises ValueError for a split without rows, a training split of one class, or a table that does not fit.
+    Raises ValueError for a split that teaches nothing, or a table that does not fit.
     """
     tokenize = with_policy(backbone.tokenizer, policy, backbone.empty_text)
+    corruption = Corruption(config.patches, word_drop=config.word_drop, seed=config.seed)
     splits = {}
     for split in SPLITS:
         if split not in datasets:
             continue
         whole = datasets[split]
+        table = make_table(whole, split, config)
         dataset = spread(whole, config.limit)
-        if not len(dataset):
-            raise ValueError(f"data: the {split} split of {config.data} has no rows, expected at least one")
-        table, described = make_table(whole, split, config)
-        groups = dataset.groups()
-        own = spread_table(dataset, table) if groups is None else table[groups]
-        lacks = combine_missing(dataset.available(), own)
+        refuse_unlearnable(dataset)
+        lacks = per_sample(table, whole)
+        lacks = lacks[dataset.index] if isinstance(dataset, Subset) else lacks
+        if config.patches or config.word_drop:
+            dataset = Corrupted(dataset, corruption)
         inputs = Inputs(dataset, lacks, backbone.preprocess, tokenize, backbone.missing_image, backbone.empty_text)
-        splits[split] = Split(dataset, lacks, described, inputs)
-    check_training(splits["train"], config.data)
+        splits[split] = Split(dataset, lacks, describe_table(table), inputs)
     return splits
 
 
-def spread_table(dataset: Dataset, table: Tensor) -> Tensor:
-    """A table of the whole data set at the samples that are used."""
-    index = getattr(dataset, "index", None)
-    return table if index is None else table[index]
+def make_table(dataset: Dataset, split: str, config: TrainConfig) -> MissingTable:
+    """The missing table of a split: drawn, or read from a file or folder."""
+    specification, seed = config.missing[split], config.seed + TABLE_SEEDS[split]  # type: ignore[index]
+    if Path(specification).is_file():
+        return load_table(specification, dataset)
+    missing = Missing.parse(specification)
+    if config.tables is not None and missing.rate > 0:
+        return find_table(config.tables, dataset, missing, seed)
+    return draw_table(dataset, missing, seed)
 
 
-def make_table(dataset: Dataset, split: str, config: TrainConfig) -> tuple[Tensor, dict[str, Any]]:
-    """(missing table [rows], its description) of a split."""
-    specification = config.missing[split]  # type: ignore[index]
-    if specification == "none":
-        return torch.zeros(dataset.rows), {"kind": "none", "rate": 0.0}
-    kind, _, rate = specification.partition(":")
-    seed = config.seed + TABLE_SEEDS[split]
-    table = missing_table(dataset.rows, float(rate), kind, seed)
-    return table, {"kind": kind, "rate": float(rate), "seed": seed, "rows": dataset.rows}
-
-
-def check_training(split: Split, source: str) -> None:
-    """Raise ValueError when there is nothing to learn: one class, or one label in every row."""
-    dataset = split.dataset
-    if len(dataset.classes) < 2:
-        raise ValueError(f"data: {source} has the class {dataset.classes[0]!r} only, expected at least two")
-    labels = dataset.labels()
-    if not dataset.multi_label and len(labels.unique()) < 2:
-        name = dataset.classes[int(labels[0])]
-        raise ValueError(f"data: every training row of {source} is of class {name!r}, expected at least two classes")
+def describe_table(table: MissingTable) -> dict[str, Any]:
+    """What config.json says of a missing table; `seed` is None where a published file does not tell it."""
+    return {
+        "missing": str(table.missing),
+        "seed": table.seed,
+        **table.counts,
+        "sha256": digest(table.values.to(torch.uint8).numpy().tobytes()),
+    }
 
 
 def one_modality(split: Split) -> str | None:
@@ -174,6 +185,7 @@ def describe(
             "name": dataset.name,
             "metric": dataset.metric,
             "multi_label": dataset.multi_label,
+            "options": options_of(config),
             "classes": list(dataset.classes),
             "rows": {name: len(split.dataset) for name, split in splits.items()},
             "fingerprints": {name: split.dataset.fingerprint for name, split in splits.items()},

@@ -24,7 +24,19 @@ from mora.training.config import TrainConfig
 from mora.training.engine import Engine, Step
 from mora.training.log import Log, clock
 from mora.training.methods import adapt
-from mora.training.run import BEST, CHECKPOINTS, CONFIG, RESULT, read_config, save_best, write_config, write_json
+from mora.training.run import (
+    BEST,
+    CHECKPOINTS,
+    CONFIG,
+    LOG,
+    METRICS,
+    RESULT,
+    read_config,
+    remove_leftovers,
+    save_best,
+    write_config,
+    write_json,
+)
 
 
 @dataclass(frozen=True)
@@ -140,7 +152,13 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         if stored:
             setup.check_same_run(read_config(self.folder), self.description, str(self.folder))
-            return read_checkpoint(self.folder / CHECKPOINTS)
+            state = read_checkpoint(self.folder / CHECKPOINTS)
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                remove_leftovers(self.folder)
+            if state is None:
+                self.log.cut({METRICS: 0, LOG: 0})
+            return state
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_config(self.folder, self.description)
