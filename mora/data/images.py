@@ -37,7 +37,7 @@ def decode(data: bytes, where: str) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             image.load()
-            return _to_rgb(image)
+            return to_rgb(image)
     except Exception as error:  # decoders of damaged files raise a dozen kinds, from SyntaxError to struct.error
         reason = "it is empty" if not data else str(error).replace("<_io.BytesIO object at ", "<") or repr(error)
         if "cannot identify" in reason:
@@ -45,7 +45,8 @@ def decode(data: bytes, where: str) -> Image.Image:
         raise BrokenImageError(f"{where}: the image cannot be read: {reason}") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as RGB, on white where it is transparent; sixteen bits are scaled to eight."""
     from PIL import Image
 
     if image.mode.startswith("I;16"):  # convert() would clip sixteen bits to white instead of scaling them
