@@ -18,12 +18,12 @@ def divide(contents: Sequence[str], labels: Sequence[tuple[str, ...]], seed: int
     contents or more has one in each part, of two one in train and one in test, of one only in train.
     """
     frequency = Counter(label for several in labels for label in several)
-    stratum: dict[str, str] = {}
+    labelled: dict[str, set[str]] = defaultdict(set)
     for content, several in zip(contents, labels, strict=True):
-        stratum.setdefault(content, min(several, key=lambda label: (frequency[label], label)))
+        labelled[content].update(several)
     members: dict[str, list[str]] = defaultdict(list)
-    for content, label in stratum.items():
-        members[label].append(content)
+    for content, names in labelled.items():
+        members[min(names, key=lambda label: (frequency[label], label))].append(content)
     part: dict[str, str] = {}
     for found in members.values():
         found.sort(key=lambda content: hashlib.sha256(f"{seed}\n{content}".encode("utf-8", "surrogatepass")).digest())

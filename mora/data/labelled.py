@@ -70,9 +70,10 @@ class Labelled:
         unknown = Counter(label for labels in self.labels for label in labels if label not in set(names))
         if unknown:
             found = listed(f"{label!r} ({count} rows)" for label, count in unknown.items())
-            raise ValueError(
-                f"{self.where}: got the labels {found}, expected one of the {len(names)} known: {listed(names)}"
-            )
+            known = f"the {len(names)} known classes: {listed(names)}"
+            raise ValueError(f"{self.where}: got the labels {found}, expected {known}")
+        if classes is None and len(names) < 2:
+            raise ValueError(f"{self.where}: every row is of one class ({names[0]}), expected two classes at least")
         return Task(name, names, several, "macro_f1" if several else "accuracy")
 
     def refuse_unseen(self, parts: Sequence[str]) -> None:

@@ -217,7 +217,7 @@ def _read_jsonl(path: Path) -> dict[str, list[Any]]:
         for name in ("image", "text"):
             if not isinstance(row.get(name), (str, type(None))):
                 raise ValueError(
-                    f"{path}: got {name} of type {type(row[name]).__name__} in line {number}, expected text"
+                    f"{path}: got {name} of type {type(row[name]).__name__} in line {number}, expected text or null"
                 )
         rows.append(row)
     if not rows:

@@ -100,7 +100,8 @@ def _build_split(name: str, split: str, source: Raw, out: Path, skip: bool, prog
     rows, broken = write_split(path, split, found, PUBLISHED[name], keep=skip, progress=progress)
     broken = [*found.problems, *broken]
     if broken and not skip:
-        return f"not written, {len(broken):,} files missing or broken", broken
+        earlier = " (the file of an earlier run stays)" if path.is_file() else ""
+        return f"not written, {len(broken):,} files missing or broken{earlier}", broken
     entry = {
         "rows": rows,
         "bytes": path.stat().st_size,

@@ -63,7 +63,7 @@ def _bar(total: int, label: str | None) -> Any:
     """A progress bar; one that shows nothing without a label."""
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=label, unit="image", disable=label is None)
+    return tqdm(total=total, desc=label, unit="image", leave=False, disable=label is None)
 
 
 def _read(row: RawRow) -> bytes | str:
