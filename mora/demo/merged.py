@@ -14,9 +14,10 @@ import mora
 from mora.checkpoint.files import pack_tensors, write_bytes
 from mora.demo.methods import adapt
 from mora.demo.prefixes import Inputs, Prefixes
-from mora.demo.settings import MORA_VARIANTS, Settings
+from mora.demo.settings import Settings
 from mora.demo.training import Embedder, Run, combine, embed_all, restore
 from mora.families import family_of
+from mora.training.methods import MORA_VARIANTS
 
 README = """# A CLIP adapted with MoRA and merged: {label}, seed {seed}
 

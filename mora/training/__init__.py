@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mora.training.backbone import Backbone, load_backbone
     from mora.training.config import TrainConfig
+    from mora.training.result import Result
     from mora.training.run import LoadedRun, load_run
-    from mora.training.trainer import Result, Trainer, train
+    from mora.training.trainer import Trainer, train
 
 __all__ = ["Backbone", "LoadedRun", "Result", "TrainConfig", "Trainer", "load_backbone", "load_run", "train"]
 
@@ -18,7 +19,7 @@ PLACES = {
     "TrainConfig": "config",
     "LoadedRun": "run",
     "load_run": "run",
-    "Result": "trainer",
+    "Result": "result",
     "Trainer": "trainer",
     "train": "trainer",
 }

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,7 @@ from mora.data.table_files import find_table, load_table
 from mora.data.tables import Missing, MissingTable, draw_table, per_sample
 from mora.training.backbone import Backbone, with_policy
 from mora.training.batches import Inputs, Subset, spread
-from mora.training.config import FREE_ON_RESUME, TrainConfig
-from mora.version import __version__
+from mora.training.config import TrainConfig
 
 INSTALL = "pip install 'mora-kernels[train]'"
 # Offsets of the tables' seeds, so that no two splits draw alike.
@@ -161,72 +158,3 @@ def token_policy(config: TrainConfig, dataset: Dataset) -> str:
     if config.token_policy != "auto":
         return config.token_policy
     return "official" if dataset.name in PRESETS else "plain"
-
-
-def versions() -> dict[str, str]:
-    """What is installed of the packages that can move a number."""
-    found = {"mora-kernels": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def describe(
-    config: TrainConfig, backbone: Backbone, splits: Mapping[str, Split], policy: str, processes: int
-) -> dict[str, Any]:
-    """The content of config.json."""
-    dataset = splits["train"].dataset
-    return {
-        "data": {
-            "source": config.data,
-            "name": dataset.name,
-            "metric": dataset.metric,
-            "multi_label": dataset.multi_label,
-            "options": options_of(config),
-            "classes": list(dataset.classes),
-            "rows": {name: len(split.dataset) for name, split in splits.items()},
-            "fingerprints": {name: split.dataset.fingerprint for name, split in splits.items()},
-            "broken": {name: list(split.dataset.broken) for name, split in splits.items() if split.dataset.broken},
-        },
-        "backbone": {
-            "name": backbone.name,
-            "pretrained": backbone.pretrained,
-            "image_size": list(backbone.image_size),
-            "sha256": backbone.fingerprint(),
-        },
-        "method": config.method,
-        "mora": config.mora.to_dict(),
-        "lora_scale": config.lora_scale,
-        "token_policy": policy,
-        "tables": {name: split.table for name, split in splits.items()},
-        "train": config.to_dict(),
-        "processes": processes,
-        "versions": versions(),
-    }
-
-
-def check_same_run(stored: Mapping[str, Any], now: Mapping[str, Any], folder: str) -> None:
-    """Raise ValueError that names the first thing in which a run to be continued differs from the one in `folder`."""
-    wanted = ("train", "data", "backbone", "tables", "token_policy", "processes")
-    old, new = (
-        {key: value for part in wanted for key, value in flat(part, given.get(part))} for given in (stored, now)
-    )
-    for key in [*new, *(key for key in old if key not in new)]:
-        name = key.removeprefix("train.")
-        if name.split(".")[0] in FREE_ON_RESUME:
-            continue
-        if old.get(key) != new.get(key):
-            raise ValueError(
-                f"{name}: {folder} was started with {old.get(key)!r}, this call has {new.get(key)!r}: expected the "
-                "same to resume; use another --out for another run"
-            )
-
-
-def flat(prefix: str, value: Any) -> list[tuple[str, Any]]:
-    """(dotted name, value) of everything inside nested objects."""
-    if isinstance(value, Mapping):
-        return [pair for key, inner in value.items() for pair in flat(f"{prefix}.{key}", inner)]
-    return [(prefix, value)]

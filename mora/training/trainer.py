@@ -6,14 +6,12 @@ import math
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mora.checkpoint.files import read_json
 from mora.classifier import MissingModalityClassifier
 from mora.data.dataset import Dataset
 from mora.training import setup
@@ -21,47 +19,22 @@ from mora.training.backbone import Backbone, load_backbone
 from mora.training.batches import epoch_order, shares
 from mora.training.checkpoints import Progress, State, pack, read_checkpoint, write_checkpoint
 from mora.training.config import TrainConfig
+from mora.training.describe import check_same_run, describe, introduction
 from mora.training.engine import Engine, Step
 from mora.training.log import Log, clock
 from mora.training.methods import adapt
+from mora.training.result import Result
 from mora.training.run import (
     BEST,
     CHECKPOINTS,
     CONFIG,
     LOG,
     METRICS,
-    RESULT,
     read_config,
     remove_leftovers,
     save_best,
     write_config,
-    write_json,
 )
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a finished run found; metrics are shares of 1.
-
-    Attributes:
-        folder: the run folder; `mora.training.run.load_run` opens it.
-        best_epoch: the epoch that was kept, from 1.
-        validation: metrics of that epoch.
-        test: metrics of that epoch on the test split; None where there is none.
-        epochs: passes over the training split.
-        parameters: trained, head included.
-        skipped: steps that the gradient scaler left out.
-        seconds: of training and evaluation, interruptions not counted.
-    """
-
-    folder: Path
-    best_epoch: int
-    validation: dict[str, float]
-    test: dict[str, float] | None
-    epochs: int
-    parameters: int
-    skipped: int
-    seconds: float
 
 
 class Trainer:
@@ -95,7 +68,7 @@ class Trainer:
         self.task = datasets["train"]
         policy = setup.token_policy(config, self.task)
         self.splits = setup.prepare(config, self.backbone, datasets, policy)
-        self.description = setup.describe(config, self.backbone, self.splits, policy, processes)
+        self.description = describe(config, self.backbone, self.splits, policy, processes)
         self.model = MissingModalityClassifier(
             self.backbone.model, len(self.task.classes), self.backbone.missing_image, self.backbone.empty_text
         )
@@ -121,10 +94,11 @@ class Trainer:
             OSError: the folder cannot be written.
         """
         state = self.open_folder(resume)
-        if (done := self.finished()) is not None:
+        if (done := Result.read(self.folder)) is not None:
+            self.log.say(f"{self.folder}: finished already")
             return done
-        if self.accelerator.num_processes > 1:
-            setup.seed_everything(self.config.seed + self.accelerator.process_index)
+        # Dropout draws from here on, differently in every process, whatever was drawn since the trainer was built.
+        setup.seed_everything(self.config.seed + 1 + self.accelerator.process_index)
         self.started = time.perf_counter()
         self.start_trackers(state)
         if state is not None:
@@ -151,7 +125,7 @@ class Trainer:
             raise ValueError(f"out: got {self.folder}, which {what}, expected a new folder, or --resume to go on")
         self.accelerator.wait_for_everyone()
         if stored:
-            setup.check_same_run(read_config(self.folder), self.description, str(self.folder))
+            check_same_run(read_config(self.folder), self.description, str(self.folder))
             state = read_checkpoint(self.folder / CHECKPOINTS)
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
@@ -165,15 +139,6 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         return None
 
-    def finished(self) -> Result | None:
-        """The result of a run that is over; None while it is not."""
-        path = self.folder / RESULT
-        if not path.is_file():
-            return None
-        saved = read_json(path)
-        self.log.say(f"{self.folder}: finished already")
-        return Result(**{**saved, "folder": self.folder})
-
     def start_trackers(self, state: State | None) -> None:
         """Begin to report to the trackers asked for."""
         if self.config.tracker == "none":
@@ -185,22 +150,13 @@ class Trainer:
     def introduce(self, state: State | None) -> None:
         """Say what is going to happen."""
         if state is not None:
-            at = f"epoch {self.progress.epoch}, step {self.progress.step} of {self.steps}"
-            self.log.say(f"resumed at {at}")
+            self.log.say(f"resumed at epoch {self.progress.epoch}, step {self.progress.step} of {self.steps}")
             return
-        config, count = self.config, sum(p.numel() for p in self.engine.trained.values())
-        device, processes = self.accelerator.device.type, self.accelerator.num_processes
-        total = sum(p.numel() for p in self.model.model.parameters())
-        self.log.say(
-            f"{config.method} on {self.backbone.name}: {count:,} trained parameters (head included), "
-            f"{100 * count / total:.2f} % of {total:,}; {config.precision}, {device} x {processes}"
-        )
-        rows = ", ".join(f"{name} {split.counts()}" for name, split in self.splits.items())
-        self.log.say(f"{self.task.name}, {len(self.task.classes)} classes: {rows}")
-        step = config.batch * config.accumulation * processes
-        self.log.say(f"{config.epochs} epochs of {self.steps_per_epoch} steps of {step} rows")
-        if warning := setup.one_modality(self.splits["train"]):
-            self.log.say(warning)
+        place, processes = self.accelerator.device.type, self.accelerator.num_processes
+        for line in introduction(
+            self.config, self.splits, self.engine.trained, self.model.model, place, processes, self.steps_per_epoch
+        ):
+            self.log.say(line)
 
     def train_epoch(self) -> None:
         """The rest of the epoch in progress."""
@@ -315,7 +271,7 @@ class Trainer:
             f"{clock(result.seconds)}; {self.folder}"
         )
         if self.accelerator.is_main_process:
-            write_json(self.folder / RESULT, {**vars(result), "folder": str(self.folder)})
+            result.write()
         return result
 
 
