@@ -6,11 +6,11 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from mora.commands import data, demo, doctor, train
+from mora.commands import data, demo, doctor, evaluate, merge, predict, train
 from mora.commands.parser import Parser
 from mora.version import __version__
 
-COMMANDS = (demo, data, train, doctor)
+COMMANDS = (demo, data, train, evaluate, predict, merge, doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from mora.classifier import MissingModalityClassifier
+from mora.data.corruption import Corrupted
 from mora.data.dataset import Dataset, Sample
-from mora.data.missing import IMAGE_MISSING, TEXT_MISSING, combine_missing
+from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
 
 if TYPE_CHECKING:
     from mora.training.run import LoadedRun
@@ -54,13 +55,12 @@ class Reader(torch.utils.data.Dataset[Prepared]):
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What the towers say about one split, on the CPU.
+    """What the towers say about one split, on the CPU; `len` is its number of samples.
 
     Attributes:
-        image: [R + 1, e], one per image row, the substitute's last.
+        image: [R + 1, e], one per image, the substitute's last.
         text: [N + 1, e], one per sample, the substitute's last.
         image_row: int64 [N], the row of `image` that each sample shows.
-        available: int8 [N], natural absence.
         labels: int64 [N] or float32 [N, C].
         groups: int64 [N] where several samples show one image, else None.
         head: the classifier's linear layer.
@@ -69,7 +69,6 @@ class Embeddings:
     image: Tensor
     text: Tensor
     image_row: Tensor
-    available: Tensor
     labels: Tensor
     groups: Tensor | None
     head: nn.Linear
@@ -77,19 +76,12 @@ class Embeddings:
     def __len__(self) -> int:
         return len(self.image_row)
 
-    def lacks(self, table: Tensor) -> Tensor:
-        """What each sample lacks, int8 [N], under a table of one value per image row and its natural absence.
-
-        Raises ValueError for a table of another length.
-        """
-        rows = len(self.image) - 1
-        if tuple(table.shape) != (rows,):
-            raise ValueError(f"table: got shape {tuple(table.shape)}, expected ({rows},): one value per image row")
-        return combine_missing(self.available, table[self.image_row])
-
     @torch.no_grad()
     def logits(self, lacks: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """(sample indices [B], logits [B, C]) of all samples in order, a few thousand at a time."""
+        """(sample indices [B], logits [B, C]) of all samples in order, a few thousand at a time.
+
+        `lacks` [N] says what each sample lacks: 0 nothing, 1 its text, 2 its image; see `mora.data.per_sample`.
+        """
         device = self.head.weight.device
         for index in torch.arange(len(self)).split(HEAD_ROWS):
             image = self.image_row[index].masked_fill(lacks[index] == IMAGE_MISSING, len(self.image) - 1)
@@ -118,15 +110,9 @@ def embed(
     Raises ValueError when an image cannot be read, or a sample is not as `available()` says.
     """
     model = run.model.eval()
-    groups = dataset.groups()
-    image_row = torch.arange(len(dataset)) if groups is None else groups
-    available = dataset.available()
-    first = torch.zeros(dataset.rows, dtype=torch.bool)
-    wanted = torch.zeros(len(dataset), dtype=torch.bool)
-    for index, row in enumerate(image_row.tolist()):
-        if int(available[index]) != IMAGE_MISSING and not first[row]:
-            first[row] = wanted[index] = True
-    image = substitute(model, "image").repeat(dataset.rows + 1, 1)
+    available, image_row = dataset.available(), rows_of_images(dataset)
+    wanted = first_of_each(image_row, available != IMAGE_MISSING)
+    image = substitute(model, "image").repeat(int(image_row.max()) + 2, 1)
     text = substitute(model, "text").repeat(len(dataset) + 1, 1)
     loader = torch.utils.data.DataLoader(
         Reader(dataset, run.preprocess, wanted), batch_size=batch, num_workers=workers, collate_fn=list
@@ -142,7 +128,23 @@ def embed(
             text[[sample.position for sample in read]] = tower(model, "text", run.tokenize([s.text for s in read]))
         if progress is not None:
             progress(len(samples))
-    return Embeddings(image, text, image_row, available, dataset.labels(), groups, model.head)
+    return Embeddings(image, text, image_row, dataset.labels(), dataset.groups(), model.head)
+
+
+def rows_of_images(dataset: Dataset) -> Tensor:
+    """Which image each sample shows, int64 [N]; corruption makes every sample's image its own."""
+    groups = None if isinstance(dataset, Corrupted) else dataset.groups()
+    return torch.arange(len(dataset)) if groups is None else groups
+
+
+def first_of_each(rows: Tensor, there: Tensor) -> Tensor:
+    """The first sample of every row among those that are there, bool [N]."""
+    wanted, seen = torch.zeros_like(there), set()
+    for index in there.nonzero().flatten().tolist():
+        if (row := int(rows[index])) not in seen:
+            seen.add(row)
+            wanted[index] = True
+    return wanted
 
 
 def tower(model: MissingModalityClassifier, modality: str, rows: Tensor) -> Tensor:

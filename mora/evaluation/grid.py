@@ -2,56 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
+from mora.checkpoint.files import digest
 from mora.data.dataset import Dataset
-from mora.data.missing import COMPLETE, IMAGE_MISSING, KINDS, TEXT_MISSING, missing_table
+from mora.data.missing import COMPLETE, IMAGE_MISSING, KINDS, TEXT_MISSING
+from mora.data.tables import Missing, MissingTable, draw_table, per_sample
 from mora.evaluation.embeddings import Embeddings, embed
 from mora.evaluation.metrics import Metric
 
 if TYPE_CHECKING:
     from mora.training.run import LoadedRun
 
-NOTHING, FROM_FILE = "nothing", "table"
+NOTHING = "none"
 RATES, SEEDS = (0.5, 0.7, 0.9), (0, 1, 2)
-
-
-class Condition(NamedTuple):
-    """What is taken away: `kind` "text", "image" or "both" from a share `rate` of the image rows; or "nothing"."""
-
-    kind: str
-    rate: float
-
-    @classmethod
-    def parse(cls, text: str) -> Condition:
-        """Read "both:0.7" or "nothing"; ValueError for anything else."""
-        kind, _, rate = text.partition(":")
-        if text == NOTHING:
-            return cls(NOTHING, 0.0)
-        try:
-            return cls(kind, float(rate)).checked()
-        except ValueError as error:
-            raise ValueError(
-                f"missing: got {text!r}, expected 'nothing', or text, image or both with the share of rows that lack "
-                "it, such as 'both:0.7'"
-            ) from error
-
-    def checked(self) -> Condition:
-        """Itself; ValueError for an unknown kind or a rate outside [0, 1]."""
-        if self.kind not in KINDS:
-            raise ValueError(f"types: got {self.kind!r}, expected one of {', '.join(map(repr, KINDS))}")
-        if not 0.0 <= self.rate <= 1.0:
-            raise ValueError(f"rates: got {self.rate}, expected a share between 0 and 1")
-        return self
-
-    def __str__(self) -> str:
-        return NOTHING if self.kind == NOTHING else f"{self.kind}:{self.rate:g}"
 
 
 @dataclass(frozen=True)
@@ -63,13 +31,15 @@ class Result:
         method: how it was trained.
         data: name of the data set.
         split: of the data set.
-        kind: what was taken away: "nothing", "text", "image", "both"; "table" for a table of your own.
-        rate: share of image rows it was taken from; of a table of your own, the share it says.
-        seed: of the table; None where none was drawn.
+        kind: what was taken away: "none", "text", "image" or "both".
+        rate: share of image rows it was taken from.
+        both_ratio: under "both", the share of these that lost their image and not their text.
+        seed: of the missing table; None where nothing was taken, and for published files, which do not tell.
+        table: file the missing table was read from; None for one that was drawn.
         rows: samples scored; `complete`, `text_missing` and `image_missing` add up to it, natural absence included.
         metric: name of the headline figure.
         figures: every figure by name, a share of 1.
-        table_sha256: of what each sample lacked.
+        lacks_sha256: of what each sample lacked.
     """
 
     model: str
@@ -78,19 +48,26 @@ class Result:
     split: str
     kind: str
     rate: float
+    both_ratio: float | None
     seed: int | None
+    table: str | None
     rows: int
     complete: int
     text_missing: int
     image_missing: int
     metric: str
     figures: dict[str, float]
-    table_sha256: str
+    lacks_sha256: str
 
     @property
     def value(self) -> float:
         """The headline figure."""
         return self.figures[self.metric]
+
+    @property
+    def condition(self) -> str:
+        """What was taken away, as a word: the kind, with the share of images where it is not a half."""
+        return self.kind if self.both_ratio in (None, 0.5) else f"{self.kind}:{self.both_ratio:g}"
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types."""
@@ -100,9 +77,9 @@ class Result:
 def evaluate(
     run: LoadedRun,
     dataset: Dataset,
-    missing: str | Condition = NOTHING,
+    missing: str | Missing = "none",
     seed: int = 0,
-    table: Tensor | None = None,
+    table: MissingTable | None = None,
     label: str | None = None,
     batch: int = 64,
     workers: int = 0,
@@ -114,7 +91,7 @@ def evaluate(
         dataset: one split, with the classes of the run.
         missing: what is taken away in addition to natural absence, "both:0.7"; a rate counts what is MISSING.
         seed: of the missing table.
-        table: a missing table of your own, one value per image row, instead of `missing` and `seed`.
+        table: a missing table of your own, from `mora.data.load_table`, instead of `missing` and `seed`.
         label: name of the model in the result; None takes the method's.
         batch: samples at a time.
         workers: processes that read and preprocess.
@@ -123,9 +100,9 @@ def evaluate(
     metric is not defined.
     """
     if table is not None:
-        return cells(run, dataset, [], (seed,), table, label, batch, workers)[0]
-    condition = Condition.parse(missing) if isinstance(missing, str) else missing
-    return cells(run, dataset, [condition], (seed,), None, label, batch, workers)[0]
+        return cells(run, dataset, [], (seed,), {"": table}, label, batch, workers)[0]
+    condition = Missing.parse(missing) if isinstance(missing, str) else missing
+    return cells(run, dataset, [condition], (seed,), {}, label, batch, workers)[0]
 
 
 def grid(
@@ -143,76 +120,76 @@ def grid(
 
     Arguments and errors are those of `evaluate`; `progress` is told the number of samples embedded.
     """
-    conditions = [Condition(NOTHING, 0.0), *(Condition(kind, rate) for kind in types for rate in rates)]
-    return cells(run, dataset, conditions, seeds, None, label, batch, workers, progress)
+    return cells(run, dataset, conditions_of(types, rates), seeds, {}, label, batch, workers, progress)
+
+
+def conditions_of(types: Sequence[str], rates: Sequence[float]) -> list[Missing]:
+    """Nothing, then every type at every rate; ValueError for an unknown type or a rate outside [0, 1]."""
+    return [Missing(), *(Missing(kind, rate) for kind in types for rate in rates)]
 
 
 def cells(
     run: LoadedRun,
     dataset: Dataset,
-    conditions: Iterable[Condition],
+    conditions: Sequence[Missing],
     seeds: Sequence[int],
-    table: Tensor | None = None,
+    tables: Mapping[str, MissingTable] | None = None,
     label: str | None = None,
     batch: int = 64,
     workers: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> list[Result]:
-    """A result per condition and seed, and one for `table`; "nothing" has no seed."""
-    conditions = [c if c.kind == NOTHING else c.checked() for c in conditions]
+    """A result per condition and seed (one where nothing is taken), and one per table, by the name of its file."""
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds: got {list(seeds)}, expected at least one, each once")
     check_fits(run, dataset)
+    drawn = [
+        draw_table(dataset, condition, seed)
+        for condition in dict.fromkeys(given if given.rate else Missing() for given in conditions)
+        for seed in (seeds if condition.rate else seeds[:1])
+    ]
+    given = [(None, table) for table in drawn] + [(file or None, table) for file, table in (tables or {}).items()]
+    lacks = [per_sample(table, dataset) for _, table in given]
     embeddings = embed(run, dataset, batch, workers, progress)
-    found = []
-    for condition in conditions:
-        for seed in (None,) if condition.kind == NOTHING else seeds:
-            drawn = draw(dataset, condition, seed or 0)
-            found.append(score(run, dataset, embeddings, drawn, condition, seed, label))
-    if table is not None:
-        condition = Condition(FROM_FILE, float((table != COMPLETE).double().mean()))
-        found.append(score(run, dataset, embeddings, table, condition, None, label))
-    return found
-
-
-def draw(dataset: Dataset, condition: Condition, seed: int) -> Tensor:
-    """The missing table of a condition, one value per image row."""
-    if condition.kind == NOTHING:
-        return torch.zeros(dataset.rows)
-    return missing_table(dataset.rows, condition.rate, condition.kind, seed)
+    return [
+        score(run, dataset, embeddings, table, what, file, label)
+        for (file, table), what in zip(given, lacks, strict=True)
+    ]
 
 
 def score(
     run: LoadedRun,
     dataset: Dataset,
     embeddings: Embeddings,
-    table: Tensor,
-    condition: Condition,
-    seed: int | None,
+    table: MissingTable,
+    lacks: Tensor,
+    file: str | None,
     label: str | None,
 ) -> Result:
-    """The result of one table."""
-    lacks = embeddings.lacks(table)
+    """The result of one table, and of what each sample lacks under it."""
     metric = Metric(run.metric, len(run.classes), run.multi_label)
     for index, logits in embeddings.logits(lacks):
         groups = None if embeddings.groups is None else embeddings.groups[index]
         metric.update(logits, embeddings.labels[index], groups)
     counts = {value: int((lacks == value).sum()) for value in (COMPLETE, TEXT_MISSING, IMAGE_MISSING)}
+    missing = table.missing
     return Result(
         model=label or run.method,
         method=run.method,
         data=dataset.name,
         split=dataset.split,
-        kind=condition.kind,
-        rate=condition.rate,
-        seed=seed,
+        kind=missing.kind if missing.rate else NOTHING,
+        rate=missing.rate,
+        both_ratio=missing.both_ratio if missing.rate and missing.kind == "both" else None,
+        seed=table.seed if missing.rate else None,
+        table=file,
         rows=len(lacks),
         complete=counts[COMPLETE],
         text_missing=counts[TEXT_MISSING],
         image_missing=counts[IMAGE_MISSING],
         metric=run.metric,
         figures=metric.compute(),
-        table_sha256=hashlib.sha256(lacks.to(torch.int8).numpy().tobytes()).hexdigest(),
+        lacks_sha256=digest(lacks.numpy().tobytes()),
     )
 
 

