@@ -195,6 +195,15 @@ def copy_strictly(path: Path, tensors: Mapping[str, Tensor], targets: Mapping[st
         target.copy_(tensors[name])
 
 
+def check_folder(folder: Path, resume: bool) -> None:
+    """Raise ValueError for a run folder that is in use and not to be resumed, or is no folder."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"out: got {folder}, which is a file, expected a folder")
+    if not resume and folder.is_dir() and any(folder.iterdir()):
+        what = "holds a run" if (folder / CONFIG).is_file() else "is not empty"
+        raise ValueError(f"out: got {folder}, which {what}, expected a new folder, or --resume to go on")
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove what a kill left of files and folders that were about to appear."""
     for place in (folder, folder / CHECKPOINTS):
