@@ -32,7 +32,6 @@ def build(
     *,
     skip_broken: bool = False,
     accept_counts: bool = False,
-    progress: bool = False,
     report: Callable[[str], None] = print,
 ) -> None:
     """Write `{train,val,test}.arrow` and `dataset.json` of a published data set into `out`.
@@ -47,7 +46,6 @@ def build(
         out: where to write.
         skip_broken: leave out samples whose files are missing or broken, instead of refusing their split.
         accept_counts: build though the numbers of images are not the published ones.
-        progress: show a progress bar for every split.
         report: called with a line for every split.
 
     Raises:
@@ -66,7 +64,7 @@ def build(
     broken: dict[str, list[str]] = {}
     try:
         for split in SPLITS:
-            states[split], broken[split] = _build_split(name, split, source, out, skip_broken, progress)
+            states[split], broken[split] = _build_split(name, split, source, out, skip_broken)
             report(f"{split}: {states[split]}")
     except (OSError, KeyboardInterrupt) as error:
         account = "; ".join(f"{split}: {state}" for split, state in states.items())
@@ -88,16 +86,16 @@ def _check_counts(name: str, raw: Path, source: Raw, accept: bool) -> None:
         )
 
 
-def _build_split(name: str, split: str, source: Raw, out: Path, skip: bool, progress: bool) -> tuple[str, list[str]]:
+def _build_split(name: str, split: str, source: Raw, out: Path, skip: bool) -> tuple[str, list[str]]:
     """What became of a split, in words, and the names of its broken files."""
     found = source.splits[split]
     path = out / f"{SPLIT_NAMES[split][0]}.arrow"
     state = _digest(found, skip)
-    described = read_json(out / DESCRIPTION) if (out / DESCRIPTION).is_file() else {}
-    done = described.get("splits", {}).get(split, {})
+    kept = _kept(name, out)
+    done = kept.get(split, {})
     if path.is_file() and done.get("source") == state and done.get("bytes") == path.stat().st_size:
         return f"{done['rows']:,} images, unchanged", list(done["left_out"])
-    rows, broken = write_split(path, split, found, PUBLISHED[name], keep=skip, progress=progress)
+    rows, broken = write_split(path, split, found, PUBLISHED[name], keep=skip)
     broken = [*found.problems, *broken]
     if broken and not skip:
         earlier = " (the file of an earlier run stays)" if path.is_file() else ""
@@ -109,7 +107,6 @@ def _build_split(name: str, split: str, source: Raw, out: Path, skip: bool, prog
         "left_out": broken,
         "without_text": found.textless,
     }
-    kept = described.get("splits", {}) if described.get("name") == name else {}
     described = {
         "format": FORMAT,
         "name": name,
@@ -120,6 +117,14 @@ def _build_split(name: str, split: str, source: Raw, out: Path, skip: bool, prog
     left_out = f", {len(broken):,} broken left out" if broken else ""
     textless = f", {len(found.textless):,} without a text left out" if found.textless else ""
     return f"{rows:,} images written{left_out}{textless}", broken
+
+
+def _kept(name: str, out: Path) -> dict[str, dict[str, Any]]:
+    """What `dataset.json` says of the splits that are done; nothing when it is of another data set or format."""
+    path = out / DESCRIPTION
+    described = read_json(path) if path.is_file() else {}
+    same = (described.get("format"), described.get("name")) == (FORMAT, name)
+    return dict(described["splits"]) if same else {}
 
 
 def _digest(found: RawSplit, skip: bool) -> str:
