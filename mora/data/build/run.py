@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mora.checkpoint.files import read_json, write_bytes
-from mora.data.arrow import DESCRIPTION
+from mora.checkpoint.files import write_bytes
 from mora.data.build import food101, hateful_memes, mmimdb
+from mora.data.build.description import Description
 from mora.data.build.raw import Raw, RawSplit
 from mora.data.build.write import write_split
 from mora.data.dataset import SPLITS, fingerprint
 from mora.data.messages import listed
 from mora.data.published import PUBLISHED, SPLIT_NAMES
 
-FORMAT = 1
 BROKEN = "broken.txt"
 READERS: dict[str, Callable[[Path], Raw]] = {
     "mmimdb": mmimdb.read,
@@ -59,12 +58,12 @@ def build(
         raise FileNotFoundError(f"raw: got {raw}, no such folder, expected the raw folder of {name}")
     source = READERS[name](raw)
     _check_counts(name, raw, source, accept_counts)
-    out.mkdir(parents=True, exist_ok=True)
+    description = Description.open(out, name, source.classes)
     states: dict[str, str] = dict.fromkeys(SPLITS, "not written")
     broken: dict[str, list[str]] = {}
     try:
         for split in SPLITS:
-            states[split], broken[split] = _build_split(name, split, source, out, skip_broken)
+            states[split], broken[split] = _build_split(split, source.splits[split], description, skip_broken)
             report(f"{split}: {states[split]}")
     except (OSError, KeyboardInterrupt) as error:
         account = "; ".join(f"{split}: {state}" for split, state in states.items())
@@ -86,45 +85,23 @@ def _check_counts(name: str, raw: Path, source: Raw, accept: bool) -> None:
         )
 
 
-def _build_split(name: str, split: str, source: Raw, out: Path, skip: bool) -> tuple[str, list[str]]:
+def _build_split(split: str, found: RawSplit, description: Description, skip: bool) -> tuple[str, list[str]]:
     """What became of a split, in words, and the names of its broken files."""
-    found = source.splits[split]
-    path = out / f"{SPLIT_NAMES[split][0]}.arrow"
+    path = description.folder / f"{SPLIT_NAMES[split][0]}.arrow"
     state = _digest(found, skip)
-    kept = _kept(name, out)
-    done = kept.get(split, {})
+    done = description.splits.get(split, {})
     if path.is_file() and done.get("source") == state and done.get("bytes") == path.stat().st_size:
         return f"{done['rows']:,} images, unchanged", list(done["left_out"])
-    rows, broken = write_split(path, split, found, PUBLISHED[name], keep=skip)
+    rows, broken = write_split(path, split, found, PUBLISHED[description.name], keep=skip)
     broken = [*found.problems, *broken]
     if broken and not skip:
         earlier = " (the file of an earlier run stays)" if path.is_file() else ""
         return f"not written, {len(broken):,} files missing or broken{earlier}", broken
-    entry = {
-        "rows": rows,
-        "bytes": path.stat().st_size,
-        "source": state,
-        "left_out": broken,
-        "without_text": found.textless,
-    }
-    described = {
-        "format": FORMAT,
-        "name": name,
-        "classes": list(source.classes),
-        "splits": {**kept, split: entry},
-    }
-    write_bytes(out / DESCRIPTION, json.dumps(described, indent=1, ensure_ascii=False).encode())
+    size = {"rows": rows, "bytes": path.stat().st_size, "source": state}
+    description.record(split, {**size, "left_out": broken, "without_text": found.textless})
     left_out = f", {len(broken):,} broken left out" if broken else ""
     textless = f", {len(found.textless):,} without a text left out" if found.textless else ""
     return f"{rows:,} images written{left_out}{textless}", broken
-
-
-def _kept(name: str, out: Path) -> dict[str, dict[str, Any]]:
-    """What `dataset.json` says of the splits that are done; nothing when it is of another data set or format."""
-    path = out / DESCRIPTION
-    described = read_json(path) if path.is_file() else {}
-    same = (described.get("format"), described.get("name")) == (FORMAT, name)
-    return dict(described["splits"]) if same else {}
 
 
 def _digest(found: RawSplit, skip: bool) -> str:
@@ -132,10 +109,10 @@ def _digest(found: RawSplit, skip: bool) -> str:
 
     def state(path: Path) -> list[Any]:
         stat = path.stat() if path.is_file() else None
-        return [str(path), stat and stat.st_size, stat and stat.st_mtime_ns]
+        return [os.path.abspath(path), stat and stat.st_size, stat and stat.st_mtime_ns]
 
     rows = ([state(row.image), row.texts, row.label, row.extra] for row in found.rows)
-    return fingerprint([FORMAT, skip, found.problems, found.textless, *rows])
+    return fingerprint([skip, found.problems, found.textless, *rows])
 
 
 def _account(out: Path, broken: dict[str, list[str]], states: dict[str, str], skip: bool) -> None:
