@@ -16,6 +16,8 @@ from mora.data.dataset import SPLITS, Dataset
 from mora.data.missing import COMPLETE, IMAGE_MISSING, TEXT_MISSING, combine_missing, missing_table
 
 FORMAT = "mora missing table 1"
+# A seed's offset in each split, so that no two splits draw alike.
+TABLE_SEEDS = {"train": 0, "validation": 1000, "test": 2000, "all": 3000}
 FORM = "KIND:RATE or KIND:RATE:SHARE, such as both:0.7, text:0.5, both:0.7:0.25, or none"
 
 
@@ -97,6 +99,11 @@ class MissingTable:
         share = f"_share{missing.both_ratio:g}" if missing.kind == "both" and missing.both_ratio != 0.5 else ""
         data = re.sub(r"[^\w.-]+", "-", self.data)
         return f"{data}_{self.split}_missing_{missing.kind}_{missing.rate:g}{share}_seed{self.seed}.safetensors"
+
+
+def table_seed(seed: int, split: str) -> int:
+    """The seed of one split's table where one seed is given for all: 42, 1042, 2042 for train, validation, test."""
+    return seed + TABLE_SEEDS[split]
 
 
 def draw_table(dataset: Dataset, missing: Missing, seed: int) -> MissingTable:
