@@ -14,6 +14,7 @@ from torch import Tensor
 from mora.checkpoint.files import digest, pack_tensors, write_bytes
 from mora.data.dataset import SPLITS, Dataset
 from mora.data.missing import COMPLETE, IMAGE_MISSING, TEXT_MISSING, combine_missing, missing_table
+from mora.data.published import split_name
 
 FORMAT = "mora missing table 1"
 # A seed's offset in each split, so that no two splits draw alike.
@@ -62,8 +63,9 @@ def parse_missing(text: str) -> dict[str, Missing]:
         return dict.fromkeys(SPLITS, Missing.parse(text))
     given: dict[str, Missing] = {}
     for part in text.split(","):
-        split, _, value = part.strip().partition("=")
-        if split not in SPLITS or split in given:
+        word, _, value = part.strip().partition("=")
+        split = split_name(word)
+        if split is None or split in given:
             raise ValueError(f"missing: got {part.strip()!r}, expected {', '.join(SPLITS)}, each once, = {FORM}")
         given[split] = Missing.parse(value)
     return {split: given.get(split, Missing()) for split in SPLITS}

@@ -243,6 +243,15 @@ def test_a_decompression_bomb_is_broken(tmp_path: Path, monkeypatch: pytest.Monk
         open_dataset(write(tmp_path, rows()), "train")[0]
 
 
+def test_what_is_left_without_the_broken_has_to_be_learnable(tmp_path: Path) -> None:
+    path = write(tmp_path, rows())
+    for index in range(0, 8, 2):
+        (tmp_path / f"{index}.png").unlink()
+    message = r"manifest, train \(after leaving out 4 broken images\): every row is of one class \(b\)"
+    with pytest.warns(match="left out 4 images"), pytest.raises(ValueError, match=message):
+        open_dataset(path, "train", on_broken="skip")
+
+
 def test_all_broken_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path, rows(), pictures=False)
     with pytest.warns(match="left out 8 images"), pytest.raises(ValueError, match="no image can be read: row 1: 0.png"):
