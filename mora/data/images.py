@@ -39,7 +39,7 @@ def decode(data: bytes, where: str) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
             image.load()
-            return _to_rgb(image)
+            return to_rgb(image)
     except Exception as error:  # decoders of damaged files raise a dozen kinds, from SyntaxError to struct.error
         reason = "it is empty" if not data else str(error) or repr(error)
         if "cannot identify" in reason:
@@ -57,13 +57,16 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as RGB, on white where it is transparent; sixteen bits are scaled to eight."""
     from PIL import Image
 
     if image.mode.startswith("I"):  # convert() would clip sixteen bits to white instead of scaling them
         import numpy
 
-        image = Image.fromarray((numpy.asarray(image) >> 8).clip(0, 255).astype(numpy.uint8))
+        pixels = numpy.asarray(image)
+        deep = image.mode != "I" or pixels.max() > 255
+        image = Image.fromarray((pixels >> 8 if deep else pixels).clip(0, 255).astype(numpy.uint8))
     if image.has_transparency_data:
         layers = image.convert("RGBA")
         if layers.getchannel("A").getextrema() != (255, 255):
