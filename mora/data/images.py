@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from PIL import Image
 
 # Pillow hands EPS to Ghostscript and reads dozens of formats nobody has pictures in: they stay closed.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+Item = TypeVar("Item")
 INSTALL = "pip install 'mora-kernels[train]'"
 
 
@@ -42,7 +43,8 @@ def decode(data: bytes, where: str) -> Image.Image:
     except Exception as error:  # decoders of damaged files raise a dozen kinds, from SyntaxError to struct.error
         reason = "it is empty" if not data else str(error) or repr(error)
         if "cannot identify" in reason:
-            reason = f"it is none of {', '.join(_formats())}"
+            drawing = b"<svg" in data[:4096]
+            reason = "it is an SVG: save it as PNG" if drawing else f"it is none of {', '.join(_formats())}"
         raise BrokenImageError(f"{where}: the image cannot be read: {reason}") from error
 
 
@@ -59,10 +61,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """An image of any mode as RGB, on white where it is transparent; sixteen bits are scaled to eight."""
     from PIL import Image
 
-    if image.mode.startswith("I;16"):  # convert() would clip sixteen bits to white instead of scaling them
+    if image.mode.startswith("I"):  # convert() would clip sixteen bits to white instead of scaling them
         import numpy
 
-        image = Image.fromarray((numpy.asarray(image) >> 8).astype(numpy.uint8))
+        pixels = numpy.asarray(image)
+        deep = image.mode != "I" or pixels.max() > 255
+        image = Image.fromarray((pixels >> 8 if deep else pixels).clip(0, 255).astype(numpy.uint8))
     if image.has_transparency_data:
         layers = image.convert("RGBA")
         if layers.getchannel("A").getextrema() != (255, 255):
@@ -81,6 +85,13 @@ def broken_images(read: Callable[[int], object], rows: Sequence[int]) -> Iterato
         return None
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes outside the interpreter's lock
-        for row, found in zip(rows, pool.map(message, rows), strict=True):
+        for row, found in zip(rows, progress(pool.map(message, rows), len(rows), "reading images"), strict=True):
             if found is not None:
                 yield row, found
+
+
+def progress(items: Iterable[Item], total: int, label: str) -> Iterable[Item]:
+    """`items`, counted by a progress bar in a terminal once that takes more than two seconds."""
+    from tqdm import tqdm
+
+    return tqdm(items, desc=label, total=total, unit="image", leave=False, disable=None, delay=2)
