@@ -95,7 +95,6 @@ def _build(options: argparse.Namespace, command: str) -> None:
         options.out,
         skip_broken=options.skip_broken,
         accept_counts=options.accept_counts,
-        progress=True,
     )
 
 

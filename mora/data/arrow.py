@@ -121,22 +121,38 @@ def _task(folder: Path, name: str | None, labels: Tensor, texts: str, classes: t
 
     `classes` names the labels where neither the files nor the publication do.
     """
-    described = read_json(folder / DESCRIPTION) if (folder / DESCRIPTION).is_file() else {}
-    known = name or described.get("name") or published_name(folder.name) or ("mmimdb" if texts == "plots" else None)
+    described_name, described_classes = _description(folder)
+    known = name or described_name or published_name(folder.name) or ("mmimdb" if texts == "plots" else None)
     multi_label = labels.ndim == 2
     data = PUBLISHED.get(published_name(str(known)) or "")
     if data is None:
         number = labels.shape[1] if multi_label else _highest_label(folder) + 1
-        classes = tuple(map(str, described.get("classes") or classes or range(number)))
+        classes = described_classes or classes or tuple(map(str, range(number)))
+        if multi_label and len(classes) != number:
+            raise ValueError(f"{folder}: got {number} labels per row, expected {len(classes)}, one for each class")
         return Task(str(known or folder.name), classes, multi_label, "macro_f1" if multi_label else "accuracy")
     numbered = [f"class {index}" for index in range(data.num_classes)]
-    classes = tuple(described.get("classes") or _class_index(folder) or data.classes or classes or numbered)
+    classes = tuple(described_classes or _class_index(folder) or data.classes or classes or numbered)
     width = labels.shape[1] if multi_label else len(classes)
     if multi_label != data.multi_label or width != len(classes):
         kind = f"{width} labels per row" if multi_label else "one label per row"
         expected = f"{data.num_classes} {'labels per row' if data.multi_label else 'classes, one label per row'}"
         raise ValueError(f"{folder}: got {kind}, expected {expected}, as {known} has; pass another name for other data")
     return Task(published_name(str(known)) or str(known), classes, multi_label, data.metric)
+
+
+def _description(folder: Path) -> tuple[str | None, tuple[str, ...]]:
+    """Name and classes out of `dataset.json`, where there is one; ValueError when they are something else."""
+    path = folder / DESCRIPTION
+    content = read_json(path) if path.is_file() else {}
+    name, classes = content.get("name"), content.get("classes", [])
+    if (
+        not isinstance(name, str | None)
+        or not isinstance(classes, list)
+        or not all(isinstance(c, str) for c in classes)
+    ):
+        raise ValueError(f"{path}: got name {name!r} and classes of another form, expected a text and a list of texts")
+    return name, tuple(classes)
 
 
 def _class_index(folder: Path) -> tuple[str, ...]:

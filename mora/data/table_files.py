@@ -15,7 +15,7 @@ from mora.data.dataset import Dataset
 from mora.data.messages import listed
 from mora.data.missing import COMPLETE, IMAGE_MISSING, KINDS, TEXT_MISSING, refuse_other_values
 from mora.data.published import published_name, split_name
-from mora.data.tables import FORMAT, Missing, MissingTable, refuse_stale, table_digest
+from mora.data.tables import FORMAT, Missing, MissingTable, draw_table, refuse_stale, table_digest
 
 # mmimdb_splittrain_missing_both_0.7.pt, and the peers' mmimdb_dev_missing_both_07.pt
 NAME = re.compile(r"(?P<data>.+?)_(?:split)?(?P<split>train|val|dev|test)_missing_(?P<kind>\w+?)_(?P<rate>[\d.]+)\.pt")
@@ -61,6 +61,8 @@ def find_table(folder: str | Path, dataset: Dataset, missing: Missing, seed: int
         ValueError: the folder has none, or two; the message lists what it has.
     """
     folder = Path(folder)
+    if missing.rate == 0:
+        return draw_table(dataset, missing, seed)  # nobody keeps tables that take nothing
     own = MissingTable(torch.zeros(0), missing, dataset.split, seed, dataset.name, None).file_name
     if (folder / own).is_file():
         return load_table(folder / own, dataset)

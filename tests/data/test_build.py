@@ -232,3 +232,16 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     (out / ".train.arrow.0123456789abcdef").write_bytes(b"half")
     run("food101", raw, out)
     assert not list(out.glob(".*"))
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    raw, out = synthetic.raw(tmp_path, "food101"), synthetic.arrow(tmp_path, "food101")
+    before = (out / "train.arrow").read_bytes()
+    with pytest.raises(
+        ValueError, match=r"out: got .*Food101 with test.arrow, train.arrow, val.arrow of unknown origin"
+    ):
+        run("food101", raw, out)
+    assert (out / "train.arrow").read_bytes() == before
+    run("food101", raw, tmp_path / "out")
+    with pytest.raises(ValueError, match="out: got .*out with food101 in format 1, expected a new folder"):
+        run("mmimdb", synthetic.raw(tmp_path, "mmimdb"), tmp_path / "out")

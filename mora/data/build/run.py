@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mora.checkpoint.files import read_json, write_bytes
-from mora.data.arrow import DESCRIPTION
+from mora.checkpoint.files import write_bytes
 from mora.data.build import food101, hateful_memes, mmimdb
+from mora.data.build.description import Description
 from mora.data.build.raw import Raw, RawSplit
 from mora.data.build.write import write_split
 from mora.data.dataset import SPLITS, fingerprint
 from mora.data.messages import listed
 from mora.data.published import PUBLISHED, SPLIT_NAMES
 
-FORMAT = 1
 BROKEN = "broken.txt"
 READERS: dict[str, Callable[[Path], Raw]] = {
     "mmimdb": mmimdb.read,
@@ -32,7 +31,6 @@ def build(
     *,
     skip_broken: bool = False,
     accept_counts: bool = False,
-    progress: bool = False,
     report: Callable[[str], None] = print,
 ) -> None:
     """Write `{train,val,test}.arrow` and `dataset.json` of a published data set into `out`.
@@ -47,7 +45,6 @@ def build(
         out: where to write.
         skip_broken: leave out samples whose files are missing or broken, instead of refusing their split.
         accept_counts: build though the numbers of images are not the published ones.
-        progress: show a progress bar for every split.
         report: called with a line for every split.
 
     Raises:
@@ -61,12 +58,12 @@ def build(
         raise FileNotFoundError(f"raw: got {raw}, no such folder, expected the raw folder of {name}")
     source = READERS[name](raw)
     _check_counts(name, raw, source, accept_counts)
-    out.mkdir(parents=True, exist_ok=True)
+    description = Description.open(out, name, source.classes)
     states: dict[str, str] = dict.fromkeys(SPLITS, "not written")
     broken: dict[str, list[str]] = {}
     try:
         for split in SPLITS:
-            states[split], broken[split] = _build_split(name, split, source, out, skip_broken, progress)
+            states[split], broken[split] = _build_split(split, source.splits[split], description, skip_broken)
             report(f"{split}: {states[split]}")
     except (OSError, KeyboardInterrupt) as error:
         account = "; ".join(f"{split}: {state}" for split, state in states.items())
@@ -88,35 +85,20 @@ def _check_counts(name: str, raw: Path, source: Raw, accept: bool) -> None:
         )
 
 
-def _build_split(name: str, split: str, source: Raw, out: Path, skip: bool, progress: bool) -> tuple[str, list[str]]:
+def _build_split(split: str, found: RawSplit, description: Description, skip: bool) -> tuple[str, list[str]]:
     """What became of a split, in words, and the names of its broken files."""
-    found = source.splits[split]
-    path = out / f"{SPLIT_NAMES[split][0]}.arrow"
+    path = description.folder / f"{SPLIT_NAMES[split][0]}.arrow"
     state = _digest(found, skip)
-    described = read_json(out / DESCRIPTION) if (out / DESCRIPTION).is_file() else {}
-    done = described.get("splits", {}).get(split, {})
+    done = description.splits.get(split, {})
     if path.is_file() and done.get("source") == state and done.get("bytes") == path.stat().st_size:
         return f"{done['rows']:,} images, unchanged", list(done["left_out"])
-    rows, broken = write_split(path, split, found, PUBLISHED[name], keep=skip, progress=progress)
+    rows, broken = write_split(path, split, found, PUBLISHED[description.name], keep=skip)
     broken = [*found.problems, *broken]
     if broken and not skip:
         earlier = " (the file of an earlier run stays)" if path.is_file() else ""
         return f"not written, {len(broken):,} files missing or broken{earlier}", broken
-    entry = {
-        "rows": rows,
-        "bytes": path.stat().st_size,
-        "source": state,
-        "left_out": broken,
-        "without_text": found.textless,
-    }
-    kept = described.get("splits", {}) if described.get("name") == name else {}
-    described = {
-        "format": FORMAT,
-        "name": name,
-        "classes": list(source.classes),
-        "splits": {**kept, split: entry},
-    }
-    write_bytes(out / DESCRIPTION, json.dumps(described, indent=1, ensure_ascii=False).encode())
+    size = {"rows": rows, "bytes": path.stat().st_size, "source": state}
+    description.record(split, {**size, "left_out": broken, "without_text": found.textless})
     left_out = f", {len(broken):,} broken left out" if broken else ""
     textless = f", {len(found.textless):,} without a text left out" if found.textless else ""
     return f"{rows:,} images written{left_out}{textless}", broken
@@ -127,10 +109,10 @@ def _digest(found: RawSplit, skip: bool) -> str:
 
     def state(path: Path) -> list[Any]:
         stat = path.stat() if path.is_file() else None
-        return [str(path), stat and stat.st_size, stat and stat.st_mtime_ns]
+        return [os.path.abspath(path), stat and stat.st_size, stat and stat.st_mtime_ns]
 
     rows = ([state(row.image), row.texts, row.label, row.extra] for row in found.rows)
-    return fingerprint([FORMAT, skip, found.problems, found.textless, *rows])
+    return fingerprint([skip, found.problems, found.textless, *rows])
 
 
 def _account(out: Path, broken: dict[str, list[str]], states: dict[str, str], skip: bool) -> None:

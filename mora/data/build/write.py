@@ -10,16 +10,14 @@ from typing import Any
 
 from mora.checkpoint.files import appearing
 from mora.data.build.raw import RawRow, RawSplit
-from mora.data.images import BrokenImageError, decode
+from mora.data.images import BrokenImageError, decode, progress
 from mora.data.published import SPLIT_NAMES, Published
 
 BATCH = 128
 INSTALL = "pip install 'mora-kernels[train]'"
 
 
-def write_split(
-    path: Path, split: str, found: RawSplit, data: Published, *, keep: bool, progress: bool
-) -> tuple[int, list[str]]:
+def write_split(path: Path, split: str, found: RawSplit, data: Published, *, keep: bool) -> tuple[int, list[str]]:
     """Write the rows whose image decodes; return their number and a line for every image that does not.
 
     The file appears only when every image is whole and nothing was wrong before, or, with `keep`, in any case.
@@ -35,7 +33,7 @@ def write_split(
         left.unlink(missing_ok=True)
     with appearing(path) as temporary:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as file:
-            for batch in _batches(found.rows, broken, split if progress else None):
+            for batch in _batches(found.rows, broken, split):
                 columns = _columns(batch, SPLIT_NAMES[split][0], data)
                 file.write_batch(pa.RecordBatch.from_pydict(columns, schema))
                 rows += len(batch)
@@ -44,26 +42,21 @@ def write_split(
     return rows, broken
 
 
-def _batches(rows: list[RawRow], broken: list[str], label: str | None) -> Iterator[list[tuple[RawRow, bytes]]]:
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, _bar(len(rows), label) as bar:
-        for start in range(0, len(rows), BATCH):
-            given = rows[start : start + BATCH]
-            whole = []
-            for row, read in zip(given, pool.map(_read, given), strict=True):
-                if isinstance(read, bytes):
-                    whole.append((row, read))
-                else:
-                    broken.append(read)
-            if whole:
-                yield whole
-            bar.update(len(given))
-
-
-def _bar(total: int, label: str | None) -> Any:
-    """A progress bar; one that shows nothing without a label."""
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc=label, unit="image", leave=False, disable=label is None)
+def _batches(rows: list[RawRow], broken: list[str], label: str) -> Iterator[list[tuple[RawRow, bytes]]]:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        chunks = (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
+        read = ((row, data) for chunk in chunks for row, data in zip(chunk, pool.map(_read, chunk), strict=True))
+        batch = []
+        for row, data in progress(read, len(rows), label):
+            if isinstance(data, str):
+                broken.append(data)
+                continue
+            batch.append((row, data))
+            if len(batch) == BATCH:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
 
 
 def _read(row: RawRow) -> bytes | str:
