@@ -15,10 +15,11 @@ def make_optimizer(
     adapters: Iterable[nn.Parameter], head: Iterable[nn.Parameter], config: TrainConfig
 ) -> torch.optim.Optimizer:
     """AdamW over adapters and head: one group as published, two where the head has a learning rate of its own."""
-    groups: list[dict[str, Any]] = [{"params": [*adapters, *head], "lr": config.lr}]
+    own, last = list(adapters), list(head)
+    groups: list[dict[str, Any]] = [{"params": [*own, *last], "lr": config.lr}]
     if config.head_lr is not None:
-        groups = [{"params": [*adapters], "lr": config.lr}, {"params": [*head], "lr": config.head_lr}]
-    groups = [group for group in groups if group["params"]]
+        groups = [{"params": own, "lr": config.lr}] if own else []
+        groups.append({"params": last, "lr": config.head_lr})
     return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay)
 
 
