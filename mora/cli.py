@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in COMMANDS:
         command.add(commands)
     for declared in commands.choices.values():
-        declared.add_argument("--traceback", action="store_true", help="show where an error came from")
+        declared.add_argument("--traceback", action="store_true", default=False, help="show where an error came from")
     options = parser.parse_args(given)
     if options.command is None:
         parser.print_help()

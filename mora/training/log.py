@@ -43,6 +43,7 @@ class Log:
     def say(self, text: str) -> None:
         """Append a line to train.log and show it."""
         if self.main:
+            self.said = time.perf_counter()
             append(self.folder / LOG, f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}")
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
@@ -93,7 +94,6 @@ class Log:
         if self.bar is not None:
             self.bar.update(self.task, completed=step, description=description, facts=facts)
         elif time.perf_counter() - self.said > PLAIN_SECONDS:
-            self.said = time.perf_counter()
             self.say(f"{description}  step {step}/{self.steps}  {facts}  left {clock(self.left(step))}")
 
     def left(self, step: int) -> float:

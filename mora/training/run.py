@@ -13,7 +13,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -194,6 +195,15 @@ def copy_strictly(path: Path, tensors: Mapping[str, Tensor], targets: Mapping[st
         target.copy_(tensors[name])
 
 
+def check_folder(folder: Path, resume: bool) -> None:
+    """Raise ValueError for a run folder that is in use and not to be resumed, or is no folder."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"out: got {folder}, which is a file, expected a folder")
+    if not resume and folder.is_dir() and any(folder.iterdir()):
+        what = "holds a run" if (folder / CONFIG).is_file() else "is not empty"
+        raise ValueError(f"out: got {folder}, which {what}, expected a new folder, or --resume to go on")
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove what a kill left of files and folders that were about to appear."""
     for place in (folder, folder / CHECKPOINTS):
@@ -202,25 +212,18 @@ def remove_leftovers(folder: Path) -> None:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
-class whole_folder:  # noqa: N801 # used like a function
-    """Context manager: a work folder beside `folder` that takes its place at the end, or vanishes after an error."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.work = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}")
-
-    def __enter__(self) -> Path:
-        self.work.mkdir(parents=True)
-        return self.work
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:
-            shutil.rmtree(self.work, ignore_errors=True)
-            return
-        if self.folder.exists():
-            old = self.work.with_name(f"{self.work.name}.old")
-            os.replace(self.folder, old)
-            os.replace(self.work, self.folder)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(self.work, self.folder)
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A work folder beside `folder` that takes its place at the end of the block, or vanishes after an error."""
+    work = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}")
+    work.mkdir(parents=True)
+    try:
+        yield work
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    old = work.with_name(f"{work.name}.old")
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(work, folder)
+    shutil.rmtree(old, ignore_errors=True)

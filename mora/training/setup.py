@@ -63,9 +63,12 @@ def make_accelerator(config: TrainConfig) -> Any:
     precision = "no" if config.precision == "fp32" else config.precision
     trackers = None if config.tracker == "none" else config.tracker
     try:
-        return Accelerator(mixed_precision=precision, cpu=cpu, log_with=trackers, project_dir=config.out)
+        made = Accelerator(mixed_precision=precision, cpu=cpu, log_with=trackers, project_dir=config.out)
     except ValueError as error:
-        raise ValueError(f"precision or tracker: {' '.join(str(error).split())}") from error
+        raise ValueError(f"tracker: got {config.tracker!r}: {' '.join(str(error).split())}") from error
+    if trackers and not made.log_with:  # accelerate leaves out, in silence, what it cannot import
+        raise ImportError(f"tracker: {config.tracker} is not installed: pip install {config.tracker}")
+    return made
 
 
 def seed_everything(seed: int) -> None:

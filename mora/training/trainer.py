@@ -30,6 +30,7 @@ from mora.training.run import (
     CONFIG,
     LOG,
     METRICS,
+    check_folder,
     read_config,
     remove_leftovers,
     save_best,
@@ -117,12 +118,8 @@ class Trainer:
 
     def open_folder(self, resume: bool) -> State | None:
         """Make the run folder, or check that it is this run's; returns the checkpoint to go on from."""
+        check_folder(self.folder, resume)
         stored = (self.folder / CONFIG).is_file()
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"out: got {self.folder}, which is a file, expected a folder")
-        if not resume and self.folder.is_dir() and any(self.folder.iterdir()):
-            what = "holds a run" if stored else "is not empty"
-            raise ValueError(f"out: got {self.folder}, which {what}, expected a new folder, or --resume to go on")
         self.accelerator.wait_for_everyone()
         if stored:
             check_same_run(read_config(self.folder), self.description, str(self.folder))
@@ -290,4 +287,5 @@ def train(data: str | os.PathLike[str], out: str | os.PathLike[str], resume: boo
         ImportError: a package of the extra `train` is absent.
     """
     config = TrainConfig.make(data=os.fspath(data), out=os.fspath(out), **fields)
+    check_folder(Path(config.out), resume)
     return Trainer(config).fit(resume)
