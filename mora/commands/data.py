@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mora.commands.parser import Parser
 
@@ -75,15 +75,28 @@ def _add_table(actions: Commands) -> None:
         "--missing", required=True, metavar="KIND:RATE",
         help=f"{MISSING}; KIND:RATE:SHARE for another share of images in both; train=both:0.7,test=text:0.9 by split",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=42, metavar="N", help="of the draw (default: 42)")
+    parser.add_argument(
+        "--seed", type=int, default=42, metavar="N",
+        help="of the draw; 1000 is added for validation, 2000 for test (default: 42, as in mora train)",
+    )  # fmt: skip
+    parser.add_argument("--on-broken", default="raise", metavar="B", help="unreadable images: raise (default) or skip")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where to write")
     parser.set_defaults(run=_table)
 
 
 def _add_source(parser: Parser) -> None:
     parser.add_argument("source", metavar="D", help=SOURCE)
-    parser.add_argument("--name", metavar="NAME", help="of the data set, where the source does not tell")
-    parser.add_argument("--extra-columns", action="store_true", help="ignore unknown columns of a manifest")
+    parser.add_argument(
+        "--data-name", metavar="N", help="mmimdb, food101 or hateful_memes, where the folder does not tell"
+    )
+    parser.add_argument(
+        "--split-seed", type=int, default=0, metavar="N", help="how a manifest without splits is split (default: 0)"
+    )
+    parser.add_argument("--extra-columns", action="store_true", help="let columns of a manifest be that mean nothing")
+
+
+def _source(options: argparse.Namespace) -> dict[str, Any]:
+    return {"name": options.data_name, "seed": options.split_seed, "extra_columns": options.extra_columns}
 
 
 def _build(options: argparse.Namespace, command: str) -> None:
@@ -101,18 +114,21 @@ def _build(options: argparse.Namespace, command: str) -> None:
 def _check(options: argparse.Namespace, command: str) -> None:
     from mora.data.check import check
 
-    found = check(options.source, name=options.name, extra_columns=options.extra_columns, tables=options.tables)
+    found = check(options.source, tables=options.tables, **_source(options))
     print(found)
     if found.broken:
         raise ValueError(f"{options.source}: {len(found.broken):,} images cannot be read; they are listed above")
 
 
 def _table(options: argparse.Namespace, command: str) -> None:
-    from mora.data import draw_table, open_dataset, parse_missing, save_table, splits_of
+    from mora.data import draw_table, open_dataset, parse_missing, save_table, splits_of, table_seed
 
     missing = parse_missing(options.missing)
     for split in splits_of(options.source, extra_columns=options.extra_columns):
-        dataset = open_dataset(options.source, split, name=options.name, extra_columns=options.extra_columns)
-        table = draw_table(dataset, missing[split], options.seed)
+        if missing[split].rate == 0:
+            print(f"{split}: nothing is missing, so it needs no table")
+            continue
+        dataset = open_dataset(options.source, split, on_broken=options.on_broken, **_source(options))
+        table = draw_table(dataset, missing[split], table_seed(options.seed, split))
         counts = ", ".join(f"{count:,} {name}" for name, count in table.counts.items())
         print(f"{save_table(table, options.out)}: {counts}")

@@ -4,7 +4,7 @@ from mora.data.corruption import Corrupted, Corruption
 from mora.data.dataset import Dataset, Sample, open_dataset, splits_of
 from mora.data.missing import combine_missing, missing_table
 from mora.data.table_files import find_table, load_table
-from mora.data.tables import Missing, MissingTable, draw_table, parse_missing, per_sample, save_table
+from mora.data.tables import Missing, MissingTable, draw_table, parse_missing, per_sample, save_table, table_seed
 
 __all__ = [
     "Corrupted",
@@ -23,4 +23,5 @@ __all__ = [
     "per_sample",
     "save_table",
     "splits_of",
+    "table_seed",
 ]

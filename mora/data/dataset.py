@@ -217,7 +217,8 @@ def _contents(folder: Path) -> str:
 
 def refuse_unlearnable(dataset: Dataset) -> None:
     """ValueError for a training split of no rows, of one class, or whose every row lacks the same modality."""
-    where = f"{dataset.name}, {dataset.split}"
+    broken = f" (after leaving out {len(dataset.broken):,} broken images)" if dataset.broken else ""
+    where = f"{dataset.name}, {dataset.split}{broken}"
     if len(dataset) == 0:
         raise ValueError(f"{where}: got no rows, expected some")
     if dataset.split not in ("train", "all"):

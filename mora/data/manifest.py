@@ -108,8 +108,8 @@ def _refuse_columns(path: Path, names: list[str], extra_columns: bool) -> None:
         guess = difflib.get_close_matches(unknown[0], set(COLUMNS) - set(names), n=1, cutoff=0.5)
         hint = f"; did you mean {guess[0]!r}?" if guess else ""
         raise ValueError(
-            f"{path}: got the unknown columns {listed(map(repr, unknown))}, expected {listed(COLUMNS)}{hint} "
-            "Extra columns are ignored only when asked: extra_columns=True, --extra-columns"
+            f"{path}: got the unknown columns {listed(map(repr, unknown))}, expected {listed(COLUMNS)}{hint}; "
+            "extra_columns=True (--extra-columns) lets others be"
         )
     if "label" not in names:
         raise ValueError(

@@ -14,8 +14,11 @@ from torch import Tensor
 from mora.checkpoint.files import digest, pack_tensors, write_bytes
 from mora.data.dataset import SPLITS, Dataset
 from mora.data.missing import COMPLETE, IMAGE_MISSING, TEXT_MISSING, combine_missing, missing_table
+from mora.data.published import split_name
 
 FORMAT = "mora missing table 1"
+# A seed's offset in each split, so that no two splits draw alike.
+TABLE_SEEDS = {"train": 0, "validation": 1000, "test": 2000, "all": 3000}
 FORM = "KIND:RATE or KIND:RATE:SHARE, such as both:0.7, text:0.5, both:0.7:0.25, or none"
 
 
@@ -60,8 +63,9 @@ def parse_missing(text: str) -> dict[str, Missing]:
         return dict.fromkeys(SPLITS, Missing.parse(text))
     given: dict[str, Missing] = {}
     for part in text.split(","):
-        split, _, value = part.strip().partition("=")
-        if split not in SPLITS or split in given:
+        word, _, value = part.strip().partition("=")
+        split = split_name(word)
+        if split is None or split in given:
             raise ValueError(f"missing: got {part.strip()!r}, expected {', '.join(SPLITS)}, each once, = {FORM}")
         given[split] = Missing.parse(value)
     return {split: given.get(split, Missing()) for split in SPLITS}
@@ -97,6 +101,11 @@ class MissingTable:
         share = f"_share{missing.both_ratio:g}" if missing.kind == "both" and missing.both_ratio != 0.5 else ""
         data = re.sub(r"[^\w.-]+", "-", self.data)
         return f"{data}_{self.split}_missing_{missing.kind}_{missing.rate:g}{share}_seed{self.seed}.safetensors"
+
+
+def table_seed(seed: int, split: str) -> int:
+    """The seed of one split's table where one seed is given for all: 42, 1042, 2042 for train, validation, test."""
+    return seed + TABLE_SEEDS[split]
 
 
 def draw_table(dataset: Dataset, missing: Missing, seed: int) -> MissingTable:

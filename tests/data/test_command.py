@@ -62,9 +62,11 @@ def test_tables_are_drawn_by_split_and_checked(mora, tmp_path: Path) -> None:
         "data", "table", root, "--missing", "train=both:0.7,test=image:0.5", "--seed", 1, "--out", folder
     )
     assert code == 0
+    assert "validation: nothing is missing, so it needs no table" in out
     assert "mmimdb_train_missing_both_0.7_seed1.safetensors: 8 complete, 8 text missing, 8 image missing" in out
     files = sorted(folder.iterdir())
-    assert [file.name.split("_missing_")[0] for file in files] == ["mmimdb_test", "mmimdb_train", "mmimdb_validation"]
+    assert [file.name.split("_missing_")[0] for file in files] == ["mmimdb_test", "mmimdb_train"]
+    assert files[0].name.endswith("_seed2001.safetensors")
     assert load_table(files[0], open_dataset(root, "test")).counts["image missing"] == 4
     code, out, _ = mora("data", "check", root, "--tables", *files)
     assert code == 0 and "with the missing table" in out

@@ -243,6 +243,15 @@ def test_a_decompression_bomb_is_broken(tmp_path: Path, monkeypatch: pytest.Monk
         open_dataset(write(tmp_path, rows()), "train")[0]
 
 
+def test_what_is_left_without_the_broken_has_to_be_learnable(tmp_path: Path) -> None:
+    path = write(tmp_path, rows())
+    for index in range(0, 8, 2):
+        (tmp_path / f"{index}.png").unlink()
+    message = r"manifest, train \(after leaving out 4 broken images\): every row is of one class \(b\)"
+    with pytest.warns(match="left out 4 images"), pytest.raises(ValueError, match=message):
+        open_dataset(path, "train", on_broken="skip")
+
+
 def test_all_broken_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path, rows(), pictures=False)
     with pytest.warns(match="left out 8 images"), pytest.raises(ValueError, match="no image can be read: row 1: 0.png"):
@@ -256,3 +265,17 @@ def test_commas_quotes_lines_and_blanks_survive(tmp_path: Path) -> None:
         assert data[1].text == text
         blank = open_dataset(write(tmp_path, rows(text="  \t"), suffix), "train")
         assert blank[1].text is None
+
+
+@pytest.mark.parametrize(("start", "suffix"), [("```csv\n", ".csv"), ("```json\n", ".jsonl")])
+def test_the_documented_example_opens(tmp_path: Path, start: str, suffix: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    (tmp_path / "photos").mkdir()
+    for index in (1, 2):
+        (tmp_path / "photos" / f"{index}.jpg").write_bytes(synthetic.picture(0, index))
+    path = tmp_path / f"catalogue{suffix}"
+    path.write_text(page.split(start, 1)[1].split("```")[0])
+    train, test = open_dataset(path, "train"), open_dataset(path, "test")
+    assert train.classes == ("coats", "sale", "shoes")
+    assert train.available().tolist() == [0, 1] and test.available().tolist() == [2]
+    assert test.labels().tolist() == [[1, 1, 0]]

@@ -106,7 +106,7 @@ def test_conditions_by_split() -> None:
         ("both:0.7:0.5:1", "missing: got"),
         ("audio:0.7", "kind: got 'audio', expected one of 'text', 'image', 'both'"),
         ("both:70", "rate: got 70.0, expected a share between 0 and 1"),
-        ("val=both:0.7", "missing: got 'val=both:0.7', expected train, validation, test, each once"),
+        ("eval=both:0.7", "missing: got 'eval=both:0.7', expected train, validation, test, each once"),
         ("train=both:0.7,train=text:0.1", "missing: got 'train=text:0.1'"),
     ):
         with pytest.raises(ValueError, match=message):
