@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import importlib.metadata
 import io
 import json
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +15,8 @@ from mora.data.missing import KINDS
 from mora.evaluation import plot
 from mora.evaluation.grid import NOTHING, Result
 from mora.evaluation.tables import Summary, Table, everything, tables
-from mora.version import __version__
+from mora.training.describe import versions
 
-PACKAGES = ("torch", "torchmetrics", "open_clip_torch", "peft")
 FILES = ("results.csv", "results.json", "report.md", "plot.png")
 COLUMNS = (
     "model", "method", "data", "split", "missing", "rate", "both_ratio", "seed", "table", "rows", "complete",
@@ -44,17 +41,6 @@ class Evaluation:
     data: dict[str, Any]
     seeds: tuple[int, ...]
     command: str
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the figures depend on."""
-    found = {"mora-kernels": __version__, "python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def write(evaluation: Evaluation, folder: Path) -> list[Path]:

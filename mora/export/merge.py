@@ -21,7 +21,7 @@ from mora.training.methods import fold
 from mora.training.run import RESULT, LoadedRun, load_run, whole_folder
 from mora.version import __version__
 
-HEAD, ABOUT, README = "classifier.safetensors", "classifier.json", "README.md"
+HEAD, ABOUT, CARD = "classifier.safetensors", "classifier.json", "README.md"
 PROBES = 8
 # Largest difference of logits, merged against adapted, as a share of the largest logit (or of 1, if that is smaller).
 TOLERANCE = 1e-4
@@ -58,7 +58,7 @@ def merge_run(
         found = write_plain(work, plain, run.model.head, run.backbone, format, adapted, image, text)
         about = description(run, format, found)
         write_bytes(work / ABOUT, (json.dumps(about, indent=2) + "\n").encode())
-        write_bytes(work / README, card.model_card(run, about).encode())
+        write_bytes(work / CARD, card.model_card(run, about).encode())
     return found
 
 
@@ -85,7 +85,7 @@ def write_plain(
     Raises ValueError when they are farther than `TOLERANCE` allows.
     """
     WRITERS[format](folder, plain, backbone)
-    write_bytes(folder / HEAD, pack_tensors(head.state_dict(), {"format": "pt", "mora_version": __version__}))
+    write_bytes(folder / HEAD, pack_tensors(head.state_dict(), {"format": "pt"}))
     loaded = READERS[format](folder, backbone)
     again = MissingModalityClassifier(loaded.model, head.out_features, loaded.missing_image, loaded.empty_text).eval()
     again.head.load_state_dict(head.state_dict())

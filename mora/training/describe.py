@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from mora.training.backbone import Backbone
-from mora.training.config import TrainConfig
+from mora.training.config import FREE_ON_RESUME, TrainConfig
 from mora.training.setup import Split, one_modality, options_of
 from mora.version import __version__
 

@@ -29,7 +29,7 @@ from mora.training.setup import Split
 
 
 class Step(NamedTuple):
-    """One step of the optimiser: mean loss over its rows, gradient norm, learning rate, rows, and whether it was left out.
+    """One step of the optimiser: mean loss over its rows, gradient norm, learning rate, rows, whether it was left out.
 
     The norm is None where scaled gradients overflowed; the gradient scaler leaves such a step out.
     """
