@@ -141,6 +141,7 @@ def open_for(run: LoadedRun, source: str, split: str, on_broken: str) -> Dataset
         size=min(run.backbone.image_size),
         classes=run.classes,
         multi_label=run.multi_label,
+        **run.data.get("options", {}),
     )
 
 
