@@ -14,7 +14,7 @@ from mora.checkpoint.files import write_bytes
 from mora.data.missing import KINDS
 from mora.evaluation import plot
 from mora.evaluation.grid import NOTHING, Result
-from mora.evaluation.tables import Summary, Table, everything, tables
+from mora.evaluation.tables import Summary, Table, everything, percent, tables
 from mora.training.describe import versions
 
 FILES = ("results.csv", "results.json", "report.md", "plot.png")
@@ -156,17 +156,12 @@ def models_table(evaluation: Evaluation) -> Table:
                 model["method"],
                 " ".join(filter(None, (config["backbone"]["name"], config["backbone"]["pretrained"]))),
                 config["data"]["name"],
-                missing_in(config.get("tables", {}).get("train", {})),
+                percent(config.get("tables", {}).get("train", {}).get("missing", "none")),
                 str(result.get("epoch", "")),
                 "" if score is None else f"{100 * score:.2f}",
             ]
         )
     return Table("Models", headings, rows, set(), words=5)
-
-
-def missing_in(table: dict[str, Any]) -> str:
-    """ "both 70 %" of a run's description of a missing table."""
-    return f"{table['kind']} {100 * table['rate']:g} %" if table.get("rate") else "none"
 
 
 def provenance(evaluation: Evaluation) -> str:

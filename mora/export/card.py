@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mora.evaluation.tables import FIGURES, Table
+from mora.evaluation.tables import FIGURES, Table, percent
 from mora.export.formats import HUGGING_FACE, MERGES
 from mora.training.backbone import TINY
 
@@ -157,6 +157,7 @@ def training(run: LoadedRun) -> Table:
         rows.append(["lora_alpha / rank", str(run.config["lora_scale"])])
     wanted = ("epochs", "batch", "accumulation", "lr", "head_lr", "weight_decay", "warmup", "precision", "seed")
     rows += [[name.replace("_", " "), str(recipe[name])] for name in wanted if recipe.get(name) is not None]
+    rows += [[name.replace("_", " "), str(recipe[name])] for name in ("patches", "word_drop") if recipe.get(name)]
     rows += [["token policy", run.config["token_policy"]], ["processes", str(run.config.get("processes", 1))]]
     return Table("Training", ["", "value"], rows, set(), words=2)
 
@@ -167,7 +168,7 @@ def data(run: LoadedRun) -> Table:
     rows = []
     for split, fingerprint in given.get("fingerprints", {}).items():
         table = run.config.get("tables", {}).get(split, {})
-        missing = f"{table['kind']} {100 * table['rate']:g} %" if table.get("rate") else "none"
+        missing = percent(table.get("missing", "none"))
         seed = str(table["seed"]) if table.get("seed") is not None else ""
         rows.append([split, f"`{fingerprint[:16]}`", missing, seed, f"{given.get('rows', {}).get(split, 0):,}"])
     return Table("Data", ["split", "fingerprint", "simulated missing", "table's seed", "rows"], rows, set(), words=3)
