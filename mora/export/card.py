@@ -101,16 +101,18 @@ def model_card(run: LoadedRun, about: dict[str, Any]) -> str:
 
 def notes(about: dict[str, Any], tiny: bool) -> str:
     """What to mind when using it."""
-    lines = ["A sample may lack its image or its text, not both.", "Embeddings are not normalised."]
-    if tiny:
-        lines.append("Pictures that are not square are padded with white first; transparent ones are put on white.")
+    lines = [
+        "A sample may lack its image or its text, not both.",
+        "Embeddings are not normalised.",
+        "Put transparent pictures on white first.",
+    ]
     if about["library"] == HUGGING_FACE:
         lines.append(
             "transformers resizes pictures and cleans texts slightly differently from open_clip, with which the model "
-            "was trained; weights and embeddings of equal inputs are the same."
+            "was trained; equal inputs give equal embeddings."
         )
         if tiny:
-            lines[-2] = "Its image processor squeezes pictures to a square: pad them to a square with white first."
+            lines.append("The image processor squeezes pictures to a square: pad them to a square with white first.")
     return "\n".join(f"- {line}" for line in lines)
 
 
