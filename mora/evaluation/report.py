@@ -123,7 +123,10 @@ def markdown(evaluation: Evaluation) -> str:
 def reading(evaluation: Evaluation, marked: bool) -> str:
     """How to read the tables."""
     kinds = {result.kind for result in evaluation.results}
-    lines = [f"Numbers are {spread_of(evaluation)}." + (" The best of each column is bold." if marked else "")]
+    lines = [
+        f"Numbers are {spread_of(evaluation)}."
+        + (" Bold is the highest mean of a column, within the spread or not." if marked else "")
+    ]
     if kinds & set(KINDS):
         lines.append(
             'A rate counts what is MISSING: 70 % under "no text" means that 70 % of the rows have an image and no '

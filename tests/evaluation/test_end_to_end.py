@@ -66,3 +66,17 @@ def test_methods_of_one_manifest_side_by_side(tmp_path):
     assert content["data"]["natural"] == {"text_missing": 6, "image_missing": 6}
     (cell,) = content["cells"]
     assert (cell["complete"], cell["text_missing"], cell["image_missing"]) == (28, 6, 6)
+
+
+def test_one_class_has_no_auroc(tmp_path, capsys):
+    source, run = synthetic.arrow(tmp_path, "hateful_memes"), tmp_path / "run"
+    mora("train", "--data", source, "--out", run, "--epochs", 1)
+    one = tmp_path / "one.csv"
+    one.write_text("image,text,label\n,bread number 1,hateful\n,bread number 2,hateful\n")
+    capsys.readouterr()
+    arguments = ["evaluate", "--model", run, "--data", one, "--split", "all", "--out", tmp_path / "out"]
+    assert main([*map(str, arguments)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "auroc: got labels of class 1 only in 2 rows, expected both classes" in error
+    assert not (tmp_path / "out").exists()
