@@ -190,7 +190,7 @@ def frozen(inputs: Inputs) -> Provider:
         return {"y": y, "x": wide.grad @ wide.weight}
 
     if inputs.dx:
-        return inputs.provider(linear, oracle, leaves)
+        return inputs.provider(linear, oracle, leaves, least=False)
     half = inputs.device == "cuda"
 
     def forward() -> Tensor:
@@ -200,7 +200,7 @@ def frozen(inputs: Inputs) -> Provider:
     def check() -> None:
         assert_parity("y", linear(factors.x, 0.0), oracle()["y"], LINEAR_TOLERANCE)
 
-    return Provider(forward, check, lambda: (factors.x, factors.weight, factors.bias))
+    return Provider(forward, check, lambda: (factors.x, factors.weight, factors.bias), least=False)
 
 
 def peft(inputs: Inputs, shape: Shape, dora: bool) -> Provider:
@@ -226,7 +226,7 @@ def peft(inputs: Inputs, shape: Shape, dora: bool) -> Provider:
         gradients = torch.autograd.grad(y, [x, *trained.values()], grad)
         return {"y": y.detach(), **dict(zip(["x", *trained], gradients, strict=True))}
 
-    return inputs.provider(run, oracle, leaves, owned=tuple(model.parameters()))
+    return inputs.provider(run, oracle, leaves, owned=tuple(model.parameters()), least=False)
 
 
 def work(shape: Shape, device: str) -> Work:
