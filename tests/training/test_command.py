@@ -133,7 +133,7 @@ def test_an_unreadable_image_is_named_or_left_out(tmp_path, capsys):
         (["--data", "openmoji", "--method", "prompt"], "method: got 'prompt'"),
         (["--data", "openmoji", "--missing", "both"], "missing: got 'both'"),
         (["--data", "openmoji", "--missing", "both:1.7"], "rate: got 1.7"),
-        (["--data", "openmoji", "--missing", "train=both:0.7,dev=image:0.5"], "missing: got 'dev'"),
+        (["--data", "openmoji", "--missing", "train=both:0.7,rest=image:0.5"], "missing: got 'rest'"),
         (["--data", "openmoji", "--missing", "gone.pt"], "gone.pt"),
         (["--data", "openmoji", "--lr", "0"], "lr: got 0.0, expected a number above 0"),
         (["--data", "openmoji", "--epochs", "0"], "epochs: got 0"),
