@@ -193,3 +193,20 @@ def test_evaluation_splits_a_manifest_as_training_did(tmp_path, capsys):
     found = json.loads((tmp_path / "found" / "results.json").read_text())
     config = json.loads((run / "config.json").read_text())
     assert found["data"]["fingerprint"] == config["data"]["fingerprints"]["test"]
+    again = tmp_path / "again.csv"
+    again.write_bytes(data.read_bytes())
+    for spelled in (tmp_path / "run" / ".." / data.name, again):
+        assert main(["evaluate", "--model", str(run), "--data", str(spelled), "--out", str(tmp_path / "found")]) == 0
+        found = json.loads((tmp_path / "found" / "results.json").read_text())
+        assert found["data"]["fingerprint"] == config["data"]["fingerprints"]["test"]
+    assert "has changed" not in (tmp_path / "found" / "report.md").read_text()
+
+    other = tmp_path / "other"
+    assert train(capsys, "--data", data, "--out", other, "--split-seed", "4", *QUICK)[0] == 0
+    assert main(["evaluate", "--model", str(run), str(other), "--out", str(tmp_path / "both")]) == 2
+    assert "other, of which test has other rows than for" in capsys.readouterr().err
+
+    rewrite(data, lambda row: {**row, "text": "new"} if row["text"] else row)
+    assert main(["evaluate", "--model", str(run), "--out", str(tmp_path / "found")]) == 0
+    assert "has changed since mora was trained" in " ".join(capsys.readouterr().out.split())
+    assert "has changed since mora was trained" in (tmp_path / "found" / "report.md").read_text()
