@@ -119,6 +119,7 @@ def test_an_unreadable_image_is_named_or_left_out(tmp_path, capsys):
     assert train(capsys, "--data", data, "--out", tmp_path / "other", "--on-broken", "skip", *QUICK)[0] == 0
     config = json.loads((tmp_path / "other" / "config.json").read_text())
     assert sum(map(len, config["data"]["broken"].values())) == 1
+    assert "left out of train: 1 images that cannot be read: row 5" in (tmp_path / "other" / "train.log").read_text()
 
 
 @pytest.mark.parametrize(
