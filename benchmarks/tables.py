@@ -234,6 +234,8 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "epoch": epoch,
     "inference": inference,
     "presets": lambda found: presets.table(markdown),
+    "recipes": lambda found: presets.recipes(markdown),
+    "published": lambda found: presets.published(markdown),
     "demo-head": lambda found: demo_grid.head(markdown),
     "demo-lora": lambda found: demo_grid.adapters(markdown, ("lora", "dora"), "scale"),
     "demo-mora": lambda found: demo_grid.adapters(markdown, ("mora", "mora-no-gram", "mora-no-specific"), "alpha"),

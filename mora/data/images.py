@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 # Pillow hands EPS to Ghostscript and reads dozens of formats nobody has pictures in: they stay closed.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 Item = TypeVar("Item")
+# CLIP's preprocessing resizes the short side to 224 pixels: of a strip of one row, which no picture is, that makes
+# gigabytes.
+LARGEST_RATIO = 1000
 INSTALL = "pip install 'mora-kernels[train]'"
 
 
@@ -29,8 +32,8 @@ def decode(data: bytes, where: str) -> Image.Image:
     CLIP's preprocessing does not.
 
     Raises:
-        BrokenImageError: `data` is no image, is cut off, or is larger than `PIL.Image.MAX_IMAGE_PIXELS` allows; the
-            message starts with `where`.
+        BrokenImageError: `data` is no image, is cut off, is larger than `PIL.Image.MAX_IMAGE_PIXELS` allows, or one of
+            its sides is more than `LARGEST_RATIO` times the other; the message starts with `where`.
     """
     try:
         from PIL import Image
@@ -38,6 +41,7 @@ def decode(data: bytes, where: str) -> Image.Image:
         raise ImportError(f"reading images needs pillow: {INSTALL}") from error
     try:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
+            refuse_strip(*image.size)
             image.load()
             return to_rgb(image)
     except Exception as error:  # decoders of damaged files raise a dozen kinds, from SyntaxError to struct.error
@@ -46,6 +50,12 @@ def decode(data: bytes, where: str) -> Image.Image:
             drawing = b"<svg" in data[:4096]
             reason = "it is an SVG: save it as PNG" if drawing else f"it is none of {', '.join(_formats())}"
         raise BrokenImageError(f"{where}: the image cannot be read: {reason}") from error
+
+
+def refuse_strip(width: int, height: int) -> None:
+    """ValueError when one side is more than `LARGEST_RATIO` times the other."""
+    if max(width, height) > LARGEST_RATIO * min(width, height):
+        raise ValueError(f"it is {width:,} x {height:,} pixels, expected sides within a factor of {LARGEST_RATIO:,}")
 
 
 @lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class Labelled:
         """The split of every row, as written or divided by content; ValueError for a word that is no split."""
         if self.splits is None:
             contents = [
-                f"image {image}" if image is not None else f"text {text}"
+                f"image {os.path.normpath(image)}" if image is not None else f"text {text}"
                 for image, text in zip(self.images, self.texts, strict=True)
             ]
             return divide(contents, self.labels, seed)
@@ -113,6 +114,6 @@ class Labelled:
 def _natural(labels: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
     names = {label for several in labels for label in several}
     try:
-        return tuple(sorted(names, key=int))
+        return tuple(sorted(names, key=lambda name: (int(name), name)))  # "1" and "01" are two classes
     except ValueError:
         return tuple(sorted(names))

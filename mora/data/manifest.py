@@ -107,6 +107,8 @@ def _refuse_columns(path: Path, names: list[str], extra_columns: bool) -> None:
     if unknown and not extra_columns:
         guess = difflib.get_close_matches(unknown[0], set(COLUMNS) - set(names), n=1, cutoff=0.5)
         hint = f"; did you mean {guess[0]!r}?" if guess else ""
+        if len(names) == 1 and "label" in unknown[0]:
+            raise ValueError(f"{path}: got one column {unknown[0]!r}, expected {listed(COLUMNS)}, separated by commas")
         raise ValueError(
             f"{path}: got the unknown columns {listed(map(repr, unknown))}, expected {listed(COLUMNS)}{hint}; "
             "extra_columns=True (--extra-columns) lets others be"
@@ -210,7 +212,7 @@ def _read_jsonl(path: Path) -> dict[str, list[Any]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{path}: got no JSON in line {number} ({error}), expected an object") from error
         if not isinstance(row, dict):
             raise ValueError(f"{path}: got {type(row).__name__} in line {number}, expected a JSON object")
@@ -219,6 +221,10 @@ def _read_jsonl(path: Path) -> dict[str, list[Any]]:
                 raise ValueError(
                     f"{path}: got {name} of type {type(row[name]).__name__} in line {number}, expected text or null"
                 )
+        if isinstance(row.get("label"), dict):
+            raise ValueError(
+                f"{path}: got label of type dict in line {number}, expected text, a number, or a list of these"
+            )
         rows.append(row)
     if not rows:
         raise ValueError(f"{path}: got no rows, expected a JSON object in every line")

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 import mora
-from mora.demo.settings import LABELS, TABLE_SEEDS, Settings, cores
+from mora.data.tables import table_seed
+from mora.demo.settings import LABELS, Settings, cores
 from mora.demo.statistics import COLUMNS, Row, as_dict, paired
 from mora.demo.training import Run
 from mora.evaluation.spread import Spread
@@ -192,7 +193,7 @@ def setting(outcome: Outcome) -> str:
 - Missing in training and validation: {100 * s.rate:g} % of the rows lack a modality ({kind}). The test columns lack it
   in {100 * s.rate:g} % of the rows too, but for "nothing missing"; all four test the same trained model.
 - A missing image is a white one, a missing text the empty one. Run s draws its tables with seed s (training),
-  {TABLE_SEEDS["validation"]} + s (validation) and {TABLE_SEEDS["test"]} + s (test), the same for every method.
+  {table_seed(0, "validation")} + s (validation) and {table_seed(0, "test")} + s (test), the same for every method.
 - Adapted: {", ".join(s.targets)} of the last {count(s.last_layers, "block")} of both towers, rank {s.rank}, dropout
   {s.dropout:g}. The blocks below are frozen and ran once per sample.
 - Recipe: {count(s.epochs, "epoch")}, batch {s.batch}, AdamW, betas {s.betas}, weight decay {s.weight_decay:g},

@@ -13,9 +13,6 @@ from mora.training.methods import MORA_VARIANTS
 
 INSTALL = "pip install 'mora-kernels[train]'"
 
-# Offsets of the missing tables' seeds: run s draws its tables with s, 1000 + s and 2000 + s, whatever the method.
-TABLE_SEEDS = {"train": 0, "validation": 1000, "test": 2000}
-
 
 class Choice(NamedTuple):
     """What differs between methods: the adapters' learning rate, and the scale of their update.

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING, missing_table
+from mora.data.tables import table_seed
 from mora.demo.methods import adapt
 from mora.demo.prefixes import Part, Prefixes
-from mora.demo.settings import TABLE_SEEDS, Settings
+from mora.demo.settings import Settings
 from mora.families import family_of
 
 CONDITIONS = ("complete", "image", "text", "both")
@@ -159,8 +160,8 @@ def train(
     steps = settings.epochs * math.ceil(len(prefixes.train) / settings.batch)
     learning_rate = settings.choice(method).learning_rate
     optimizer, schedule = optimiser(head, list(adapters.values()), settings, learning_rate, steps)
-    table = table_of(prefixes.train, settings.missing, settings.rate, TABLE_SEEDS["train"] + seed)
-    held_out = table_of(prefixes.validation, settings.missing, settings.rate, TABLE_SEEDS["validation"] + seed)
+    table = table_of(prefixes.train, settings.missing, settings.rate, table_seed(seed, "train"))
+    held_out = table_of(prefixes.validation, settings.missing, settings.rate, table_seed(seed, "validation"))
     fixed = None if adapters else combine(embed_all(embedder, prefixes.train), table)
     order = torch.Generator().manual_seed(seed)
     for epoch in range(1, settings.epochs + 1):
@@ -199,7 +200,7 @@ def test(run: Run, embedder: Embedder, head: nn.Module, part: Part, settings: Se
     """Fill in the accuracies of the same trained model under every condition."""
     embeddings = embed_all(embedder, part)
     for condition in CONDITIONS:
-        table = table_of(part, condition, settings.rate, TABLE_SEEDS["test"] + run.seed)
+        table = table_of(part, condition, settings.rate, table_seed(run.seed, "test"))
         run.test[condition], run.macro[condition] = accuracies(head(combine(embeddings, table)), part.labels)
 
 

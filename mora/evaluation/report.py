@@ -143,7 +143,19 @@ def reading(evaluation: Evaluation, marked: bool) -> str:
             f"By nature {natural['text_missing']:,} samples have no text and {natural['image_missing']:,} no image; "
             "rates are taken from all rows, and a row that lacks one already loses nothing more."
         )
+    lines += changed(evaluation)
     return "\n".join(f"- {line}" for line in lines)
+
+
+def changed(evaluation: Evaluation) -> list[str]:
+    """A line where the data is no longer what a run was trained on."""
+    since = evaluation.data.get("changed_since")
+    if not since:
+        return []
+    return [
+        f"`{evaluation.data['source']}` has changed since {', '.join(since)} was trained. If it has no splits of its "
+        "own, rows of training may be among these, and the figures too high."
+    ]
 
 
 def models_table(evaluation: Evaluation) -> Table:
@@ -206,5 +218,7 @@ def print_tables(console: Any, evaluation: Evaluation) -> None:
             marked = [f"[bold]{cell}[/bold]" if (y, x) in table.best else cell for x, cell in enumerate(row)]
             shown.add_row(*(cell.replace(" ± ", "±") for cell in marked))
         console.print(shown)
+    for line in changed(evaluation):
+        console.print(f"warning: {line}", highlight=False, markup=False)
     if any(result.kind != NOTHING for result in evaluation.results):
         console.print("A rate counts what is MISSING.", highlight=False)

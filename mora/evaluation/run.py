@@ -43,9 +43,9 @@ class Source(NamedTuple):
     corruption: Corruption | None = None
 
     def open(self, run: LoadedRun) -> Dataset:
-        """The split as a run sees it: its classes in their order; its own data opened as for training."""
-        own = self.data == run.data["source"]
-        options = options_of(TrainConfig.from_dict(run.config["train"])) if own else {}
+        """The split as a run sees it: its classes in their order, rows without splits divided as for training."""
+        given = options_of(TrainConfig.from_dict(run.config["train"]))
+        options = given if self.is_of(run) else {"seed": given["seed"]}
         if self.name is not None:
             options["name"] = self.name
         if self.extra_columns:
@@ -60,6 +60,11 @@ class Source(NamedTuple):
             **options,
         )
         return dataset if self.corruption is None else Corrupted(dataset, self.corruption)
+
+    def is_of(self, run: LoadedRun) -> bool:
+        """Whether this is what the run was trained on, however its path is spelled."""
+        paths = [Path(str(given)) for given in (self.data, run.data["source"])]
+        return paths[0] == paths[1] or (all(path.exists() for path in paths) and paths[0].samefile(paths[1]))
 
 
 def evaluate_runs(
@@ -98,16 +103,18 @@ def evaluate_runs(
     runs = load_runs(folders, device)
     labels = labels_of(runs)
     source = source._replace(data=str(runs[0].data["source"]) if source.data is None else source.data)
+    opened = [source.open(run) for run in runs]
+    changed = [label for label, run, data in zip(labels, runs, opened, strict=True) if has_changed(source, run, data)]
+    refuse_other_rows(runs, opened)
     results: list[Result] = []
-    for label, run in zip(labels, runs, strict=True):
-        dataset = source.open(run)
+    for label, run, dataset in zip(labels, runs, opened, strict=True):
         read = {str(path): load_table(path, dataset) for path in tables}
         with bar(console, f"embedding for {label}", len(dataset)) as advance:
             results += cells(run, dataset, [Missing(), *conditions], seeds, read, label, batch, workers, advance)
     evaluation = report.Evaluation(
         results=results,
         models=[about(label, run) for label, run in zip(labels, runs, strict=True)],
-        data=described(dataset, source),
+        data={**described(opened[0], source), "changed_since": changed},
         seeds=tuple(seeds),
         command=command,
     )
@@ -142,6 +149,22 @@ def load_runs(folders: Sequence[Path], device: str) -> list[LoadedRun]:
                 f"{len(runs[0].classes)} and {runs[0].metric}, expected the same classes and metric to compare"
             )
     return runs
+
+
+def refuse_other_rows(runs: Sequence[LoadedRun], datasets: Sequence[Dataset]) -> None:
+    """Raise ValueError when rows that have no splits of their own were divided in another way for one of the runs."""
+    for run, dataset in zip(runs, datasets, strict=True):
+        if dataset.fingerprint != datasets[0].fingerprint:
+            raise ValueError(
+                f"model: got {run.folder}, of which {dataset.split} has other rows than for {runs[0].folder} "
+                "(--split-seed), expected runs that divide the data in the same way"
+            )
+
+
+def has_changed(source: Source, run: LoadedRun, dataset: Dataset) -> bool:
+    """Whether the split has other rows than when the run was trained on this very source."""
+    before = run.data.get("fingerprints", {}).get(dataset.split)
+    return before not in (None, dataset.fingerprint) and source.is_of(run)
 
 
 def device_of(name: str) -> torch.device:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 IMAGE_SIZE = 64
 CONTEXT_LENGTH = 24
+LARGEST_SIDE = 8192  # a longer picture is made smaller before it is padded: its square would take gigabytes
 
 
 class Preprocess:
@@ -46,6 +47,8 @@ def _pixels(image: Image) -> Tensor:
     from PIL import Image as Pillow
 
     picture = image.convert("RGBA")
+    if max(picture.size) > LARGEST_SIDE:
+        picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Pillow.Resampling.BICUBIC)
     side = max(picture.size)
     square = Pillow.new("RGBA", (side, side), "white")
     square.alpha_composite(picture, ((side - picture.width) // 2, (side - picture.height) // 2))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from mora.data.dataset import Dataset, Sample
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
@@ -91,6 +91,13 @@ class Inputs(torch.utils.data.Dataset[dict[str, Tensor]]):
             "index": torch.tensor(index),
         }
 
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor]] | ValueError:
+        """What the loader asks for; the error of a sample that cannot be read, for a worker would wrap it."""
+        try:
+            return [self[index] for index in indices]
+        except ValueError as error:
+            return error
+
 
 class Share(NamedTuple):
     """What one process takes of one forward pass of all processes.
@@ -121,13 +128,24 @@ def shares(order: Tensor, batch: int, processes: int, rank: int) -> list[Share]:
 
 
 def loader(inputs: Inputs, batches: Sequence[Sequence[int]], workers: int, pin: bool) -> Iterator[dict[str, Tensor]]:
-    """The batches as tensors, in order; reading takes nothing from torch's global generator."""
-    return iter(
-        DataLoader(
-            inputs,
-            batch_sampler=batches,  # type: ignore[arg-type] # any iterable of index lists
-            num_workers=workers,
-            pin_memory=pin,
-            generator=torch.Generator(),
-        )
+    """The batches as tensors, in order; reading takes nothing from torch's global generator.
+
+    Raises ValueError that names the image when one cannot be read, by worker processes too.
+    """
+    found = DataLoader(
+        inputs,
+        batch_sampler=batches,  # type: ignore[arg-type] # any iterable of index lists
+        num_workers=workers,
+        pin_memory=pin,
+        generator=torch.Generator(),
+        collate_fn=collate,
     )
+    for batch in found:
+        if isinstance(batch, ValueError):
+            raise batch
+        yield batch
+
+
+def collate(samples: list[dict[str, Tensor]] | ValueError) -> dict[str, Tensor] | ValueError:
+    """Samples as one batch; an error as it is."""
+    return samples if isinstance(samples, ValueError) else default_collate(samples)

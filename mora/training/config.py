@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from mora.config import PRESETS, MoraConfig, is_whole, one_of
 from mora.data.dataset import ON_BROKEN, SPLITS
+from mora.data.published import split_name
 from mora.data.tables import FORM, Missing
 from mora.evaluation.metrics import KINDS
 from mora.training.methods import METHODS
@@ -219,7 +220,7 @@ def check_number(name: str, value: Any, low: float, high: float, open_left: bool
 def missing_by_split(missing: object) -> dict[str, str]:
     """The specification of every split, canonical; ValueError for an unknown split, kind or rate."""
     if isinstance(missing, str):
-        if "=" not in missing:
+        if "=" not in missing or Path(missing).is_file():
             return dict.fromkeys(SPLITS, check_missing(missing.strip()))
         pairs = [part.partition("=") for part in missing.split(",")]
         named = {split.strip(): specification.strip() for split, _, specification in pairs}
@@ -228,9 +229,13 @@ def missing_by_split(missing: object) -> dict[str, str]:
         missing = named
     if not isinstance(missing, Mapping):
         raise ValueError(f"missing: got {missing!r}, expected 'both:0.7', 'train=both:0.7,test=image:0.5' or a mapping")
-    for split in missing:
-        one_of("missing", split, SPLITS)
-    return {split: check_missing(missing.get(split, "none")) for split in SPLITS}
+    given: dict[str, object] = {}
+    for word, specification in missing.items():
+        split = split_name(str(word))
+        if split is None or split in given:
+            raise ValueError(f"missing: got {word!r}, expected each of {', '.join(map(repr, SPLITS))} at most once")
+        given[split] = specification
+    return {split: check_missing(given.get(split, "none")) for split in SPLITS}
 
 
 def check_missing(specification: object) -> str:

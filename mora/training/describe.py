@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from mora.data.messages import listed
 from mora.training.backbone import Backbone
 from mora.training.config import FREE_ON_RESUME, TrainConfig
 from mora.training.setup import Split, one_modality, options_of
@@ -112,6 +113,11 @@ def introduction(
         f"{100 * count / total:.2f} % of {total:,}; {config.precision}, {place} x {processes}",
         f"{dataset.name}, {len(dataset.classes)} classes: {rows}",
         f"{config.epochs} epochs of {steps} steps of {config.batch * config.accumulation * processes} rows",
+    ]
+    lines += [
+        f"left out of {name}: {len(split.dataset.broken):,} images that cannot be read: {listed(split.dataset.broken)}"
+        for name, split in splits.items()
+        if split.dataset.broken
     ]
     warning = one_modality(splits["train"])
     return lines if warning is None else [*lines, warning]

@@ -42,7 +42,8 @@ def adapt(model: Any, method: str, config: MoraConfig, lora_scale: float = 1.0) 
         add_lora(model, config, lora_scale, dora=method == "dora")
     elif method == "bitfit":
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.endswith("bias"))
+            # not SigLIP's logit_bias, which is of neither tower and has no part in the embeddings
+            parameter.requires_grad_(name.endswith("bias") and name != "logit_bias")
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 

@@ -27,6 +27,7 @@ from mora.checkpoint.files import digest, pack_tensors, read_json, read_tensors,
 from mora.checkpoint.tensors import check_tensors
 from mora.classifier import MissingModalityClassifier
 from mora.config import MoraConfig
+from mora.data.messages import listed
 from mora.training.backbone import Backbone, load_backbone, with_policy
 from mora.training.methods import MORA_VARIANTS, adapt, trained_tensors
 
@@ -196,12 +197,16 @@ def copy_strictly(path: Path, tensors: Mapping[str, Tensor], targets: Mapping[st
 
 
 def check_folder(folder: Path, resume: bool) -> None:
-    """Raise ValueError for a run folder that is in use and not to be resumed, or is no folder."""
+    """Raise ValueError for a run folder that is in use and not to be resumed, holds something else, or is no folder."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"out: got {folder}, which is a file, expected a folder")
-    if not resume and folder.is_dir() and any(folder.iterdir()):
-        what = "holds a run" if (folder / CONFIG).is_file() else "is not empty"
-        raise ValueError(f"out: got {folder}, which {what}, expected a new folder, or --resume to go on")
+    if (folder / CONFIG).is_file():
+        if not resume:
+            raise ValueError(f"out: got {folder}, which holds a run, expected a new folder, or --resume to go on")
+    elif folder.is_dir() and (others := [e.name for e in folder.iterdir() if not LEFTOVER.fullmatch(e.name)]):
+        raise ValueError(
+            f"out: got {folder}, which is not empty ({listed(sorted(others))}) and holds no run, expected a new folder"
+        )
 
 
 def remove_leftovers(folder: Path) -> None:

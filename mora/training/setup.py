@@ -18,15 +18,12 @@ from mora.data.corruption import Corrupted, Corruption
 from mora.data.dataset import SPLITS, Dataset, open_dataset, refuse_unlearnable, splits_of
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
 from mora.data.table_files import find_table, load_table
-from mora.data.tables import Missing, MissingTable, draw_table, per_sample
+from mora.data.tables import Missing, MissingTable, draw_table, per_sample, table_seed
 from mora.training.backbone import Backbone, with_policy
 from mora.training.batches import Inputs, Subset, spread
 from mora.training.config import TrainConfig
 
 INSTALL = "pip install 'mora-kernels[train]'"
-# Offsets of the tables' seeds, so that no two splits draw alike.
-TABLE_SEEDS = {"train": 0, "validation": 1000, "test": 2000}
-PACKAGES = ("torch", "open_clip_torch", "accelerate", "transformers", "peft", "torchmetrics")
 
 
 @dataclass(frozen=True)
@@ -118,6 +115,7 @@ def prepare(config: TrainConfig, backbone: Backbone, datasets: Mapping[str, Data
         table = make_table(whole, split, config)
         dataset = spread(whole, config.limit)
         refuse_unlearnable(dataset)
+        refuse_unscorable(dataset)
         lacks = per_sample(table, whole)
         lacks = lacks[dataset.index] if isinstance(dataset, Subset) else lacks
         if config.patches or config.word_drop:
@@ -127,9 +125,19 @@ def prepare(config: TrainConfig, backbone: Backbone, datasets: Mapping[str, Data
     return splits
 
 
+def refuse_unscorable(dataset: Dataset) -> None:
+    """ValueError for a split whose metric is not defined: better now than after an epoch."""
+    labels = dataset.labels()
+    if dataset.metric == "auroc" and len(labels.unique()) == 1:
+        raise ValueError(
+            f"{dataset.name}, {dataset.split}: every row is of one class ({dataset.classes[int(labels[0])]}), expected "
+            "both: without positives and negatives the area under the ROC curve is not defined"
+        )
+
+
 def make_table(dataset: Dataset, split: str, config: TrainConfig) -> MissingTable:
     """The missing table of a split: drawn, or read from a file or folder."""
-    specification, seed = config.missing[split], config.seed + TABLE_SEEDS[split]  # type: ignore[index]
+    specification, seed = config.missing[split], table_seed(config.seed, split)  # type: ignore[index]
     if Path(specification).is_file():
         return load_table(specification, dataset)
     missing = Missing.parse(specification)

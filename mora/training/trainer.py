@@ -110,6 +110,9 @@ class Trainer:
             while self.progress.epoch <= self.config.epochs:
                 self.train_epoch()
                 self.end_epoch()
+        except KeyboardInterrupt:
+            self.log.say("interrupted; the same command with --resume goes on from the last checkpoint")
+            raise
         finally:
             self.log.stop()
         result = self.finish()
@@ -132,6 +135,7 @@ class Trainer:
             return state
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.folder)
             write_config(self.folder, self.description)
         self.accelerator.wait_for_everyone()
         return None

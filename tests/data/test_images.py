@@ -75,3 +75,10 @@ def test_the_limit_on_pixels_stays_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(BrokenImageError, match="exceeds limit"):
         decode(encoded(Image.new("RGB", (20, 20))), "here")
+
+
+def test_a_strip_that_preprocessing_would_blow_up_is_refused() -> None:
+    """Resizing its short side to 224 pixels would make 5 billion pixels of 100 kB."""
+    with pytest.raises(BrokenImageError, match=r"here: .* 100,000 x 1 pixels, expected sides within a factor of 1,000"):
+        decode(encoded(Image.new("L", (100_000, 1))), "here")
+    assert decode(encoded(Image.new("L", (1000, 1))), "here").size == (1000, 1)

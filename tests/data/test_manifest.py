@@ -279,3 +279,38 @@ def test_the_documented_example_opens(tmp_path: Path, start: str, suffix: str) -
     assert train.classes == ("coats", "sale", "shoes")
     assert train.available().tolist() == [0, 1] and test.available().tolist() == [2]
     assert test.labels().tolist() == [[1, 1, 0]]
+
+
+def test_classes_that_are_one_number_keep_their_order(tmp_path: Path) -> None:
+    names = ["1", "01", "001", "2", "02", "0001"]
+    found = [{"text": f"text {i}", "label": name, "split": "train"} for i, name in enumerate(names * 2)]
+    found[0]["image"], path = "0.png", tmp_path / "manifest.csv"
+    (tmp_path / "0.png").write_bytes(synthetic.picture(0, 0, "PNG"))
+    synthetic.write_manifest(path, found)
+    assert open_dataset(path, "train").classes == ("0001", "001", "01", "1", "02", "2")
+
+
+@pytest.mark.parametrize("spelled", ["./{}", "a/../{}", ".//{}"])
+def test_one_picture_spelled_in_two_ways_stays_in_one_split(tmp_path: Path, spelled: str) -> None:
+    found = [{"image": f"{i}.png", "text": f"text {i}", "label": "ab"[i % 2]} for i in range(30)]
+    path = write(tmp_path, found)
+    again = [{**row, "image": spelled.format(row["image"])} for row in found]
+    (tmp_path / "a").mkdir()
+    synthetic.write_manifest(path, [*found, *again])
+    for split in SPLITS:
+        data = open_dataset(path, split)
+        assert set(Counter(data[index].text for index in range(len(data))).values()) == {2}
+
+
+def test_what_is_no_manifest_says_what_it_looks_like(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.csv"
+    path.write_text("image;text;label\n;one;a\n")
+    with pytest.raises(ValueError, match="one column 'image;text;label', expected image, text, label.* commas"):
+        open_dataset(path, "all")
+    path = tmp_path / "manifest.jsonl"
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="no JSON in line 1"):
+        open_dataset(path, "all")
+    path.write_text('{"text": "one", "label": {"a": 1}}\n')
+    with pytest.raises(ValueError, match="label of type dict in line 1, expected text, a number, or a list"):
+        open_dataset(path, "all")

@@ -96,3 +96,13 @@ def test_zero_shot_is_far_above_chance(tiny, tmp_path_factory: pytest.TempPathFa
         text = nn.functional.normalize(model.encode_text(prompts), dim=1)
     accuracy = ((image @ text.T).argmax(dim=1) == samples.labels).float().mean().item()
     assert accuracy > 0.2  # chance is 0.01
+
+
+def test_a_long_picture_is_made_smaller_before_it_is_padded(tiny, monkeypatch) -> None:
+    _, preprocess, _ = tiny
+    made, new = [], Image.new
+    strips = new("RGB", (40_000, 1_000), "red"), new("RGB", (2_000, 50), "red")
+    monkeypatch.setattr(Image, "new", lambda mode, size, *colour: made.append(size) or new(mode, size, *colour))
+    found, expected = map(preprocess, strips)
+    assert made == [(mora.tiny.LARGEST_SIDE,) * 2, (2_000, 2_000)]
+    torch.testing.assert_close(found, expected, atol=0.05, rtol=0)

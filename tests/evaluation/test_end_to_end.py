@@ -7,10 +7,9 @@ import pytest
 from safetensors.torch import load_file
 
 from mora.cli import main
-from mora.data import open_dataset
+from mora.data import open_dataset, table_seed
 from mora.evaluation.grid import evaluate
 from mora.training.run import load_run
-from mora.training.setup import TABLE_SEEDS
 from tests.data import synthetic
 
 FIGURES = {
@@ -37,7 +36,7 @@ def test_published_layouts(name, tmp_path, capsys):
     assert all(0 <= float(row[figure]) <= 1 for row in rows for figure in FIGURES[name])
 
     loaded, dataset = load_run(run), open_dataset(source, "test")
-    seed = loaded.config["train"]["seed"] + TABLE_SEEDS["test"]
+    seed = table_seed(loaded.config["train"]["seed"], "test")
     again = evaluate(loaded, dataset, "both:0.7", seed=seed)
     assert again.figures == pytest.approx(json.loads((run / "result.json").read_text())["test"])
 

@@ -1,6 +1,8 @@
 """save_adapter, load_adapter, load_official: exact round trips, and refusals that leave the model as it was."""
 
+import errno
 import json
+import os
 import pickle
 
 import pytest
@@ -254,3 +256,16 @@ def test_save_official_needs_what_that_format_can_hold(tmp_path):
     with pytest.raises(ValueError, match="different block indices"):
         mora.save_official(mora.patch(open_clip_model(4, 6)), tmp_path / "a.pt", head)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_names_the_file_and_leaves_nothing(tmp_path, monkeypatch):
+    from mora.checkpoint.files import write_bytes
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "kept").write_bytes(b"before")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*kept'"):
+        write_bytes(tmp_path / "kept", b"after")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"]

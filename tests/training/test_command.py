@@ -119,6 +119,7 @@ def test_an_unreadable_image_is_named_or_left_out(tmp_path, capsys):
     assert train(capsys, "--data", data, "--out", tmp_path / "other", "--on-broken", "skip", *QUICK)[0] == 0
     config = json.loads((tmp_path / "other" / "config.json").read_text())
     assert sum(map(len, config["data"]["broken"].values())) == 1
+    assert "left out of train: 1 images that cannot be read: row 5" in (tmp_path / "other" / "train.log").read_text()
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def test_an_unreadable_image_is_named_or_left_out(tmp_path, capsys):
         (["--data", "openmoji", "--method", "prompt"], "method: got 'prompt'"),
         (["--data", "openmoji", "--missing", "both"], "missing: got 'both'"),
         (["--data", "openmoji", "--missing", "both:1.7"], "rate: got 1.7"),
-        (["--data", "openmoji", "--missing", "train=both:0.7,dev=image:0.5"], "missing: got 'dev'"),
+        (["--data", "openmoji", "--missing", "train=both:0.7,rest=image:0.5"], "missing: got 'rest'"),
         (["--data", "openmoji", "--missing", "gone.pt"], "gone.pt"),
         (["--data", "openmoji", "--lr", "0"], "lr: got 0.0, expected a number above 0"),
         (["--data", "openmoji", "--epochs", "0"], "epochs: got 0"),
@@ -193,3 +194,20 @@ def test_evaluation_splits_a_manifest_as_training_did(tmp_path, capsys):
     found = json.loads((tmp_path / "found" / "results.json").read_text())
     config = json.loads((run / "config.json").read_text())
     assert found["data"]["fingerprint"] == config["data"]["fingerprints"]["test"]
+    again = tmp_path / "again.csv"
+    again.write_bytes(data.read_bytes())
+    for spelled in (tmp_path / "run" / ".." / data.name, again):
+        assert main(["evaluate", "--model", str(run), "--data", str(spelled), "--out", str(tmp_path / "found")]) == 0
+        found = json.loads((tmp_path / "found" / "results.json").read_text())
+        assert found["data"]["fingerprint"] == config["data"]["fingerprints"]["test"]
+    assert "has changed" not in (tmp_path / "found" / "report.md").read_text()
+
+    other = tmp_path / "other"
+    assert train(capsys, "--data", data, "--out", other, "--split-seed", "4", *QUICK)[0] == 0
+    assert main(["evaluate", "--model", str(run), str(other), "--out", str(tmp_path / "both")]) == 2
+    assert "other, of which test has other rows than for" in capsys.readouterr().err
+
+    rewrite(data, lambda row: {**row, "text": "new"} if row["text"] else row)
+    assert main(["evaluate", "--model", str(run), "--out", str(tmp_path / "found")]) == 0
+    assert "has changed since mora was trained" in " ".join(capsys.readouterr().out.split())
+    assert "has changed since mora was trained" in (tmp_path / "found" / "report.md").read_text()

@@ -46,6 +46,9 @@ def test_missing_by_split(tmp_path):
     }
     for given, expected in cases.items():
         assert TrainConfig.make(missing=given, **NEEDED).missing == expected
+    for word in ("val", "dev"):  # as files call it
+        assert TrainConfig.make(missing=f"{word}=text:0.5", **NEEDED).missing["validation"] == "text:0.5"
+    assert TrainConfig.make(missing=str(table), **NEEDED).missing["train"] == str(table)
     given = {"train": str(table), "validation": "text:0.9"}
     assert TrainConfig.make(missing=given, **NEEDED).missing == {**given, "test": "none"}
 
@@ -66,7 +69,8 @@ def test_missing_by_split(tmp_path):
         (dict(weight_decay=-0.1), "weight_decay: got -0.1, expected a number of at least 0"),
         (dict(warmup=2), "warmup: got 2"),
         (dict(missing="train=both:0.7,train=image:0.5"), "missing: got .*expected each split once"),
-        (dict(missing={"dev": "both:0.5"}), "missing: got 'dev', expected one of 'train'"),
+        (dict(missing={"held-out": "both:0.5"}), "missing: got 'held-out', expected each of 'train'"),
+        (dict(missing={"dev": "both:0.5", "val": "both:0.5"}), "missing: got 'val', expected each of .* once"),
         (dict(missing=0.7), "missing: got 0.7"),
         (dict(missing="both:x"), "missing: got 'both:x'"),
         (dict(mora={"rank": 4}), "mora: got dict, expected a MoraConfig"),

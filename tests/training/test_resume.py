@@ -204,8 +204,19 @@ def test_a_run_folder_is_not_overwritten(tmp_path):
     (tmp_path / "other" / "thesis.tex").touch()
     with pytest.raises(ValueError, match="which is not empty"):
         fakes.trainer(tmp_path / "other").fit()
+    with pytest.raises(ValueError, match=r"which is not empty \(thesis.tex\) and holds no run"):
+        fakes.trainer(tmp_path / "other").fit(resume=True)
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.tex"]
     with pytest.raises(ValueError, match="which is a file"):
         fakes.trainer(tmp_path / "other" / "thesis.tex").fit()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_what_a_kill_left_of_the_first_file_is_no_run(tmp_path, resume):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".config.json.0123456789abcdef").write_text("{")
+    fakes.trainer(tmp_path / "run", epochs=1).fit(resume=resume)
+    assert not list((tmp_path / "run").glob(".*"))
 
 
 def test_what_moves_no_number_may_change(tmp_path):

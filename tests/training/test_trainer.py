@@ -236,3 +236,43 @@ def test_frozen_batch_norms_keep_their_statistics(tmp_path):
     trainer = fakes.trainer(tmp_path / "run", model=model.eval(), method="linear")
     trainer.fit()
     assert int(norm.num_batches_tracked) == 0
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_metric_that_is_not_defined_is_said_before_the_first_step(tmp_path, split):
+    data = fakes.splits()
+    for part in data.values():
+        part.classes, part.metric, part.all_labels = ("no", "yes"), "auroc", part.all_labels % 2
+    fakes.trainer(tmp_path / "run", data)
+    data[split].all_labels = torch.ones_like(data[split].all_labels)
+    with pytest.raises(ValueError, match=rf"rows, {split}: every row is of one class \(yes\), expected both"):
+        fakes.trainer(tmp_path / "run", data)
+
+
+class Unreadable(fakes.Rows):
+    def __getitem__(self, index):
+        if index == 7:
+            raise ValueError("row 7: the image cannot be read")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_is_one_line_from_a_worker_too(tmp_path, workers):
+    data = fakes.splits()
+    data["validation"] = Unreadable(data["validation"].images, data["validation"].all_labels, "validation")
+    with pytest.raises(ValueError, match=r"^row 7: the image cannot be read$"):
+        fakes.trainer(tmp_path / "run", data, workers=workers).fit()
+
+
+def test_an_interruption_says_how_to_go_on(tmp_path):
+    console = fakes.Silent()
+    trainer = fakes.trainer(tmp_path / "run", console=console)
+
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    trainer.engine.step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    assert "--resume" in console.lines[-1]
+    assert fakes.trainer(tmp_path / "run").fit(resume=True).epochs == 2
