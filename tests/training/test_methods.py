@@ -112,3 +112,10 @@ def test_a_run_of_every_method_comes_back(method, tmp_path):
 def test_unknown_method():
     with pytest.raises(ValueError, match="method: got 'adapter', expected one of 'linear', 'lora'"):
         adapt(open_clip_model(), "adapter", CONFIG)
+
+
+def test_bitfit_leaves_the_bias_of_the_contrastive_loss():
+    model = open_clip_model()
+    model.logit_bias = torch.nn.Parameter(torch.zeros(()))  # as SigLIP has; it never gets a gradient here
+    trained = adapt(model, "bitfit", CONFIG)
+    assert trained and "logit_bias" not in trained and not model.logit_bias.requires_grad
