@@ -6,6 +6,8 @@
 The method is that of "MoRA: Missing Modality Low-Rank Adaptation for Visual Recognition" (ICLR 2026, arXiv 2511.06225).
 """
 
+from typing import Any
+
 from mora.adapters import adapter_parameters, adapter_state_dict
 from mora.checkpoint import load_adapter, load_official, save_adapter, save_official
 from mora.classifier import MissingModalityClassifier
@@ -32,6 +34,16 @@ __all__ = [
     "save_adapter",
     "save_official",
     "summary",
+    "train",
     "unpatch",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use what needs the packages of the extra `train`."""
+    if name == "train":
+        from mora.training.trainer import train
+
+        return train
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,11 +6,11 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from mora.commands import demo, doctor
+from mora.commands import data, demo, doctor, evaluate, merge, predict, train
 from mora.commands.parser import Parser
 from mora.version import __version__
 
-COMMANDS = (demo, doctor)
+COMMANDS = (demo, data, train, evaluate, predict, merge, doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in COMMANDS:
         command.add(commands)
     for declared in commands.choices.values():
-        declared.add_argument("--traceback", action="store_true", help="show where an error came from")
+        declared.add_argument("--traceback", action="store_true", default=False, help="show where an error came from")
     options = parser.parse_args(given)
     if options.command is None:
         parser.print_help()

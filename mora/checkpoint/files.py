@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,28 @@ from torch import Tensor
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` beside `path`, flush it to disk, and let it appear by rename."""
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to: flushed to disk and renamed at the end, removed after an error.
+
+    When the block removes the file itself, `path` stays as it was.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with temporary.open("xb") as file:  # by plain creation, so that the user's umask holds
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield temporary
+        if temporary.exists():
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` beside `path`, flush it to disk, and let it appear by rename."""
+    with appearing(path) as temporary, temporary.open("xb") as file:  # plain creation, so that the user's umask holds
+        file.write(data)
 
 
 def pack_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

@@ -1,1 +1,27 @@
-"""Built-in data: OpenMoji's drawings and names (``openmoji``), missing tables (``missing``)."""
+"""Data sets of every kind behind one interface, and missing tables; heavy packages load when a source needs them."""
+
+from mora.data.corruption import Corrupted, Corruption
+from mora.data.dataset import Dataset, Sample, open_dataset, splits_of
+from mora.data.missing import combine_missing, missing_table
+from mora.data.table_files import find_table, load_table
+from mora.data.tables import Missing, MissingTable, draw_table, parse_missing, per_sample, save_table, table_seed
+
+__all__ = [
+    "Corrupted",
+    "Corruption",
+    "Dataset",
+    "Missing",
+    "MissingTable",
+    "Sample",
+    "combine_missing",
+    "draw_table",
+    "find_table",
+    "load_table",
+    "missing_table",
+    "open_dataset",
+    "parse_missing",
+    "per_sample",
+    "save_table",
+    "splits_of",
+    "table_seed",
+]

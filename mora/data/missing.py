@@ -45,3 +45,33 @@ def missing_table(n: int, rate: float, kind: str, seed: int, both_ratio: float =
     if kind == "both":
         table[generator.sample(missing, int(len(missing) * both_ratio))] = IMAGE_MISSING
     return table
+
+
+def combine_missing(available: Tensor, table: Tensor) -> Tensor:
+    """What each sample lacks when a missing table meets natural absence: int8 [N]; no sample ever lacks both.
+
+    What a sample lacks by itself stays so, whatever the table says of it: taking its other modality would leave
+    nothing. So on samples that are complete by themselves the table decides alone.
+
+    Args:
+        available: natural absence, [N], from `Dataset.available`.
+        table: simulated absence, [N], one value per sample (see `per_sample`).
+
+    Raises:
+        ValueError: the lengths differ, or a value is none of 0 (complete), 1 (text missing), 2 (image missing).
+    """
+    if available.ndim != 1 or available.shape != table.shape:
+        raise ValueError(f"table: got shape {list(table.shape)}, expected {list(available.shape)} as available has")
+    for name, values in (("available", available), ("table", table)):
+        refuse_other_values(name, values)
+    natural = available.to(torch.int8)
+    return torch.where(natural != COMPLETE, natural, table.to(natural.device, torch.int8))
+
+
+def refuse_other_values(name: str, values: Tensor) -> None:
+    """ValueError unless every value is 0, 1 or 2."""
+    wrong = ~torch.isin(values, torch.tensor([COMPLETE, TEXT_MISSING, IMAGE_MISSING], device=values.device))
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0, 0])
+        expected = "0 (complete), 1 (text missing) or 2 (image missing)"
+        raise ValueError(f"{name}: got {values[row].item()} in row {row + 1}, expected {expected}")

@@ -23,8 +23,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mora.checkpoint.files import pack_tensors, write_bytes
+from mora.data.dataset import SPLITS, Dataset, Sample, fingerprint
 
-SPLITS = ("train", "validation", "test")
 INSTALL = "pip install 'mora-kernels[train]'"
 
 
@@ -130,6 +130,33 @@ def load(split: str, size: int = 64, cache: str | Path | None = None, progress: 
         names=[row.name for row in rows],
         hexcodes=[row.hexcode for row in rows],
     )
+
+
+class OpenMoji(Dataset):
+    """One split of OpenMoji as a data set: drawings of `size` pixels, names with keywords, 101 classes, complete."""
+
+    def __init__(self, split: str, size: int = 64, cache: str | Path | None = None, progress: bool = False) -> None:
+        self.name, self.split, self.multi_label, self.metric = "openmoji", split, False, "accuracy"
+        self.samples = load(split, size, cache, progress)
+        self.classes = self.samples.classes
+        rows = zip(self.samples.hexcodes, self.samples.texts, self.samples.labels.tolist(), strict=True)
+        self.fingerprint = fingerprint([self.name, split, self.classes, *rows])
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        from PIL import Image
+
+        pixels = self.samples.images[index].permute(1, 2, 0).contiguous().numpy()
+        samples = self.samples
+        return Sample(Image.fromarray(pixels), samples.texts[index], samples.labels[index], samples.hexcodes[index])
+
+    def available(self) -> Tensor:
+        return torch.zeros(len(self), dtype=torch.int8)
+
+    def labels(self) -> Tensor:
+        return self.samples.labels
 
 
 def cache_folder() -> Path:

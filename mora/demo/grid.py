@@ -14,8 +14,9 @@ from mora.checkpoint.files import write_bytes
 from mora.demo.prefixes import Inputs, load_inputs
 from mora.demo.report import markdown_table
 from mora.demo.run import frozen_blocks, progress_bar
-from mora.demo.settings import CHOSEN, LABELS, METHODS, MORA_VARIANTS, Choice, Settings
+from mora.demo.settings import CHOSEN, LABELS, METHODS, Choice, Settings
 from mora.demo.workers import Job, Progress, train_all
+from mora.training.methods import MORA_VARIANTS
 
 HEAD_SEEDS, SEEDS = (100, 101, 102), (100,)
 HEAD_LEARNING_RATES = (1e-3, 3e-3, 1e-2)

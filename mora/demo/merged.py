@@ -14,31 +14,23 @@ import mora
 from mora.checkpoint.files import pack_tensors, write_bytes
 from mora.demo.methods import adapt
 from mora.demo.prefixes import Inputs, Prefixes
-from mora.demo.settings import MORA_VARIANTS, Settings
+from mora.demo.settings import Settings
 from mora.demo.training import Embedder, Run, combine, embed_all, restore
+from mora.export.card import snippet
+from mora.export.formats import OPEN_CLIP, write_open_clip
+from mora.export.merge import ABOUT, CARD, HEAD
 from mora.families import family_of
+from mora.training.backbone import TINY, load_backbone
+from mora.training.methods import MORA_VARIANTS
 
 README = """# A CLIP adapted with MoRA and merged: {label}, seed {seed}
 
-Written by `mora demo`. `model.safetensors` holds the weights under the keys of the untouched tiny CLIP,
-`head.safetensors` the linear head on [image embedding; text embedding], `config.json` the classes and the settings.
+Written by `mora demo`, for open_clip: weights under the keys of the untouched tiny CLIP, its configuration and
+tokenizer; `classifier.safetensors`, the linear head on [image embedding; text embedding]; `classifier.json`, classes
+and settings.
 
 ```python
-import json
-import torch
-from safetensors.torch import load_file
-from mora import tiny
-
-clip, preprocess, tokenizer = tiny.load()
-clip.load_state_dict(load_file("model.safetensors"))
-head = load_file("head.safetensors")
-classes = json.load(open("config.json"))["classes"]
-
-image = torch.full((1, 3, 64, 64), 255, dtype=torch.uint8)  # a missing image is a white one
-text = tokenizer(["poodle, dog"])  # a missing text is ""
-with torch.no_grad():
-    features = torch.cat([clip.encode_image(preprocess(image)), clip.encode_text(text)], dim=-1)
-print(classes[(features @ head["weight"].T + head["bias"]).argmax()])
+{code}
 ```
 
 Test accuracy of this run: {accuracy}. Merged and adapted logits differ by at most {difference:.1e} on the test part,
@@ -89,13 +81,10 @@ def plain_logits(model: Any, head: nn.Linear, image: Tensor, tokens: Tensor) -> 
 def write_merged(
     folder: Path, model: Any, head: nn.Linear, found: dict[str, Any], run: Run, settings: Settings, classes: Any
 ) -> None:
-    """Write the folder's four files, each by rename."""
-    from mora import tiny
-
+    """Write what open_clip loads, the head, the settings and a card, each file by rename."""
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"format": "pt", "mora_version": mora.__version__}
-    write_bytes(folder / "model.safetensors", pack_tensors(model.state_dict(), about))
-    write_bytes(folder / "head.safetensors", pack_tensors(head.state_dict(), about))
+    write_open_clip(folder, model, load_backbone(TINY))
+    write_bytes(folder / HEAD, pack_tensors(head.state_dict(), {"format": "pt"}))
     config = {
         "method": run.method,
         "seed": run.seed,
@@ -105,12 +94,12 @@ def write_merged(
         "test_accuracy": run.test,
         "merged_against_adapted": found,
         "settings": settings.to_dict(),
-        "model": tiny.config(),
         "classes": list(classes),
     }
-    write_bytes(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+    write_bytes(folder / ABOUT, (json.dumps(config, indent=2) + "\n").encode())
     accuracy = ", ".join(f"{100 * value:.1f} % ({name})" for name, value in run.test.items())
     text = README.format(
+        code=snippet(OPEN_CLIP, multi_label=False, token_policy="plain", merges=True),
         label=run.method,
         seed=run.seed,
         accuracy=accuracy,
@@ -118,4 +107,4 @@ def write_merged(
         changed=found["changed_predictions"],
         rows=found["rows"],
     )
-    write_bytes(folder / "README.md", text.encode())
+    write_bytes(folder / CARD, text.encode())

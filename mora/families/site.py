@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from mora.attention import PACKED, MultiheadAttention, OpenClipAttention, PackedMoraLinear, PackedSlice, unsupported
@@ -49,6 +50,18 @@ class Site(ABC):
     @abstractmethod
     def set_enabled(self, enabled: bool) -> None:
         """Switch between the adapted and the pretrained computation."""
+
+    @abstractmethod
+    def linear_names(self, targets: tuple[str, ...]) -> list[str]:
+        """Dotted paths in the model of the targets' `nn.Linear`s, after `split`."""
+
+    @abstractmethod
+    def split(self, targets: tuple[str, ...]) -> None:
+        """See to it that every target is an `nn.Linear` of its own, for libraries that adapt whole modules."""
+
+    @abstractmethod
+    def unsplit(self, targets: tuple[str, ...]) -> None:
+        """The original module back, with the weights that the split `nn.Linear`s hold now."""
 
     def width(self, targets: tuple[str, ...]) -> int:
         """d of the block's projections; raises ValueError when a target is not square or widths differ."""
@@ -103,6 +116,16 @@ class SeparateSite(Site):
         for projection in self.projections.values():
             projection.enabled = enabled
 
+    def linear_names(self, targets: tuple[str, ...]) -> list[str]:
+        return [f"{self.path}.{target}_proj" for target in targets]
+
+    def split(self, targets: tuple[str, ...]) -> None:
+        for target in targets:
+            self.linear(target)
+
+    def unsplit(self, targets: tuple[str, ...]) -> None:
+        """Nothing to do: the projections were never packed."""
+
 
 class PackedSite(Site):
     """Attention with packed q, k, v: `nn.MultiheadAttention` or open_clip's own `Attention`."""
@@ -112,10 +135,15 @@ class PackedSite(Site):
             raise ValueError(f"model: {self.path} cannot be adapted: {'; '.join(reasons.values())}")
         return self.attention.out_proj if target == "out" else PackedSlice(self.attention, PACKED.index(target))
 
-    def install(self, targets: tuple[str, ...], common: CommonFactors, config: MoraConfig) -> None:
+    def stand_in(self) -> Any:
+        """The module that can hold q, k, v one by one, with the parameters of the attention that stands there."""
         original = self.attention
-        packed = isinstance(original, nn.MultiheadAttention)
-        adapted: Any = MultiheadAttention(original) if packed else OpenClipAttention(original)
+        return (
+            MultiheadAttention(original) if isinstance(original, nn.MultiheadAttention) else OpenClipAttention(original)
+        )
+
+    def install(self, targets: tuple[str, ...], common: CommonFactors, config: MoraConfig) -> None:
+        original, adapted = self.attention, self.stand_in()
         for target in targets:
             if target == "out":
                 projection: MoraLinear = MoraLinear(original.out_proj, common, self.modality, config)
@@ -139,6 +167,36 @@ class PackedSite(Site):
         self.attention.enabled = enabled
         for projection in self.projections.values():
             projection.enabled = enabled
+
+    def linear_names(self, targets: tuple[str, ...]) -> list[str]:
+        return [f"{self.path}.{'out_proj' if target == 'out' else target}" for target in targets]
+
+    @torch.no_grad()
+    def split(self, targets: tuple[str, ...]) -> None:
+        parts = {target: self.linear(target) for target in targets if target != "out"}
+        adapted = self.stand_in()
+        for target, part in parts.items():
+            rows, columns = part.weight.shape
+            linear = nn.Linear(columns, rows, part.bias is not None, part.weight.device, part.weight.dtype)
+            linear.requires_grad_(False)
+            linear.weight.copy_(part.weight)
+            if part.bias is not None:
+                linear.bias.copy_(part.bias)
+            setattr(adapted, target, linear)
+        setattr(self.parent, self.name, adapted)
+
+    @torch.no_grad()
+    def unsplit(self, targets: tuple[str, ...]) -> None:
+        adapted = self.attention
+        for target in targets:
+            if target != "out":
+                linear, packed = getattr(adapted, target), PackedSlice(adapted, PACKED.index(target))
+                packed.weight.copy_(linear.weight)
+                if packed.bias is not None:
+                    packed.bias.copy_(linear.bias)
+        original = adapted.give_back()
+        original.out_proj = adapted.out_proj
+        setattr(self.parent, self.name, original)
 
 
 def take_back(projection: MoraLinear, linear: Any) -> Any:

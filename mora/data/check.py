@@ -1,0 +1,139 @@
+"""`check`: everything about a data set that can be known before training on it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mora.data.dataset import Dataset, open_dataset, splits_of
+from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
+from mora.data.table_files import load_table, read_table
+from mora.data.tables import MissingTable, per_sample
+
+SHOWN_CLASSES = 30
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split: what is in it, how many samples of each class, and a message for every image that cannot be read.
+
+    `table` counts what samples lack once a missing table has been applied too; None without a table.
+    """
+
+    split: str
+    samples: int
+    images: int
+    complete: int
+    text_missing: int
+    image_missing: int
+    classes: tuple[int, ...]
+    fingerprint: str
+    broken: tuple[str, ...]
+    table: tuple[int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """What `check` found; `str()` is a table."""
+
+    name: str
+    classes: tuple[str, ...]
+    multi_label: bool
+    metric: str
+    parts: tuple[Part, ...]
+
+    @property
+    def broken(self) -> tuple[str, ...]:
+        """A message for every image that cannot be read, of all splits."""
+        return tuple(message for part in self.parts for message in part.broken)
+
+    def __str__(self) -> str:
+        labels = "several labels per row" if self.multi_label else "one label per row"
+        lines = [f"{self.name}: {len(self.classes)} classes, {labels}, scored by {self.metric}", ""]
+        heads = ["split", "samples", "images", "complete", "text missing", "image missing", "broken", "fingerprint"]
+        rows = [
+            [
+                part.split, f"{part.samples:,}", f"{part.images:,}", f"{part.complete:,}", f"{part.text_missing:,}",
+                f"{part.image_missing:,}", f"{len(part.broken):,}", part.fingerprint[:12],
+            ]
+            for part in self.parts
+        ]  # fmt: skip
+        lines += table_lines(heads, rows)
+        if any(part.table for part in self.parts):
+            heads = ["with the missing table", "complete", "text missing", "image missing"]
+            lines += ["", *table_lines(heads, [[p.split, *(f"{n:,}" for n in p.table)] for p in self.parts if p.table])]
+        counts = [[name, *(f"{p.classes[i]:,}" for p in self.parts)] for i, name in enumerate(self.classes)]
+        lines += ["", *table_lines(["class", *(part.split for part in self.parts)], counts[:SHOWN_CLASSES])]
+        if len(counts) > SHOWN_CLASSES:
+            lines.append(f"and {len(counts) - SHOWN_CLASSES} more classes")
+        if self.broken:
+            lines += ["", f"images that cannot be read ({len(self.broken):,}):", *self.broken]
+        return "\n".join(lines)
+
+
+def table_lines(heads: list[str], rows: list[list[str]]) -> list[str]:
+    """Columns under heads: the first to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if place else cell.ljust(width) for place, (cell, width) in enumerate(cells)
+        ).rstrip()
+        for cells in (list(zip(row, widths, strict=True)) for row in (heads, *rows))
+    ]
+    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
+
+
+def check(
+    source: str | Path,
+    *,
+    splits: tuple[str, ...] | None = None,
+    name: str | None = None,
+    extra_columns: bool = False,
+    seed: int = 0,
+    tables: Sequence[str | Path] = (),
+) -> Check:
+    """Open every split, decode every image, count.
+
+    Args:
+        source: see `open_dataset`, as `name`, `extra_columns` and `seed`.
+        splits: which ones; by default all the source has.
+        tables: files of missing tables, each applied to the split it is for.
+
+    Raises:
+        ValueError: what `open_dataset` raises, broken images aside; a table made for other data.
+    """
+    parts = []
+    files = {read_table(path).split: path for path in tables}
+    for split in splits or splits_of(source, extra_columns=extra_columns):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is left out is in the result
+            dataset = open_dataset(source, split, name=name, extra_columns=extra_columns, seed=seed, on_broken="skip")
+        parts.append(_part(dataset, load_table(files[split], dataset) if split in files else None))
+    return Check(dataset.name, dataset.classes, dataset.multi_label, dataset.metric, tuple(parts))
+
+
+def _part(dataset: Dataset, table: MissingTable | None) -> Part:
+    counts = _counts(dataset.available())
+    labels = dataset.labels()
+    classes = labels.sum(0).long() if dataset.multi_label else torch.bincount(labels, minlength=len(dataset.classes))
+    return Part(
+        split=dataset.split,
+        samples=len(dataset),
+        images=dataset.rows,
+        complete=counts[0],
+        text_missing=counts[1],
+        image_missing=counts[2],
+        classes=tuple(classes.tolist()),
+        fingerprint=dataset.fingerprint,
+        broken=dataset.broken,
+        table=_counts(per_sample(table, dataset)) if table else None,
+    )
+
+
+def _counts(values: torch.Tensor) -> tuple[int, int, int]:
+    complete, text, image = (int((values == value).sum()) for value in (0, TEXT_MISSING, IMAGE_MISSING))
+    return complete, text, image

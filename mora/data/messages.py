@@ -1,0 +1,19 @@
+"""How messages name many things: all of a few, the first of many with a count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+SHOWN = 10
+
+
+def listed(items: Iterable[object], shown: int = SHOWN) -> str:
+    """`a, b, c and 12 more`."""
+    every = [str(item) for item in items]
+    more = len(every) - shown
+    return ", ".join(every) if more <= 0 else f"{', '.join(every[:shown])} and {more:,} more"
+
+
+def rows_of(numbers: Sequence[int]) -> str:
+    """`row 3`, or `rows 3, 5, 8 and 12 more`."""
+    return f"row{'' if len(numbers) == 1 else 's'} {listed(numbers)}"

@@ -1,0 +1,212 @@
+"""What an evaluation leaves behind: results.csv, results.json, report.md and plot.png, and a table in the terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mora.checkpoint.files import write_bytes
+from mora.data.missing import KINDS
+from mora.evaluation import plot
+from mora.evaluation.grid import NOTHING, Result
+from mora.evaluation.tables import Summary, Table, everything, tables
+from mora.training.describe import versions
+
+FILES = ("results.csv", "results.json", "report.md", "plot.png")
+COLUMNS = (
+    "model", "method", "data", "split", "missing", "rate", "both_ratio", "seed", "table", "rows", "complete",
+    "text_missing", "image_missing", "metric", "value",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything the files are written from; nothing in it depends on when or how fast it ran.
+
+    Attributes:
+        results: every cell of every model.
+        models: per model: label, folder, configuration and best validation epoch of its run.
+        data: source, name, split, fingerprint, samples and natural absence.
+        seeds: of the missing tables.
+        command: the command line.
+    """
+
+    results: list[Result]
+    models: list[dict[str, Any]]
+    data: dict[str, Any]
+    seeds: tuple[int, ...]
+    command: str
+
+
+def write(evaluation: Evaluation, folder: Path) -> list[Path]:
+    """Write every file, each by rename, and return their paths; the plot first, so that what can fail fails early."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made: dict[str, Callable[[], bytes]] = {
+        "plot.png": lambda: plot.draw(evaluation.results, f"{title(evaluation)}\n{spread_of(evaluation)}"),
+        "results.csv": lambda: as_csv(evaluation).encode(),
+        "results.json": lambda: (json.dumps(as_json(evaluation), indent=2) + "\n").encode(),
+        "report.md": lambda: markdown(evaluation).encode(),
+    }
+    contents = {name: make() for name, make in made.items()}
+    for name, content in contents.items():
+        write_bytes(folder / name, content)
+    return [folder / name for name in FILES]
+
+
+def as_csv(evaluation: Evaluation) -> str:
+    """A row per model, condition and seed; every figure in a column of its own, as a share of 1."""
+    figures = Summary(evaluation.results).figures()
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*COLUMNS, *figures, "lacks_sha256"])
+    for r in evaluation.results:
+        fixed = (
+            r.model, r.method, r.data, r.split, r.kind, r.rate, r.both_ratio, r.seed, r.table, r.rows, r.complete,
+            r.text_missing, r.image_missing, r.metric, r.value,
+        )  # fmt: skip
+        writer.writerow([*fixed, *(r.figures.get(name) for name in figures), r.lacks_sha256])
+    return text.getvalue()
+
+
+def as_json(evaluation: Evaluation) -> dict[str, Any]:
+    """Everything, as JSON types."""
+    summary = Summary(evaluation.results)
+    means = [
+        {"model": model, "missing": kind, "rate": rate, "seeds": len(cell)}
+        | {name: value._asdict() for name in summary.figures() if (value := summary.at(model, kind, rate, name))}
+        for (model, kind, rate), cell in summary.cells.items()
+    ]
+    return {
+        "format": 1,
+        "command": evaluation.command,
+        "versions": versions(),
+        "data": evaluation.data,
+        "models": evaluation.models,
+        "seeds": list(evaluation.seeds),
+        "summary": means,
+        "cells": [result.to_dict() for result in evaluation.results],
+    }
+
+
+def title(evaluation: Evaluation) -> str:
+    """What was scored, in one line."""
+    models = list(dict.fromkeys(result.model for result in evaluation.results))
+    who = f"{models[0]} on " if len(models) == 1 else ""
+    damaged = ", damaged in part" if evaluation.data.get("corruption") else ""
+    data = evaluation.data
+    return f"{who}{data['name']}, {data['split']} split, {data['samples']:,} samples{damaged}"
+
+
+def spread_of(evaluation: Evaluation) -> str:
+    """What the numbers of a table are, in words."""
+    most = max(len(cell) for cell in Summary(evaluation.results).cells.values())
+    return f"in %, mean ± standard deviation over {most} missing tables" if most > 1 else "in %"
+
+
+def markdown(evaluation: Evaluation) -> str:
+    """The whole report."""
+    parts = [f"# {title(evaluation)}", "![The headline figure by what is missing](plot.png)"]
+    main = tables(evaluation.results)
+    parts.append("\n\n".join(f"## {capital(table.title)}\n\n{table.markdown()}" for table in main))
+    parts.append(reading(evaluation, any(table.best for table in main)))
+    parts.append(f"## Every figure\n\n{everything(evaluation.results).markdown()}")
+    parts.append(f"## Models\n\n{models_table(evaluation).markdown()}")
+    parts.append(provenance(evaluation))
+    return "\n\n".join(parts) + "\n"
+
+
+def reading(evaluation: Evaluation, marked: bool) -> str:
+    """How to read the tables."""
+    kinds = {result.kind for result in evaluation.results}
+    lines = [f"Numbers are {spread_of(evaluation)}." + (" The best of each column is bold." if marked else "")]
+    if kinds & set(KINDS):
+        lines.append(
+            'A rate counts what is MISSING: 70 % under "no text" means that 70 % of the rows have an image and no '
+            'text, and the others have both; under "half no text, half no image", that 35 % lack their text and 35 % '
+            "their image. No row lacks both."
+        )
+    if "±" in spread_of(evaluation):
+        lines.append(
+            "The spread is over which rows lack what, for the same trained model; another training is another matter."
+        )
+    natural = evaluation.data["natural"]
+    if natural["text_missing"] or natural["image_missing"]:
+        lines.append(
+            f"By nature {natural['text_missing']:,} samples have no text and {natural['image_missing']:,} no image; "
+            "rates are taken from all rows, and a row that lacks one already loses nothing more."
+        )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def models_table(evaluation: Evaluation) -> Table:
+    """Where each model comes from."""
+    headings = ["model", "method", "backbone", "trained on", "missing in training", "best epoch", "validation"]
+    rows = []
+    for model in evaluation.models:
+        config, result = model["config"], model["result"]
+        score = result.get("validation", {}).get(config["data"]["metric"])
+        rows.append(
+            [
+                model["label"],
+                model["method"],
+                " ".join(filter(None, (config["backbone"]["name"], config["backbone"]["pretrained"]))),
+                config["data"]["name"],
+                missing_in(config.get("tables", {}).get("train", {})),
+                str(result.get("epoch", "")),
+                "" if score is None else f"{100 * score:.2f}",
+            ]
+        )
+    return Table("Models", headings, rows, set(), words=5)
+
+
+def missing_in(table: dict[str, Any]) -> str:
+    """ "both 70 %" of a run's description of a missing table."""
+    return f"{table['kind']} {100 * table['rate']:g} %" if table.get("rate") else "none"
+
+
+def provenance(evaluation: Evaluation) -> str:
+    """Where the numbers come from."""
+    data = evaluation.data
+    lines = [
+        f"Command: `{evaluation.command}`",
+        f"Data: `{data['source']}`, split {data['split']}, {data['samples']:,} samples over {data['image_rows']:,} "
+        f"image rows, fingerprint `{data['fingerprint'][:16]}`",
+        f"Versions: {', '.join(f'{name} {version}' for name, version in versions().items())}",
+    ]
+    if any(result.seed is not None and result.table is None for result in evaluation.results):
+        lines.insert(2, f"Missing tables: drawn with seeds {', '.join(map(str, evaluation.seeds))}")
+    if files := list(dict.fromkeys(result.table for result in evaluation.results if result.table)):
+        lines.insert(2, f"Missing tables read: {', '.join(f'`{file}`' for file in files)}")
+    if corruption := data.get("corruption"):
+        lines.insert(2, f"Corruption: {', '.join(f'{name} {value:g}' for name, value in corruption.items())}")
+    lines += [f"Model {model['label']}: `{model['folder']}`" for model in evaluation.models]
+    return "## Where it comes from\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def capital(text: str) -> str:
+    """The text with its first letter in capital."""
+    return text[:1].upper() + text[1:]
+
+
+def print_tables(console: Any, evaluation: Evaluation) -> None:
+    """The main tables in the terminal, the best of each column in bold."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table as RichTable
+
+    console.print(f"{title(evaluation)}; {spread_of(evaluation)}", highlight=False)
+    for table in tables(evaluation.results):
+        console.print(f"\n{capital(table.title)}", highlight=False)
+        shown = RichTable(box=SIMPLE_HEAD)
+        for place, heading in enumerate(table.headings):
+            shown.add_column(heading.replace(" % ", " %\n"), justify="right" if place >= table.words else "left")
+        for y, row in enumerate(table.rows):
+            marked = [f"[bold]{cell}[/bold]" if (y, x) in table.best else cell for x, cell in enumerate(row)]
+            shown.add_row(*(cell.replace(" ± ", "±") for cell in marked))
+        console.print(shown)
+    if any(result.kind != NOTHING for result in evaluation.results):
+        console.print("A rate counts what is MISSING.", highlight=False)

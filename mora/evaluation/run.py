@@ -1,0 +1,188 @@
+"""One evaluation from beginning to end: runs, data, every cell, then the files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mora.data.corruption import Corrupted, Corruption
+from mora.data.dataset import Dataset, open_dataset
+from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
+from mora.data.table_files import load_table
+from mora.data.tables import Missing
+from mora.evaluation import report
+from mora.evaluation.grid import Result, cells
+from mora.evaluation.metrics import INSTALL
+from mora.training.run import LoadedRun, load_run
+
+
+def evaluate_runs(
+    folders: Sequence[Path],
+    out: Path,
+    conditions: Sequence[Missing],
+    seeds: Sequence[int] = (0, 1, 2),
+    tables: Sequence[Path] = (),
+    corruption: Corruption | None = None,
+    data: str | None = None,
+    split: str = "test",
+    on_broken: str = "raise",
+    device: str = "cpu",
+    batch: int = 64,
+    workers: int = 0,
+    command: str = "",
+    console: Any = None,
+) -> report.Evaluation:
+    """Score every run under every condition, print the tables, and write the four files of `report.FILES` into `out`.
+
+    Args:
+        folders: run folders of `mora train`, compared side by side.
+        out: where to write.
+        conditions: what is taken away; nothing is, first, in any case.
+        seeds: of the missing tables that are drawn.
+        tables: files of missing tables, each scored as well.
+        corruption: how images and texts are damaged; None leaves them whole.
+        data: source of the data; None takes the first run's own.
+        split: "train", "validation" or "test".
+        on_broken: "raise" or "skip" images that cannot be read.
+        device: where the models run; "auto" is the GPU where there is one.
+        batch: samples at a time.
+        workers: processes that read and preprocess.
+        command: the command line, for the files.
+        console: a rich console; None makes one.
+
+    Raises ValueError, OSError or ImportError for what the user can mend; nothing was written then.
+    """
+    try:
+        from rich.console import Console
+    except ImportError as error:
+        raise ImportError(f"the tables need rich: {INSTALL}") from error
+    console = console or Console()
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out: got {out}, which is a file, expected a folder")
+    runs = load_runs(folders, device)
+    labels = labels_of(runs)
+    source = str(runs[0].data["source"]) if data is None else data
+    conditions = [Missing(), *conditions]
+    results: list[Result] = []
+    for label, run in zip(labels, runs, strict=True):
+        dataset = open_for(run, source, split, on_broken)
+        if corruption is not None:
+            dataset = Corrupted(dataset, corruption)
+        read = {str(path): load_table(path, dataset) for path in tables}
+        results += with_bar(
+            console,
+            f"embedding for {label}",
+            len(dataset),
+            lambda progress: cells(run, dataset, conditions, seeds, read, label, batch, workers, progress),  # noqa: B023
+        )
+    evaluation = report.Evaluation(
+        results=results,
+        models=[about(label, run) for label, run in zip(labels, runs, strict=True)],
+        data=described(dataset, source, corruption),
+        seeds=tuple(seeds),
+        command=command,
+    )
+    written = report.write(evaluation, out)
+    report.print_tables(console, evaluation)
+    console.print(f"Written: {', '.join(map(str, written))}", highlight=False, soft_wrap=True)
+    return evaluation
+
+
+def load_runs(folders: Sequence[Path], device: str) -> list[LoadedRun]:
+    """Every run, on its device; ValueError for none, one named twice, another task than the first's, no such device."""
+    if not folders:
+        raise ValueError("model: got no run, expected at least one folder of mora train")
+    where = device_of(device)
+    for position, folder in enumerate(folders):
+        if folder.resolve() in {known.resolve() for known in folders[:position]}:
+            raise ValueError(f"model: got {folder} twice, expected each run once")
+    runs = [load_run(folder, where) for folder in folders]
+    for folder, run in zip(folders, runs, strict=True):
+        if (run.classes, run.metric) != (runs[0].classes, runs[0].metric):
+            raise ValueError(
+                f"model: {folder} has {len(run.classes)} classes and {run.metric}, {folders[0]} has "
+                f"{len(runs[0].classes)} and {runs[0].metric}, expected the same classes and metric to compare"
+            )
+    return runs
+
+
+def device_of(name: str) -> torch.device:
+    """The device of a name, "auto" being the GPU where there is one; ValueError for one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device: got {name!r}, expected one that is there ({reason})") from error
+    return torch.device(name)
+
+
+def labels_of(runs: Sequence[LoadedRun]) -> list[str]:
+    """A short name per run: its method where that tells them apart, else its folder's name, else its path."""
+    choices = (
+        [run.method for run in runs],
+        [run.folder.resolve().name for run in runs],
+        [str(run.folder) for run in runs],
+    )
+    return next(names for names in choices if len(set(names)) == len(runs))
+
+
+def open_for(run: LoadedRun, source: str, split: str, on_broken: str) -> Dataset:
+    """One split of `source` as the run sees it: with its classes in their order."""
+    return open_dataset(
+        source,
+        split,
+        on_broken=on_broken,
+        size=min(run.backbone.image_size),
+        classes=run.classes,
+        multi_label=run.multi_label,
+    )
+
+
+def with_bar(
+    console: Any, title: str, total: int, work: Callable[[Callable[[int], None]], list[Result]]
+) -> list[Result]:
+    """What `work` returns, with a progress bar that it moves."""
+    from rich import progress
+
+    columns = [progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn()]
+    columns += [progress.TimeElapsedColumn(), progress.TextColumn("left"), progress.TimeRemainingColumn()]
+    with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=total)
+        return work(lambda done: bar.advance(task, done))
+
+
+def about(label: str, run: LoadedRun) -> dict[str, Any]:
+    """What the report says about a model: where it comes from and how it was trained."""
+    return {
+        "label": label,
+        "folder": str(run.folder),
+        "method": run.method,
+        "result": run.result,
+        "config": run.config,
+    }
+
+
+def described(dataset: Dataset, source: str, corruption: Corruption | None) -> dict[str, Any]:
+    """What the report says about the data."""
+    available = dataset.available()
+    return {
+        "source": source,
+        "name": dataset.name,
+        "split": dataset.split,
+        "samples": len(dataset),
+        "image_rows": dataset.rows,
+        "classes": len(dataset.classes),
+        "fingerprint": dataset.fingerprint,
+        "corruption": None if corruption is None else asdict(corruption),
+        "broken": list(dataset.broken),
+        "natural": {
+            "text_missing": int((available == TEXT_MISSING).sum()),
+            "image_missing": int((available == IMAGE_MISSING).sum()),
+        },
+    }

@@ -1,0 +1,192 @@
+"""The model card: how to load it, how it was made, from what, how good it is, and under which licences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mora.evaluation.tables import FIGURES, Table
+from mora.export.formats import HUGGING_FACE, MERGES
+from mora.training.backbone import TINY
+
+if TYPE_CHECKING:
+    from mora.training.run import LoadedRun
+
+OPEN_CLIP_CODE = """import json, open_clip, torch
+from PIL import Image
+from safetensors.torch import load_file
+
+folder = "."  # this one
+clip, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{{folder}}")
+tokenizer = open_clip.get_tokenizer(f"local-dir:{{folder}}"{merges})
+image = preprocess(Image.new("RGB", (640, 640), "white"))[None]  # your image; a missing one is white
+text = tokenizer(["a text"])  # your text; a missing one is ""{policy}
+with torch.no_grad():
+    features = torch.cat([clip.eval().encode_image(image), clip.encode_text(text)], dim=-1)
+"""
+HUGGING_FACE_CODE = """import json, torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+folder = "."  # this one
+clip, tokenizer = CLIPModel.from_pretrained(folder), CLIPTokenizer.from_pretrained(folder)
+image = CLIPImageProcessor.from_pretrained(folder)(Image.new("RGB", (640, 640), "white"), return_tensors="pt")
+text = tokenizer(["a text"], padding="max_length", truncation=True, return_tensors="pt")["input_ids"]{policy}
+with torch.no_grad():  # a missing image is white, a missing text is ""
+    outputs = clip.get_image_features(**image), clip.get_text_features(text)
+features = torch.cat([output.pooler_output for output in outputs], dim=-1)
+"""
+HEAD_CODE = """head = load_file(f"{folder}/classifier.safetensors")
+logits = features @ head["weight"].T + head["bias"]
+classes = json.load(open(f"{folder}/classifier.json"))["classes"]
+"""
+ANSWERS = {
+    False: "print(classes[logits.argmax()])",
+    True: "print([name for name, p in zip(classes, logits.sigmoid()[0]) if p > 0.5])",
+}
+POLICY = """
+text[(text == text.max()).int().argmax(-1) == text.shape[1] - 1, -2] = text.max()  # as in training"""
+
+# (spelling of the hub, in words); weights that are not listed have a licence of their own that mora does not know.
+TINY_LICENCE = ("apache-2.0", "Apache-2.0; pretrained on drawings under CC BY-SA 4.0 and other licences")
+TAG_LICENCES = {
+    "openai": ("mit", "MIT (OpenAI)"),
+    "laion": ("mit", "MIT (LAION, OpenCLIP)"),
+    "datacomp": ("mit", "MIT (DataComp, OpenCLIP)"),
+}
+UNKNOWN = ("other", "not known here: see where the weights come from")
+DATA_LICENCES = {
+    "openmoji": "drawings CC BY-SA 4.0 (OpenMoji); names and keywords Unicode License",
+    "hateful_memes": "Meta's Hateful Memes licence agreement",
+}
+
+
+def snippet(library: str, multi_label: bool, token_policy: str, merges: bool) -> str:
+    """The code that loads the folder and classifies one sample."""
+    policy = POLICY if token_policy == "official" else ""
+    if library == HUGGING_FACE:
+        code = HUGGING_FACE_CODE.format(policy=policy)
+    else:
+        code = OPEN_CLIP_CODE.format(policy=policy, merges=f', bpe_path=f"{{folder}}/{MERGES}"' if merges else "")
+    return code + HEAD_CODE + ANSWERS[multi_label]
+
+
+def model_card(run: LoadedRun, about: dict[str, Any]) -> str:
+    """README.md."""
+    backbone = " ".join(filter(None, (run.backbone.name, run.backbone.pretrained)))
+    hub, licence = licence_of(run.backbone.name, run.backbone.pretrained)
+    library = "transformers" if about["library"] == HUGGING_FACE else "open_clip"
+    front = f"---\nlicense: {hub}\nlibrary_name: {library}\ntags:\n- clip\n- missing-modality\n- mora\n---"
+    code = snippet(about["library"], run.multi_label, about["token_policy"], run.backbone.name == TINY)
+    parts = [
+        front,
+        f"# {run.data['name']}: {backbone}, adapted by {run.method}, merged",
+        f"A plain CLIP and a linear head that sort samples into {len(run.classes)} classes of {run.data['name']}"
+        f"{', several per sample' if run.multi_label else ''}, when the image or the text may be missing. The adapters "
+        "are folded into the weights: nothing of mora is needed to use it.",
+        f"## Use\n\n```python\n{code}\n```",
+        notes(about, run.backbone.name == TINY),
+        f"## How good\n\n{scores(run, about)}",
+        f"## How it was trained\n\n{training(run).markdown()}",
+        f"## Data\n\n{data(run).markdown()}\n\n{tables_said(run)}",
+        f"## Merged against adapted\n\n{proof(about['merged_against_adapted'])}",
+        f"## Licences\n\n- Backbone `{backbone}`: {licence}.\n- Data `{run.data['name']}`: "
+        f"{DATA_LICENCES.get(run.data['name'], 'not known here: that of your data')}.",
+        f"## Versions\n\n{', '.join(f'{n} {v}' for n, v in run.config.get('versions', {}).items())}; merged by "
+        f"mora-kernels {about['mora_version']}.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def notes(about: dict[str, Any], tiny: bool) -> str:
+    """What to mind when using it."""
+    lines = ["A sample may lack its image or its text, not both.", "Embeddings are not normalised."]
+    if tiny:
+        lines.append("Pictures that are not square are padded with white first; transparent ones are put on white.")
+    if about["library"] == HUGGING_FACE:
+        lines.append(
+            "transformers resizes pictures and cleans texts slightly differently from open_clip, with which the model "
+            "was trained; weights and embeddings of equal inputs are the same."
+        )
+        if tiny:
+            lines[-2] = "Its image processor squeezes pictures to a square: pad them to a square with white first."
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def licence_of(name: str, pretrained: str | None) -> tuple[str, str]:
+    """(spelling of the hub, in words) of a backbone's weights, as far as it is known."""
+    if name == TINY:
+        return TINY_LICENCE
+    return next((licence for tag, licence in TAG_LICENCES.items() if (pretrained or "").startswith(tag)), UNKNOWN)
+
+
+def scores(run: LoadedRun, about: dict[str, Any]) -> str:
+    """Figures on validation and test."""
+    parts = {"validation": about["validation"] or {}, "test": about["test"] or {}}
+    names = list(dict.fromkeys(name for figures in parts.values() for name in figures))
+    rows = [
+        [FIGURES.get(name, name), *(f"{100 * f[name]:.2f}" if name in f else "" for f in parts.values())]
+        for name in names
+    ]
+    table = Table("Scores", ["in %", *parts], rows, set()).markdown()
+    return f"{table}\n\nThe validation part chose the epoch ({about['best_epoch']}), so it is optimistic; one training."
+
+
+def training(run: LoadedRun) -> Table:
+    """Method and recipe."""
+    adapters, recipe = run.config["mora"], run.config.get("train", {})
+    rows = [["method", run.method]]
+    if run.method not in ("linear", "bitfit"):
+        blocks = (
+            f"last {adapters['last_layers']}" if adapters["first_layer"] is None else f"{adapters['first_layer']} on"
+        )
+        rows += [
+            ["rank (specific)", str(adapters["rank"])],
+            ["targets", ", ".join(adapters["targets"])],
+            ["blocks of each tower", blocks],
+            ["dropout", str(adapters["dropout"])],
+        ]
+    if run.method.startswith("mora"):
+        rows += [
+            ["rank (common)", str(adapters["common_rank"] or adapters["rank"])],
+            ["alpha", str(adapters["alpha"])],
+            ["init", adapters["init"]],
+        ]
+    if run.method in ("lora", "dora"):
+        rows.append(["lora_alpha / rank", str(run.config["lora_scale"])])
+    wanted = ("epochs", "batch", "accumulation", "lr", "head_lr", "weight_decay", "warmup", "precision", "seed")
+    rows += [[name.replace("_", " "), str(recipe[name])] for name in wanted if recipe.get(name) is not None]
+    rows += [["token policy", run.config["token_policy"]], ["processes", str(run.config.get("processes", 1))]]
+    return Table("Training", ["", "value"], rows, set(), words=2)
+
+
+def data(run: LoadedRun) -> Table:
+    """Rows, fingerprints and missing tables by split."""
+    given = run.data
+    rows = []
+    for split, fingerprint in given.get("fingerprints", {}).items():
+        table = run.config.get("tables", {}).get(split, {})
+        missing = f"{table['kind']} {100 * table['rate']:g} %" if table.get("rate") else "none"
+        seed = str(table["seed"]) if table.get("seed") is not None else ""
+        rows.append([split, f"`{fingerprint[:16]}`", missing, seed, f"{given.get('rows', {}).get(split, 0):,}"])
+    return Table("Data", ["split", "fingerprint", "simulated missing", "table's seed", "rows"], rows, set(), words=3)
+
+
+def tables_said(run: LoadedRun) -> str:
+    """Source, and what a rate means."""
+    source = Path(str(run.data["source"])).name
+    return (
+        f'Source: `{source}`. A rate counts what is MISSING; "both 70 %" took the text of 35 % of the rows and the '
+        "image of 35 %. The fingerprint is a SHA-256 over rows, texts, labels and image sizes. The backbone's weights: "
+        f"SHA-256 `{run.config['backbone']['sha256'][:16]}`."
+    )
+
+
+def proof(found: dict[str, Any]) -> str:
+    """How far the merged model is from the adapted one."""
+    return (
+        f"Loaded again from this folder, the model's logits differ from the adapted model's by at most "
+        f"{found['max_difference']:.1e} (largest logit {found['max_logit']:.1f}) on {found['rows']} random rows, "
+        f"complete and with either modality missing; {found['changed_predictions']} predictions change."
+    )

@@ -1,0 +1,145 @@
+"""Fold a trained run into a plain CLIP and its head, written for other libraries, proven equal, described."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mora.checkpoint.files import pack_tensors, read_json, write_bytes
+from mora.classifier import MissingModalityClassifier
+from mora.config import one_of
+from mora.evaluation.metrics import THRESHOLD
+from mora.export import card
+from mora.export.formats import FORMATS, OPEN_CLIP, READERS, WRITERS
+from mora.training.backbone import Backbone
+from mora.training.methods import fold
+from mora.training.run import RESULT, LoadedRun, load_run, whole_folder
+from mora.version import __version__
+
+HEAD, ABOUT, CARD = "classifier.safetensors", "classifier.json", "README.md"
+PROBES = 8
+# Largest difference of logits, merged against adapted, as a share of the largest logit (or of 1, if that is smaller).
+TOLERANCE = 1e-4
+
+
+def merge_run(
+    model: str | os.PathLike[str] | LoadedRun, out: str | os.PathLike[str], format: str = OPEN_CLIP
+) -> dict[str, Any]:
+    """Write a run as a plain checkpoint that loads without mora, with its head and a model card.
+
+    What was written is loaded again as the card says and compared with the adapted model on random inputs, complete
+    and with either modality missing. The folder appears as a whole, and only if they agree.
+
+    Args:
+        model: a run folder of `mora train`, or a loaded run, whose model is folded in place.
+        out: folder to make; an earlier result of this function is replaced.
+        format: "open_clip" or "hugging_face" (`transformers.CLIPModel`).
+
+    Returns:
+        what `classifier.json` says of the comparison: largest difference, largest logit, predictions that change.
+
+    Raises:
+        ValueError: no such form of this model; merged and adapted logits differ; `out` holds something else.
+        OSError: no run there, or `out` cannot be written.
+    """
+    one_of("format", format, FORMATS)
+    folder = Path(out)
+    check_free(folder)
+    run = model if isinstance(model, LoadedRun) else load_run(model)
+    image, text = probes(run.model)
+    adapted = patterns(run.model, image, text)
+    plain = fold(run.model.model, run.method, run.mora_config)
+    with whole_folder(folder) as work:
+        found = write_plain(work, plain, run.model.head, run.backbone, format, adapted, image, text)
+        about = description(run, format, found)
+        write_bytes(work / ABOUT, (json.dumps(about, indent=2) + "\n").encode())
+        write_bytes(work / CARD, card.model_card(run, about).encode())
+    return found
+
+
+def check_free(folder: Path) -> None:
+    """Raise ValueError unless `folder` is absent, empty, or was written by `merge_run`."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"out: got {folder}, which is a file, expected a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / ABOUT).is_file():
+        raise ValueError(f"out: got {folder}, which holds other files, expected a new or empty folder")
+
+
+def write_plain(
+    folder: Path,
+    plain: nn.Module,
+    head: nn.Linear,
+    backbone: Backbone,
+    format: str,
+    adapted: Tensor,
+    image: Tensor,
+    text: Tensor,
+) -> dict[str, Any]:
+    """Write model and head, load them again, and return how far their logits are from `adapted`.
+
+    Raises ValueError when they are farther than `TOLERANCE` allows.
+    """
+    WRITERS[format](folder, plain, backbone)
+    write_bytes(folder / HEAD, pack_tensors(head.state_dict(), {"format": "pt"}))
+    loaded = READERS[format](folder, backbone)
+    again = MissingModalityClassifier(loaded.model, head.out_features, loaded.missing_image, loaded.empty_text).eval()
+    again.head.load_state_dict(head.state_dict())
+    logits = patterns(again, image.cpu(), text.cpu())
+    found = {
+        "max_difference": float((logits - adapted).abs().max()),
+        "max_logit": float(adapted.abs().max()),
+        "changed_predictions": int((logits.argmax(-1) != adapted.argmax(-1)).sum()),
+        "rows": len(adapted),
+    }
+    if not found["max_difference"] <= TOLERANCE * max(1.0, found["max_logit"]):
+        raise ValueError(
+            f"merge: logits of the merged model differ by {found['max_difference']:.2e} from the adapted one's "
+            f"(largest logit {found['max_logit']:.2e}), expected at most {TOLERANCE:g} of it: nothing was written"
+        )
+    return found
+
+
+def probes(model: MissingModalityClassifier) -> tuple[Tensor, Tensor]:
+    """Random images [8, 3, H, W] and texts [8, L], always the same."""
+    device = model.head.weight.device
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        image = torch.randn(PROBES, *model.missing_image.shape)
+        text = model.family.random_text(model.model, PROBES)
+    return image.to(device), text.to(device)
+
+
+@torch.no_grad()
+def patterns(model: MissingModalityClassifier, image: Tensor, text: Tensor) -> Tensor:
+    """Logits of complete rows, of images alone and of texts alone, [3 B, C], on the CPU."""
+    model.eval()
+    return torch.cat([model(image, text), model(image), model(text=text)]).float().cpu()
+
+
+def description(run: LoadedRun, format: str, found: dict[str, Any]) -> dict[str, Any]:
+    """The content of classifier.json: what is needed to use the model, and where it comes from."""
+    result = run.folder / RESULT
+    training = {name: value for name, value in run.config.get("train", {}).items() if name != "out"}
+    return {
+        "format": 1,
+        "library": format,
+        "classes": list(run.classes),
+        "multi_label": run.multi_label,
+        "threshold": THRESHOLD if run.multi_label else None,
+        "metric": run.metric,
+        "features": "[image embedding; text embedding], projected, not normalised",
+        "missing_image": "a white image",
+        "missing_text": "",
+        "token_policy": run.config["token_policy"],
+        "best_epoch": run.result.get("epoch"),
+        "validation": run.result.get("validation", {}),
+        "test": read_json(result).get("test") if result.is_file() else None,
+        "merged_against_adapted": found,
+        "mora_version": __version__,
+        "run": {**run.config, "train": training},
+    }

@@ -1,0 +1,34 @@
+"""Training: `mora.train`, `Trainer` for more, and the run folder they leave behind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mora.training.backbone import Backbone, load_backbone
+    from mora.training.config import TrainConfig
+    from mora.training.result import Result
+    from mora.training.run import LoadedRun, load_run
+    from mora.training.trainer import Trainer, train
+
+__all__ = ["Backbone", "LoadedRun", "Result", "TrainConfig", "Trainer", "load_backbone", "load_run", "train"]
+
+PLACES = {
+    "Backbone": "backbone",
+    "load_backbone": "backbone",
+    "TrainConfig": "config",
+    "LoadedRun": "run",
+    "load_run": "run",
+    "Result": "result",
+    "Trainer": "trainer",
+    "train": "trainer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: reading a run needs nothing that training needs."""
+    if name not in PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{PLACES[name]}"), name)

@@ -1,0 +1,133 @@
+"""From rows of a data set to the tensors of a step: who is absent, in which order, which process takes what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mora.data.dataset import Dataset, Sample
+from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
+
+
+class Subset(Dataset):
+    """Some samples of a data set, in the order given; it keeps the image rows' count of the whole."""
+
+    def __init__(self, dataset: Dataset, index: Tensor) -> None:
+        self.dataset, self.index = dataset, index
+        self.name, self.split, self.classes = dataset.name, dataset.split, dataset.classes
+        self.multi_label, self.metric, self.fingerprint = dataset.multi_label, dataset.metric, dataset.fingerprint
+        self.broken = dataset.broken
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.dataset[int(self.index[index])]
+
+    def available(self) -> Tensor:
+        return self.dataset.available()[self.index]
+
+    def labels(self) -> Tensor:
+        return self.dataset.labels()[self.index]
+
+    def groups(self) -> Tensor | None:
+        groups = self.dataset.groups()
+        return None if groups is None else groups[self.index]
+
+    @property
+    def rows(self) -> int:
+        return self.dataset.rows
+
+
+def spread(dataset: Dataset, limit: int | None) -> Dataset:
+    """At most `limit` samples, evenly spread over the data set; the data set itself when it has no more."""
+    if limit is None or limit >= len(dataset):
+        return dataset
+    return Subset(dataset, torch.arange(limit) * len(dataset) // limit)
+
+
+class Inputs(torch.utils.data.Dataset[dict[str, Tensor]]):
+    """Samples as the classifier takes them: image [3, H, W], text [L], two flags, label, index.
+
+    Args:
+        dataset: the samples.
+        lacks: int8 [N], natural and simulated absence: 0 complete, 1 text missing, 2 image missing.
+        preprocess: a PIL image to [3, H, W].
+        tokenize: texts to int64 [B, L].
+        missing_image: [3, H, W] that stands for an absent image.
+        empty_text: [L] that stands for an absent text.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        lacks: Tensor,
+        preprocess: Callable[[Any], Tensor],
+        tokenize: Callable[[Sequence[str]], Tensor],
+        missing_image: Tensor,
+        empty_text: Tensor,
+    ) -> None:
+        self.dataset, self.lacks = dataset, lacks
+        self.preprocess, self.tokenize = preprocess, tokenize
+        self.missing_image, self.empty_text = missing_image, empty_text
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        sample, lacks = self.dataset[index], int(self.lacks[index])
+        image = None if lacks == IMAGE_MISSING else sample.image
+        text = None if lacks == TEXT_MISSING else sample.text
+        return {
+            "image": self.missing_image if image is None else self.preprocess(image),
+            "text": self.empty_text if text is None else self.tokenize([text])[0],
+            "image_present": torch.tensor(image is not None),
+            "text_present": torch.tensor(text is not None),
+            "label": sample.label,
+            "index": torch.tensor(index),
+        }
+
+
+class Share(NamedTuple):
+    """What one process takes of one forward pass of all processes.
+
+    Attributes:
+        rows: sample indices, at least one.
+        counted: whether they count; False for a process that is left without rows and passes one along.
+        total: rows of all processes together.
+    """
+
+    rows: list[int]
+    counted: bool
+    total: int
+
+
+def epoch_order(rows: int, seed: int, epoch: int) -> Tensor:
+    """The order of samples in an epoch (from 1), int64 [N]: it depends on seed and epoch alone."""
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+
+
+def shares(order: Tensor, batch: int, processes: int, rank: int) -> list[Share]:
+    """What process `rank` takes of every forward pass of an epoch; the last one may be smaller, none is repeated."""
+    found = []
+    for rows in order.split(batch * processes):
+        own = rows[rank::processes].tolist()
+        found.append(Share(own or rows[:1].tolist(), bool(own), len(rows)))
+    return found
+
+
+def loader(inputs: Inputs, batches: Sequence[Sequence[int]], workers: int, pin: bool) -> Iterator[dict[str, Tensor]]:
+    """The batches as tensors, in order; reading takes nothing from torch's global generator."""
+    return iter(
+        DataLoader(
+            inputs,
+            batch_sampler=batches,  # type: ignore[arg-type] # any iterable of index lists
+            num_workers=workers,
+            pin_memory=pin,
+            generator=torch.Generator(),
+        )
+    )

@@ -1,0 +1,142 @@
+"""Everything that decides how a run goes on, in one safetensors file that appears by rename: exact resume."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mora.checkpoint.files import pack_tensors, write_bytes
+
+KEPT = 2
+
+
+@dataclass
+class Progress:
+    """Where a run is, and what it found so far; JSON types only.
+
+    Attributes:
+        epoch: the epoch in progress, from 1; `epochs + 1` after the last.
+        done: forward passes done in it.
+        step: optimiser steps done in all.
+        skipped: of these, steps that the gradient scaler left out.
+        loss: sum of the epoch's losses over rows, and rows, so far.
+        best: of the best epoch: {"epoch": n, "validation": {...}}; None before the first is over.
+        seconds: spent so far.
+    """
+
+    epoch: int = 1
+    done: int = 0
+    step: int = 0
+    skipped: int = 0
+    loss: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    best: dict[str, Any] | None = None
+    seconds: float = 0.0
+
+
+@dataclass
+class State:
+    """One checkpoint: tensors by dotted name, and the rest."""
+
+    tensors: dict[str, Tensor]
+    values: dict[str, Any]
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run was."""
+        return Progress(**self.values["progress"])
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors under a prefix, without it."""
+        return {n.removeprefix(f"{prefix}."): t for n, t in self.tensors.items() if n.startswith(f"{prefix}.")}
+
+
+def pack(progress: Progress, parts: Mapping[str, Mapping[str, Tensor]], values: Mapping[str, Any]) -> State:
+    """A checkpoint from named groups of tensors and JSON values."""
+    tensors = {f"{prefix}.{name}": t.detach().clone() for prefix, part in parts.items() for name, t in part.items()}
+    return State(tensors, {"progress": asdict(progress), **values})
+
+
+def write_checkpoint(folder: Path, state: State) -> Path:
+    """Write it as `{step}.safetensors`, and keep the last two."""
+    folder.mkdir(parents=True, exist_ok=True)
+    progress = state.values["progress"]
+    path = folder / f"{progress['step']:09d}-{progress['epoch']:04d}.safetensors"
+    write_bytes(path, pack_tensors(state.tensors, {"state": json.dumps(state.values)}))
+    for old in checkpoint_files(folder)[:-KEPT]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def read_checkpoint(folder: Path) -> State | None:
+    """The newest checkpoint that is whole; None where there is none.
+
+    Raises ValueError when there are checkpoints and all are damaged.
+    """
+    files = checkpoint_files(folder)
+    reasons = []
+    for path in reversed(files):
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                return State({name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata["state"]))  # noqa: SIM118
+        except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+            reasons.append(f"{path.name}: {error}")
+    if reasons:
+        raise ValueError(f"{folder}: got damaged checkpoints only ({'; '.join(reasons)}), expected one that is whole")
+    return None
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, oldest first."""
+    return sorted(folder.glob("[0-9]*.safetensors"))
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """(tensors by "parameter index.name", parameter groups) of an optimiser."""
+    state = optimizer.state_dict()
+    tensors = {
+        f"{index}.{name}": torch.as_tensor(t) for index, slot in state["state"].items() for name, t in slot.items()
+    }
+    return tensors, state["param_groups"]
+
+
+def restore_optimizer(optimizer: Any, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]) -> None:
+    """Put back what `optimizer_state` took."""
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, _, key = name.partition(".")
+        slots.setdefault(int(index), {})[key] = tensor
+    for group in groups:
+        group["betas"] = tuple(group["betas"])  # JSON knows lists only
+    optimizer.load_state_dict({"state": slots, "param_groups": groups})
+
+
+def random_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, JSON values) of this process's generators: torch on the CPU and `device`, Python, NumPy."""
+    tensors = {"torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        tensors["cuda"] = torch.cuda.get_rng_state(device)
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    tensors["numpy"] = torch.from_numpy(np.asarray(keys, dtype=np.int64))
+    version, words, gauss = random.getstate()
+    return tensors, {"python": [version, list(words), gauss], "numpy": [kind, *rest]}
+
+
+def restore_random_state(device: torch.device, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    """Put back what `random_state` took."""
+    torch.set_rng_state(tensors["torch"])
+    if device.type == "cuda" and "cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["cuda"], device)
+    kind, *rest = values["numpy"]
+    np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), *rest))
+    version, words, gauss = values["python"]
+    random.setstate((version, tuple(words), gauss))

@@ -1,0 +1,193 @@
+"""What changes during training, and one step of it: model, optimiser, schedule, generators."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mora.classifier import MissingModalityClassifier
+from mora.training.batches import Share, loader
+from mora.training.checkpoints import (
+    State,
+    optimizer_state,
+    random_state,
+    restore_optimizer,
+    restore_random_state,
+)
+from mora.training.config import TrainConfig
+from mora.training.finite import SKIPS_IN_A_ROW, NotFiniteError, explain, grad_norm
+from mora.training.optimization import make_optimizer, make_schedule
+from mora.training.setup import Split
+
+
+class Step(NamedTuple):
+    """One step of the optimiser: mean loss over its rows, L2 norm of the gradient, learning rate, rows."""
+
+    loss: float
+    grad_norm: float
+    rate: float
+    rows: int
+    skipped: bool
+
+
+class Engine:
+    """The trainable state of one run, on this process's device.
+
+    Args:
+        accelerator: of this process.
+        config: the recipe.
+        model: the classifier, adapted.
+        adapters: what is trained in its CLIP, by name.
+        splits: the data.
+        steps: of the optimiser, in the whole run.
+    """
+
+    def __init__(
+        self,
+        accelerator: Any,
+        config: TrainConfig,
+        model: MissingModalityClassifier,
+        adapters: Mapping[str, nn.Parameter],
+        splits: Mapping[str, Split],
+        steps: int,
+    ) -> None:
+        self.accelerator, self.config, self.model, self.splits = accelerator, config, model, splits
+        self.device, self.processes, self.rank = (
+            accelerator.device,
+            accelerator.num_processes,
+            accelerator.process_index,
+        )
+        self.trained = {**adapters, **{f"head.{name}": p for name, p in model.head.named_parameters()}}
+        optimizer = make_optimizer(adapters.values(), model.head.parameters(), config)
+        self.schedule = make_schedule(optimizer, steps, config.warmup)
+        self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
+        self.task = splits["train"].dataset
+        self.skips_in_a_row = 0
+
+    def step(self, group: Sequence[Share], batches: Iterator[dict[str, Tensor]], where: str) -> Step:
+        """One step: the mean loss over the rows of all forward passes in `group` and of all processes.
+
+        Raises NotFiniteError, which names the tensor and `where`, before NaN or infinity reaches a parameter.
+        """
+        total = sum(share.total for share in group)
+        loss = torch.zeros((), device=self.device)
+        for position, share in enumerate(group):
+            batch = self.to_device(next(batches))
+            last = position == len(group) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                rows = row_losses(self.forward(self.wrapped, batch), batch["label"], self.task.multi_label)
+                # Processes average their gradients: each counts its own rows, as a share of everybody's.
+                part = rows.sum() * (self.processes / total if share.counted else 0.0)
+                self.accelerator.backward(part)
+            loss += part.detach()
+        loss, norm = self.accelerator.reduce(loss, "mean"), grad_norm(self.trained.values())
+        value, size = torch.stack([loss, norm.to(loss)]).tolist()
+        scaler = self.accelerator.scaler
+        if not math.isfinite(value) or (scaler is None and not math.isfinite(size)):
+            raise self.not_finite(value, batch, where)
+        rate = self.optimizer.param_groups[0]["lr"]
+        size = size if scaler is None else size / scaler.get_scale()
+        self.optimizer.step()
+        self.schedule.step()
+        skipped = bool(self.accelerator.optimizer_step_was_skipped)
+        self.skips_in_a_row = self.skips_in_a_row + 1 if skipped else 0
+        if self.skips_in_a_row >= SKIPS_IN_A_ROW:
+            raise self.not_finite(value, batch, where)
+        self.optimizer.zero_grad()
+        return Step(value, size, rate, total, skipped)
+
+    def forward(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        """Logits [B, C]."""
+        return model(batch["image"], batch["text"], batch["image_present"], batch["text_present"])
+
+    def not_finite(self, loss: float, batch: Mapping[str, Tensor], where: str) -> NotFiniteError:
+        """The error that names what is not finite."""
+        ids = [self.task[index].id for index in batch["index"].tolist()]
+        return explain(where, loss, self.trained, batch, ids)
+
+    @torch.no_grad()
+    def evaluate(self, split: str) -> dict[str, float]:
+        """Metrics of the model as it is on a split; every process takes a part of the rows."""
+        from accelerate.utils import gather_object
+
+        from mora.evaluation.metrics import Metric
+
+        dataset = self.splits[split].dataset
+        own = list(range(self.rank, len(dataset), self.processes))
+        self.model.eval()
+        found = []
+        for batch in self.batches(
+            split, [own[at : at + self.config.batch] for at in range(0, len(own), self.config.batch)]
+        ):
+            placed = self.to_device(batch)
+            with self.accelerator.autocast():
+                logits = self.forward(self.model, placed)
+            found.append((batch["index"], logits.float().cpu(), batch["label"]))
+        index, logits, labels = (torch.cat(column) for column in zip(*gather_object(found), strict=True))
+        order = index.argsort()
+        metric = Metric(dataset.metric, len(dataset.classes), dataset.multi_label)
+        metric.update(logits[order], labels[order], dataset.groups())
+        return metric.compute()
+
+    def batches(self, split: str, rows: list[list[int]]) -> Iterator[dict[str, Tensor]]:
+        """Batches of a split, decoded by worker processes where there are any."""
+        cuda, workers = self.device.type == "cuda", self.config.workers
+        if workers is None:
+            workers = min(8, os.cpu_count() or 1) if cuda else 0
+        return loader(self.splits[split].inputs, rows, workers, cuda)
+
+    def to_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A batch where the model is."""
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+
+    def state(self) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
+        """(tensors by part, JSON values) of everything here that decides how training goes on."""
+        from accelerate.utils import gather_object
+
+        generators = gather_object([random_state(self.device)])
+        slots, groups = optimizer_state(self.optimizer.optimizer)
+        scaler = self.accelerator.scaler
+        parts: dict[str, Mapping[str, Tensor]] = {"model": self.trained, "optimizer": slots}
+        parts |= {f"random.{rank}": tensors for rank, (tensors, _) in enumerate(generators)}
+        return parts, {
+            "groups": groups,
+            "schedule": self.schedule.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "random": [values for _, values in generators],
+            "skips_in_a_row": self.skips_in_a_row,
+        }
+
+    def restore(self, state: State) -> None:
+        """Put back what `state` took."""
+        values = state.values
+        self.put(state.part("model"))
+        restore_optimizer(self.optimizer.optimizer, state.part("optimizer"), values["groups"])
+        self.schedule.load_state_dict(values["schedule"])
+        if self.accelerator.scaler is not None and values["scaler"]:
+            self.accelerator.scaler.load_state_dict(values["scaler"])
+        self.skips_in_a_row = values["skips_in_a_row"]
+        restore_random_state(self.device, state.part(f"random.{self.rank}"), values["random"][self.rank])
+
+    @torch.no_grad()
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy tensors into what is trained."""
+        for name, parameter in self.trained.items():
+            parameter.copy_(tensors[name])
+
+    def copies(self) -> dict[str, Tensor]:
+        """Copies of what is trained, by name."""
+        return {name: parameter.detach().clone() for name, parameter in self.trained.items()}
+
+
+def row_losses(logits: Tensor, labels: Tensor, multi_label: bool) -> Tensor:
+    """The loss of every row, float32 [B]: cross-entropy, or binary cross-entropy averaged over the classes."""
+    if multi_label:
+        return F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none").mean(dim=-1)
+    return F.cross_entropy(logits.float(), labels, reduction="none")

@@ -1,0 +1,119 @@
+"""What a training says: train.log for people, metrics.jsonl for programs, a progress bar where somebody watches."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mora.training.run import LOG, METRICS
+
+PLAIN_SECONDS = 30.0
+
+
+class Log:
+    """The two files of a run, and the terminal.
+
+    Args:
+        folder: the run folder.
+        main: whether this process is the one that writes and speaks.
+        console: a `rich` console; None makes one on stderr.
+    """
+
+    def __init__(self, folder: Path, main: bool, console: Any = None) -> None:
+        self.folder, self.main = folder, main
+        if main and console is None:
+            from rich.console import Console
+
+            console = Console(stderr=True)
+        self.console = console
+        self.bar: Any = None
+        self.task: Any = None
+        self.said = self.started = time.perf_counter()
+        self.done_before = self.steps = 0
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Append one line of JSON to metrics.jsonl."""
+        if self.main:
+            append(self.folder / METRICS, json.dumps({"event": kind, **values}))
+
+    def say(self, text: str) -> None:
+        """Append a line to train.log and show it."""
+        if self.main:
+            self.said = time.perf_counter()
+            append(self.folder / LOG, f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}")
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of both files, which are on disk then: what a checkpoint remembers."""
+        sizes = {}
+        for name in (METRICS, LOG):
+            path = self.folder / name
+            if path.is_file():
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())
+            sizes[name] = path.stat().st_size if path.is_file() else 0
+        return sizes
+
+    def cut(self, sizes: Mapping[str, int]) -> None:
+        """Forget what was written after a checkpoint: the steps it tells of are done again."""
+        for name, size in sizes.items():
+            path = self.folder / name
+            if self.main and path.is_file() and path.stat().st_size > size:
+                os.truncate(path, size)
+
+    def start(self, steps: int, done: int) -> None:
+        """Begin to show progress, `done` of `steps` steps being over."""
+        self.steps, self.done_before = steps, done
+        self.said = self.started = time.perf_counter()
+        if not self.main or not self.console.is_terminal:
+            return
+        from rich import progress
+
+        self.bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[facts]}"),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(elapsed_when_finished=True),
+            console=self.console,
+        )
+        self.task = self.bar.add_task("training", total=steps, completed=done, facts="")
+        self.bar.start()
+
+    def advance(self, description: str, step: int, loss: float, throughput: float) -> None:
+        """Show one step more; without a terminal, a line every half minute."""
+        if not self.main:
+            return
+        facts = f"loss {loss:.4f}  {throughput:,.0f} samples/s"
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step, description=description, facts=facts)
+        elif time.perf_counter() - self.said > PLAIN_SECONDS:
+            self.say(f"{description}  step {step}/{self.steps}  {facts}  left {clock(self.left(step))}")
+
+    def left(self, step: int) -> float:
+        """Seconds until the last step at the pace so far."""
+        return (time.perf_counter() - self.started) / max(1, step - self.done_before) * (self.steps - step)
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+
+def append(path: Path, line: str) -> None:
+    """Append a line to a file, at once."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"

@@ -1,0 +1,44 @@
+"""What a finished run found, and its file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mora.checkpoint.files import read_json
+from mora.training.run import RESULT, write_json
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run found; metrics are shares of 1.
+
+    Attributes:
+        folder: the run folder; `mora.training.run.load_run` opens it.
+        best_epoch: the epoch that was kept, from 1.
+        validation: metrics of that epoch.
+        test: metrics of that epoch on the test split; None where there is none.
+        epochs: passes over the training split.
+        parameters: trained, head included.
+        skipped: steps that the gradient scaler left out.
+        seconds: of training and evaluation, interruptions not counted.
+    """
+
+    folder: Path
+    best_epoch: int
+    validation: dict[str, float]
+    test: dict[str, float] | None
+    epochs: int
+    parameters: int
+    skipped: int
+    seconds: float
+
+    def write(self) -> None:
+        """Write result.json into the run folder."""
+        write_json(self.folder / RESULT, {**vars(self), "folder": str(self.folder)})
+
+    @classmethod
+    def read(cls, folder: Path) -> Result | None:
+        """The result of the run in `folder`; None while it is not over."""
+        path = folder / RESULT
+        return cls(**{**read_json(path), "folder": folder}) if path.is_file() else None

@@ -1,0 +1,163 @@
+"""What a training needs before its first step: devices, data with missing tables, and the run's description."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mora.checkpoint.files import digest
+from mora.config import PRESETS
+from mora.data.corruption import Corrupted, Corruption
+from mora.data.dataset import SPLITS, Dataset, open_dataset, refuse_unlearnable, splits_of
+from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
+from mora.data.table_files import find_table, load_table
+from mora.data.tables import Missing, MissingTable, draw_table, per_sample
+from mora.training.backbone import Backbone, with_policy
+from mora.training.batches import Inputs, Subset, spread
+from mora.training.config import TrainConfig
+
+INSTALL = "pip install 'mora-kernels[train]'"
+# Offsets of the tables' seeds, so that no two splits draw alike.
+TABLE_SEEDS = {"train": 0, "validation": 1000, "test": 2000}
+PACKAGES = ("torch", "open_clip_torch", "accelerate", "transformers", "peft", "torchmetrics")
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: samples, what each lacks (int8 [N]), where its missing table came from, and tensors to train on."""
+
+    dataset: Dataset
+    lacks: Tensor
+    table: dict[str, Any]
+    inputs: Inputs
+
+    def counts(self) -> str:
+        """How many samples there are and lack what, in words."""
+        image, text = (int((self.lacks == value).sum()) for value in (IMAGE_MISSING, TEXT_MISSING))
+        return f"{len(self.dataset):,} ({image:,} without image, {text:,} without text)"
+
+
+def make_accelerator(config: TrainConfig) -> Any:
+    """The accelerator of this process; ValueError for a device or precision that is not there."""
+    try:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+    except ImportError as error:
+        raise ImportError(f"training needs accelerate: {INSTALL}") from error
+    if config.device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device: got {config.device!r}, expected 'auto', 'cpu' or 'cuda'")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: got 'cuda', expected 'cpu' or 'auto': torch sees no CUDA device")
+    cpu = config.device == "cpu" or not torch.cuda.is_available()
+    if cpu and config.precision == "fp16":
+        raise ValueError("precision: got 'fp16' on a CPU, expected 'bf16' or 'fp32': loss scaling needs a GPU")
+    # A process may train several times, with other precisions; the state of the last one would be an error.
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    precision = "no" if config.precision == "fp32" else config.precision
+    trackers = None if config.tracker == "none" else config.tracker
+    try:
+        made = Accelerator(mixed_precision=precision, cpu=cpu, log_with=trackers, project_dir=config.out)
+    except ValueError as error:
+        raise ValueError(f"tracker: got {config.tracker!r}: {' '.join(str(error).split())}") from error
+    if trackers and not made.log_with:  # accelerate leaves out, in silence, what it cannot import
+        raise ImportError(f"tracker: {config.tracker} is not installed: pip install {config.tracker}")
+    return made
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def open_splits(config: TrainConfig, size: int) -> dict[str, Dataset]:
+    """The data set's splits by name; ValueError without training or validation split."""
+    there = splits_of(config.data, extra_columns=config.extra_columns)
+    for split in ("train", "validation"):
+        if split not in there:
+            found = ", ".join(there) or "none"
+            raise ValueError(
+                f"data: {config.data} has no {split} split (found: {found}), expected train and validation"
+            )
+    return {
+        split: open_dataset(config.data, split, on_broken=config.on_broken, size=size, **options_of(config))
+        for split in there
+    }
+
+
+def options_of(config: TrainConfig) -> dict[str, Any]:
+    """The arguments of `open_dataset` that decide what the rows, classes and metric are."""
+    return {
+        "name": config.data_name,
+        "metric": config.metric,
+        "seed": config.split_seed,
+        "extra_columns": config.extra_columns,
+    }
+
+
+def prepare(config: TrainConfig, backbone: Backbone, datasets: Mapping[str, Dataset], policy: str) -> dict[str, Split]:
+    """Every split with its missing table and tensors.
+
+    Raises ValueError for a split that teaches nothing, or a table that does not fit.
+    """
+    tokenize = with_policy(backbone.tokenizer, policy, backbone.empty_text)
+    corruption = Corruption(config.patches, word_drop=config.word_drop, seed=config.seed)
+    splits = {}
+    for split in SPLITS:
+        if split not in datasets:
+            continue
+        whole = datasets[split]
+        table = make_table(whole, split, config)
+        dataset = spread(whole, config.limit)
+        refuse_unlearnable(dataset)
+        lacks = per_sample(table, whole)
+        lacks = lacks[dataset.index] if isinstance(dataset, Subset) else lacks
+        if config.patches or config.word_drop:
+            dataset = Corrupted(dataset, corruption)
+        inputs = Inputs(dataset, lacks, backbone.preprocess, tokenize, backbone.missing_image, backbone.empty_text)
+        splits[split] = Split(dataset, lacks, describe_table(table), inputs)
+    return splits
+
+
+def make_table(dataset: Dataset, split: str, config: TrainConfig) -> MissingTable:
+    """The missing table of a split: drawn, or read from a file or folder."""
+    specification, seed = config.missing[split], config.seed + TABLE_SEEDS[split]  # type: ignore[index]
+    if Path(specification).is_file():
+        return load_table(specification, dataset)
+    missing = Missing.parse(specification)
+    if config.tables is not None and missing.rate > 0:
+        return find_table(config.tables, dataset, missing, seed)
+    return draw_table(dataset, missing, seed)
+
+
+def describe_table(table: MissingTable) -> dict[str, Any]:
+    """What config.json says of a missing table; `seed` is None where a published file does not tell it."""
+    return {
+        "missing": str(table.missing),
+        "seed": table.seed,
+        **table.counts,
+        "sha256": digest(table.values.to(torch.uint8).numpy().tobytes()),
+    }
+
+
+def one_modality(split: Split) -> str | None:
+    """A warning when every sample of a split lacks the same modality; else None."""
+    for value, word, other in ((IMAGE_MISSING, "image", "text"), (TEXT_MISSING, "text", "image")):
+        if bool((split.lacks == value).all()):
+            return f"warning: every training row lacks its {word}: only the {other} tower sees data"
+    return None
+
+
+def token_policy(config: TrainConfig, dataset: Dataset) -> str:
+    """What "auto" means for this data set."""
+    if config.token_policy != "auto":
+        return config.token_policy
+    return "official" if dataset.name in PRESETS else "plain"

@@ -1,0 +1,291 @@
+"""One run: epochs, the best one kept, checkpoints; killed anywhere, it goes on from its last checkpoint."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mora.classifier import MissingModalityClassifier
+from mora.data.dataset import Dataset
+from mora.training import setup
+from mora.training.backbone import Backbone, load_backbone
+from mora.training.batches import epoch_order, shares
+from mora.training.checkpoints import Progress, State, pack, read_checkpoint, write_checkpoint
+from mora.training.config import TrainConfig
+from mora.training.describe import check_same_run, describe, introduction
+from mora.training.engine import Engine, Step
+from mora.training.log import Log, clock
+from mora.training.methods import adapt
+from mora.training.result import Result
+from mora.training.run import (
+    BEST,
+    CHECKPOINTS,
+    CONFIG,
+    LOG,
+    METRICS,
+    check_folder,
+    read_config,
+    remove_leftovers,
+    save_best,
+    write_config,
+)
+
+
+class Trainer:
+    """One run. Building it loads and checks everything; `fit` trains.
+
+    Args:
+        config: what to do.
+        backbone: a CLIP of your own, instead of the one `config` names; it is adapted in place.
+        datasets: splits of your own ("train", "validation", perhaps "test"), instead of `config.data`.
+        console: a `rich` console to speak to.
+
+    Raises:
+        ValueError: the configuration does not fit the model, the data or the machine.
+        ImportError: a package of the extra `train` is absent.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        backbone: Backbone | None = None,
+        datasets: Mapping[str, Dataset] | None = None,
+        console: Any = None,
+    ) -> None:
+        self.config, self.folder = config, Path(config.out)
+        self.accelerator = setup.make_accelerator(config)
+        processes = self.accelerator.num_processes
+        setup.seed_everything(config.seed)
+        self.backbone = load_backbone(config.backbone, config.pretrained) if backbone is None else backbone
+        with self.accelerator.main_process_first():
+            datasets = setup.open_splits(config, min(self.backbone.image_size)) if datasets is None else datasets
+        self.task = datasets["train"]
+        policy = setup.token_policy(config, self.task)
+        self.splits = setup.prepare(config, self.backbone, datasets, policy)
+        self.description = describe(config, self.backbone, self.splits, policy, processes)
+        self.model = MissingModalityClassifier(
+            self.backbone.model, len(self.task.classes), self.backbone.missing_image, self.backbone.empty_text
+        )
+        adapters = adapt(self.model.model, config.method, config.mora, config.lora_scale)
+        self.rows = len(self.splits["train"].dataset)
+        passes = math.ceil(self.rows / (config.batch * processes))
+        self.steps_per_epoch = math.ceil(passes / config.accumulation)
+        self.steps = config.epochs * self.steps_per_epoch
+        self.engine = Engine(self.accelerator, config, self.model, adapters, self.splits, self.steps)
+        self.log = Log(self.folder, self.accelerator.is_main_process, console)
+        self.progress = Progress()
+        self.best: dict[str, Tensor] = {}
+        self.saved = self.started = time.perf_counter()
+
+    def fit(self, resume: bool = False) -> Result:
+        """Train, keep the best validation epoch, test it once.
+
+        Args:
+            resume: go on from the last checkpoint of the run folder; from the beginning where there is none.
+
+        Raises:
+            ValueError: the folder holds a run and `resume` is False, or another run than this; NaN or infinity.
+            OSError: the folder cannot be written.
+        """
+        state = self.open_folder(resume)
+        if (done := Result.read(self.folder)) is not None:
+            self.log.say(f"{self.folder}: finished already")
+            return done
+        # Dropout draws from here on, differently in every process, whatever was drawn since the trainer was built.
+        setup.seed_everything(self.config.seed + 1 + self.accelerator.process_index)
+        self.started = time.perf_counter()
+        self.start_trackers(state)
+        if state is not None:
+            self.restore(state)
+        self.introduce(state)
+        self.log.start(self.steps, self.progress.step)
+        try:
+            while self.progress.epoch <= self.config.epochs:
+                self.train_epoch()
+                self.end_epoch()
+        finally:
+            self.log.stop()
+        result = self.finish()
+        self.accelerator.end_training()
+        return result
+
+    def open_folder(self, resume: bool) -> State | None:
+        """Make the run folder, or check that it is this run's; returns the checkpoint to go on from."""
+        check_folder(self.folder, resume)
+        stored = (self.folder / CONFIG).is_file()
+        self.accelerator.wait_for_everyone()
+        if stored:
+            check_same_run(read_config(self.folder), self.description, str(self.folder))
+            state = read_checkpoint(self.folder / CHECKPOINTS)
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                remove_leftovers(self.folder)
+            if state is None:
+                self.log.cut({METRICS: 0, LOG: 0})
+            return state
+        if self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_config(self.folder, self.description)
+        self.accelerator.wait_for_everyone()
+        return None
+
+    def start_trackers(self, state: State | None) -> None:
+        """Begin to report to the trackers asked for."""
+        if self.config.tracker == "none":
+            return
+        tensorboard = self.config.tracker == "tensorboard"
+        options = {"tensorboard": {"purge_step": state.progress.step + 1}} if tensorboard and state else {}
+        self.accelerator.init_trackers("tensorboard" if tensorboard else "mora", init_kwargs=options)
+
+    def introduce(self, state: State | None) -> None:
+        """Say what is going to happen."""
+        if state is not None:
+            self.log.say(f"resumed at epoch {self.progress.epoch}, step {self.progress.step} of {self.steps}")
+            return
+        place, processes = self.accelerator.device.type, self.accelerator.num_processes
+        for line in introduction(
+            self.config, self.splits, self.engine.trained, self.model.model, place, processes, self.steps_per_epoch
+        ):
+            self.log.say(line)
+
+    def train_epoch(self) -> None:
+        """The rest of the epoch in progress."""
+        config, progress = self.config, self.progress
+        order = epoch_order(self.rows, config.seed, progress.epoch)
+        plan = shares(order, config.batch, self.accelerator.num_processes, self.accelerator.process_index)
+        plan = plan[progress.done :]
+        batches = self.engine.batches("train", [share.rows for share in plan])
+        self.engine.wrapped.train()
+        began, samples = time.perf_counter(), 0
+        for begin in range(0, len(plan), config.accumulation):
+            group = plan[begin : begin + config.accumulation]
+            step = self.engine.step(group, batches, f"step {progress.step + 1} (epoch {progress.epoch})")
+            progress.done += len(group)
+            samples += step.rows
+            self.report(step, samples / (time.perf_counter() - began))
+            if begin + len(group) < len(plan) and self.is_time():
+                self.checkpoint()
+
+    def report(self, step: Step, throughput: float) -> None:
+        """Count a step and tell of it."""
+        progress, config = self.progress, self.config
+        progress.step += 1
+        progress.skipped += step.skipped
+        progress.loss = [progress.loss[0] + step.loss * step.rows, progress.loss[1] + step.rows]
+        self.log.advance(f"epoch {progress.epoch}/{config.epochs}", progress.step, step.loss, throughput)
+        if progress.step % config.log_every == 0 or progress.step == 1:
+            values = {"loss": step.loss, "lr": step.rate, "grad_norm": step.grad_norm}
+            self.log.event("step", step=progress.step, epoch=progress.epoch, **values)
+            self.track({f"train/{name}": value for name, value in values.items()})
+
+    def track(self, values: dict[str, float]) -> None:
+        """Tell the tracker, where there is one."""
+        if self.config.tracker != "none":
+            self.accelerator.log(values, step=self.progress.step)
+
+    def end_epoch(self) -> None:
+        """Validate, keep the best, write a checkpoint."""
+        progress, name = self.progress, self.task.metric
+        figures = self.engine.evaluate("validation")
+        loss = progress.loss[0] / progress.loss[1]
+        better = progress.best is None or figures[name] > progress.best["validation"][name]
+        if better:
+            progress.best = {"epoch": progress.epoch, "validation": figures}
+            self.best = self.engine.copies()
+            self.save_best()
+        spent = self.spent()
+        self.log.event("epoch", epoch=progress.epoch, step=progress.step, loss=loss, validation=figures, seconds=spent)
+        self.track({"train/epoch_loss": loss, **{f"validation/{key}": value for key, value in figures.items()}})
+        mark = " (best)" if better else ""
+        self.log.say(
+            f"epoch {progress.epoch}/{self.config.epochs}  loss {loss:.4f}  validation {name} "
+            f"{100 * figures[name]:.2f} %{mark}  {clock(spent)} spent, {clock(self.log.left(progress.step))} left"
+        )
+        progress.epoch, progress.done, progress.loss = progress.epoch + 1, 0, [0.0, 0.0]
+        self.checkpoint()
+
+    def spent(self) -> float:
+        """Seconds of this run, earlier parts included."""
+        return self.progress.seconds + time.perf_counter() - self.started
+
+    def is_time(self) -> bool:
+        """Whether a checkpoint is due; the main process's clock decides for all."""
+        due = time.perf_counter() - self.saved > 60 * self.config.checkpoint_minutes
+        if self.accelerator.num_processes == 1:
+            return due
+        flag = torch.tensor(float(due and self.accelerator.is_main_process), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum") > 0)
+
+    def checkpoint(self) -> None:
+        """Write everything that decides how the run goes on."""
+        parts, values = self.engine.state()
+        self.saved = time.perf_counter()
+        if self.accelerator.is_main_process:
+            progress = Progress(**{**vars(self.progress), "seconds": self.spent()})
+            state = pack(progress, {**parts, "best": self.best}, {**values, "log": self.log.sizes()})
+            write_checkpoint(self.folder / CHECKPOINTS, state)
+
+    def restore(self, state: State) -> None:
+        """Be where the checkpoint was taken, files of the run folder included."""
+        self.progress = state.progress
+        self.best = {name: tensor.to(self.accelerator.device) for name, tensor in state.part("best").items()}
+        if self.best:
+            self.engine.put(self.best)
+            self.save_best()
+        self.log.cut(state.values["log"])
+        self.engine.restore(state)
+
+    def save_best(self) -> None:
+        """Write the trained tensors as they are to best/."""
+        assert self.progress.best is not None
+        if self.accelerator.is_main_process:
+            save_best(self.folder / BEST, self.model, self.config.method, self.config.mora, self.progress.best)
+
+    def finish(self) -> Result:
+        """Test the best epoch, where there is a test split, and write the result."""
+        progress = self.progress
+        assert progress.best is not None
+        self.engine.put(self.best)
+        test = self.engine.evaluate("test") if "test" in self.splits else None
+        count = sum(parameter.numel() for parameter in self.engine.trained.values())
+        result = Result(
+            self.folder, progress.best["epoch"], progress.best["validation"], test,
+            self.config.epochs, count, progress.skipped, self.spent(),
+        )  # fmt: skip
+        name = self.task.metric
+        if test is not None:
+            self.log.event("test", epoch=result.best_epoch, test=test)
+        shown = f", test {100 * test[name]:.2f} %" if test is not None else ""
+        self.log.say(
+            f"best epoch {result.best_epoch}: validation {name} {100 * result.validation[name]:.2f} %{shown}; "
+            f"{clock(result.seconds)}; {self.folder}"
+        )
+        if self.accelerator.is_main_process:
+            result.write()
+        return result
+
+
+def train(data: str | os.PathLike[str], out: str | os.PathLike[str], resume: bool = False, **fields: Any) -> Result:
+    """Adapt a CLIP to a data set in which images or texts are missing, and return what it reached.
+
+    Args:
+        data: "openmoji", a folder of a data set, or a CSV / JSONL / Parquet manifest.
+        out: the run folder.
+        resume: go on from the folder's last checkpoint.
+        fields: of `mora.training.TrainConfig` (backbone, method, missing, epochs, batch, lr ...) and of `MoraConfig`
+            (rank, alpha, targets ...), or `preset=`.
+
+    Raises:
+        ValueError: a field, the data or the folder is not as expected; the message names it.
+        ImportError: a package of the extra `train` is absent.
+    """
+    config = TrainConfig.make(data=os.fspath(data), out=os.fspath(out), **fields)
+    check_folder(Path(config.out), resume)
+    return Trainer(config).fit(resume)
