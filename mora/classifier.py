@@ -130,9 +130,9 @@ class MissingModalityClassifier(nn.Module):
         """What stands for a missing image [3, H, W] or a missing text [L]."""
         return self.white(next(self.model.parameters()).dtype) if modality == "image" else self.missing_text
 
-    def plan(self, modality: str) -> Plan:
-        """Where a tower is cut, what is saved in it, and why not more."""
-        return self.towers[modality].plan(self.model, self.substitute(modality))
+    def plan(self, modality: str, training: bool | None = None) -> Plan:
+        """Where a tower is cut, what is saved in it, and why not more; in the mode the model is in, or another."""
+        return self.towers[modality].plan(self.model, self.substitute(modality), training)
 
     def saved(self) -> list[str]:
         """What is saved in each tower and what is not, in words."""

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mora.adapters import is_patched, unwrap
 from mora.classifier import MissingModalityClassifier
-from mora.savings.determinism import probes
+from mora.savings.determinism import probes, why_random
+from mora.savings.store import content
 
 FORMAT = 1
 PACKAGES = ("torch", "open_clip_torch", "transformers", "torchvision", "pillow")
@@ -51,6 +52,18 @@ def prefix_state(model: MissingModalityClassifier) -> dict[str, Any]:
     }
 
 
+def sample_parts(
+    dataset: Any, preprocess: Callable[[Any], Tensor], tokenize: Callable[[Sequence[str]], Tensor]
+) -> dict[str, Any]:
+    """What the samples of a `mora.data.Dataset` depend on, as `mora.PrefixCache` takes it.
+
+    Raises ValueError, with the reason, when images are augmented at random.
+    """
+    if reason := why_random(preprocess):
+        raise ValueError(f"cache: {reason}")
+    return {"data": dataset.stamp(), **preprocess_state(preprocess), **tokenizer_state(tokenize)}
+
+
 def preprocess_state(preprocess: Callable[[Any], Tensor]) -> dict[str, str]:
     """What of a preprocessing decides its output: how it describes itself, and what it makes of noise."""
     images = {f"{place}": preprocess(image) for place, image in enumerate(probes())}
@@ -84,11 +97,10 @@ def tensors_state(tensors: Mapping[str, Tensor]) -> str:
     for name, tensor in sorted(tensors.items()):
         flat = tensor.detach().cpu().contiguous()
         total.update(f"{name} {flat.dtype} {tuple(flat.shape)}\n".encode())
-        total.update(memoryview(flat.reshape(-1).view(torch.uint8).numpy()))
+        total.update(content(flat))
     return total.hexdigest()
 
 
 def digest(parts: Iterable[str]) -> str:
     """SHA-256 of some texts, addresses in memory left out."""
     return hashlib.sha256("\n".join(ADDRESS.sub("", part) for part in parts).encode()).hexdigest()
-

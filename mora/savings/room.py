@@ -30,8 +30,10 @@ def free_memory() -> int:
     try:
         limit = (GROUP / "memory.max").read_text().strip()
         if limit != "max":
-            free.append(int(limit) - int((GROUP / "memory.current").read_text()))
-    except (OSError, ValueError):
+            used = dict(line.split() for line in (GROUP / "memory.stat").read_text().splitlines())
+            held = int((GROUP / "memory.current").read_text()) - int(used["inactive_file"])  # the rest is given back
+            free.append(int(limit) - held)
+    except (OSError, ValueError, KeyError):
         pass
     return max(0, min(free)) if free else 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,15 +29,20 @@ class Tower:
         self.modality, self.family, self.savings = modality, family, savings
         self.plans, self.kept = Kept(), Kept()
 
-    def plan(self, model: nn.Module, substitute: Tensor) -> Plan:
-        """How this tower is run, found out anew when what is trained or patched in it changes."""
-        clip: Any = unwrap(model) if is_patched(model) else model
+    def clip(self, model: nn.Module) -> Any:
+        """The CLIP inside wrappers that `mora.patch` is seen through."""
+        return unwrap(model) if is_patched(model) else model
+
+    def plan(self, model: nn.Module, substitute: Tensor, training: bool | None = None) -> Plan:
+        """How this tower is run, in the model's mode or another; found out anew when something else is trained."""
+        clip = self.clip(model)
+        training = clip.training if training is None else training
         if hasattr(clip, "_orig_mod") or clip is not model:
             return Plan(whole=f"the CLIP is wrapped in a {type(model).__name__}")
         flags = tuple(parameter.requires_grad for parameter in clip.parameters())
-        state = (id(clip), id(getattr(clip, "mora", None)), clip.training, substitute.device, substitute.dtype, flags)
-        make = lambda: plan_of(clip, self.family, self.modality, substitute[None], clip.training)  # noqa: E731
-        return self.plans.get("plan", state, make)
+        state = (id(clip), id(getattr(clip, "mora", None)), substitute.device, substitute.dtype, flags)
+        make = lambda: plan_of(clip, self.family, self.modality, substitute[None], training)  # noqa: E731
+        return self.plans.get("training" if training else "eval", state, make)
 
     def embed(
         self, model: nn.Module, given: Tensor | Hidden | None, present: Tensor, substitute: Tensor, training: bool
@@ -122,12 +129,15 @@ class Tower:
 
     def prefix(self, model: Any, inputs: Tensor, substitute: Tensor, atleast: int = 0) -> Hidden:
         """Rows past the frozen blocks, of at least `atleast` tokens."""
-        plan, tokens = self.plan(model, substitute), None
+        plan = self.plan(model, substitute)
+        tokens: Tensor | None = None
         if plan.whole:
             raise ValueError(f"{self.modality}: rows past the frozen blocks cannot be had: {plan.whole}")
         if self.modality == "text":
-            inputs = tokens = self.trim(model, inputs, plan, atleast)
-        return Hidden(self.family.prefix(model, self.modality, inputs, plan.first, plan.frozen), tokens)
+            inputs = self.trim(model, inputs, plan, atleast)
+            tokens = inputs
+        with as_in_training():
+            return Hidden(self.family.prefix(model, self.modality, inputs, plan.first, plan.frozen), tokens)
 
     def trim(self, model: Any, text: Tensor, plan: Plan, atleast: int = 0) -> Tensor:
         """Texts cut after the longest one's end, rounded up."""
@@ -149,11 +159,20 @@ class Tower:
             given = self.prefix(model, given, substitute)
         elif plan.whole:
             raise ValueError(f"{self.modality}: got rows past the frozen blocks, expected inputs: {plan.whole}")
-        elif given.tokens is not None and given.rows.dim() == 3:
-            tokens = self.trim(model, given.tokens, plan)
-            given = Hidden(given.rows[:, : tokens.shape[1]], tokens)
+        else:
+            given = self.ready(model, given, plan, substitute)
         rows, tokens = given
         return self.family.suffix(model, self.modality, rows, plan.first, tokens, self.savings.pooled)
+
+    def ready(self, model: Any, given: Hidden, plan: Plan, substitute: Tensor) -> Hidden:
+        """Rows in the dtype they were computed in, texts cut."""
+        rows, tokens = given
+        if tokens is not None and rows.dim() == 3:
+            tokens = self.trim(model, tokens, plan)
+            rows = rows[:, : tokens.shape[1]]
+        if rows.dtype in (torch.float16, torch.bfloat16):
+            rows = rows.to(self.frozen_substitute(model, substitute).rows.dtype)
+        return Hidden(rows, tokens)
 
     def check(self, given: Hidden) -> None:
         """ValueError unless texts come with their tokens."""
@@ -161,6 +180,17 @@ class Tower:
         if self.modality == "text" and rows.dim() == 3 and (tokens is None or tokens.shape != rows.shape[:2]):
             got = None if tokens is None else tuple(tokens.shape)
             raise ValueError(f"text: got tokens of shape {got}, expected {tuple(rows.shape[:2])}, those of the rows")
+
+
+@contextmanager
+def as_in_training() -> Iterator[None]:
+    """`nn.MultiheadAttention` without its fused path for eval: frozen blocks give in eval the bits of training."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def chosen(given: Tensor | Hidden, present: Tensor) -> Tensor | Hidden:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mora.data.dataset import Dataset, Sample
+from mora.data.dataset import Dataset, Sample, fingerprint
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
 
 
@@ -21,6 +21,9 @@ class Subset(Dataset):
         self.name, self.split, self.classes = dataset.name, dataset.split, dataset.classes
         self.multi_label, self.metric, self.fingerprint = dataset.multi_label, dataset.metric, dataset.fingerprint
         self.broken = dataset.broken
+
+    def stamp(self) -> str:
+        return fingerprint([self.dataset.stamp(), self.index.tolist()])
 
     def __len__(self) -> int:
         return len(self.index)
@@ -75,6 +78,10 @@ class Inputs(torch.utils.data.Dataset[dict[str, Tensor]]):
         self.preprocess, self.tokenize = preprocess, tokenize
         self.missing_image, self.empty_text = missing_image, empty_text
 
+    def lacking(self, lacks: Tensor) -> Inputs:
+        """The same samples of which others lack something."""
+        return Inputs(self.dataset, lacks, self.preprocess, self.tokenize, self.missing_image, self.empty_text)
+
     def __len__(self) -> int:
         return len(self.dataset)
 
@@ -120,14 +127,23 @@ def shares(order: Tensor, batch: int, processes: int, rank: int) -> list[Share]:
     return found
 
 
-def loader(inputs: Inputs, batches: Sequence[Sequence[int]], workers: int, pin: bool) -> Iterator[dict[str, Tensor]]:
-    """The batches as tensors, in order; reading takes nothing from torch's global generator."""
+def loader(inputs: Any, batches: Sequence[Sequence[int]], workers: int, pin: bool) -> Iterator[dict[str, Tensor]]:
+    """The batches as tensors, in order; reading takes nothing from torch's global generator.
+
+    `inputs` gives samples one by one, or, with `__getitems__`, whole batches.
+    """
     return iter(
         DataLoader(
             inputs,
             batch_sampler=batches,  # type: ignore[arg-type] # any iterable of index lists
             num_workers=workers,
             pin_memory=pin,
+            collate_fn=as_it_is if hasattr(inputs, "__getitems__") else None,
             generator=torch.Generator(),
         )
     )
+
+
+def as_it_is(batch: Any) -> Any:
+    """A batch that needs no collating."""
+    return batch
