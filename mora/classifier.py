@@ -47,8 +47,7 @@ class MissingModalityClassifier(nn.Module):
             raise ValueError(f"num_classes: got {num_classes!r}, expected an int of at least 1")
         clip = unwrap(model) if is_patched(model) else model
         self.family = family_of(clip)
-        self.savings = Savings() if savings is None else savings
-        self.towers = {modality: Tower(modality, self.family, self.savings) for modality in ("image", "text")}
+        self.save(Savings() if savings is None else savings)
         self.kept = Kept()
         self.model = model
         parameter = next(clip.parameters())
@@ -126,6 +125,10 @@ class MissingModalityClassifier(nn.Module):
         """
         return self.towers[modality].prefix(self.model, inputs, self.substitute(modality))
 
+    def embed_rows(self, modality: str, given: Tensor | Hidden) -> Tensor:
+        """Embeddings [B, e] of one modality's rows, inputs or past the frozen blocks, all of them there."""
+        return self.towers[modality].run(self.model, given, self.substitute(modality))
+
     def substitute(self, modality: str) -> Tensor:
         """What stands for a missing image [3, H, W] or a missing text [L]."""
         return self.white(next(self.model.parameters()).dtype) if modality == "image" else self.missing_text
@@ -137,6 +140,11 @@ class MissingModalityClassifier(nn.Module):
     def saved(self) -> list[str]:
         """What is saved in each tower and what is not, in words."""
         return [line for modality in self.towers for line in self.plan(modality).lines(modality)]
+
+    def save(self, savings: Savings) -> None:
+        """Leave out of the computation what `savings` says, from now on."""
+        self.savings = savings
+        self.towers = {modality: Tower(modality, self.family, savings) for modality in ("image", "text")}
 
     def forget(self) -> None:
         """Drop what is kept of missing inputs: after a change of weights through `.data`, which no counter sees."""

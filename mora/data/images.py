@@ -64,7 +64,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # convert() would clip sixteen bits to white instead of scaling them
         import numpy
 
-        image = Image.fromarray((numpy.asarray(image) >> 8).clip(0, 255).astype(numpy.uint8))
+        pixels = numpy.asarray(image)
+        deep = image.mode != "I" or pixels.max() > 255
+        image = Image.fromarray((pixels >> 8 if deep else pixels).clip(0, 255).astype(numpy.uint8))
     if image.has_transparency_data:
         layers = image.convert("RGBA")
         if layers.getchannel("A").getextrema() != (255, 255):

@@ -85,7 +85,12 @@ class Rows(Dataset):
     def __getitem__(self, index: int) -> Sample:
         columns = self._columns
         row = columns.images[index]
-        image = None if columns.sizes[row] == ABSENT else self._decode(row)
+        try:
+            image = None if columns.sizes[row] == ABSENT else self._decode(row)
+        except BrokenImageError as error:
+            raise BrokenImageError(
+                f"{error}; mora data check lists all such images, on_broken='skip' leaves them out"
+            ) from error
         return Sample(image, columns.texts[index], columns.labels[index], columns.ids[index])
 
     def available(self) -> Tensor:

@@ -32,8 +32,10 @@ class Prepared(NamedTuple):
     text: str | None
 
 
-class Reader(torch.utils.data.Dataset[Prepared]):
+class Reader(torch.utils.data.Dataset[Prepared | ValueError]):
     """Reads and preprocesses samples, in worker processes where asked.
+
+    A sample that cannot be read is its error, returned: raised in a worker it would come wrapped in a traceback.
 
     Args:
         dataset: where the samples come from.
@@ -47,8 +49,11 @@ class Reader(torch.utils.data.Dataset[Prepared]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Prepared:
-        sample: Sample = self.dataset[index]
+    def __getitem__(self, index: int) -> Prepared | ValueError:
+        try:
+            sample: Sample = self.dataset[index]
+        except ValueError as error:
+            return error
         image = self.preprocess(sample.image) if sample.image is not None and bool(self.wanted[index]) else None
         return Prepared(index, image, sample.text)
 
@@ -118,6 +123,8 @@ def embed(
         Reader(dataset, run.preprocess, wanted), batch_size=batch, num_workers=workers, collate_fn=list
     )
     for samples in loader:
+        if errors := [sample for sample in samples if isinstance(sample, ValueError)]:
+            raise errors[0]
         shown = [sample for sample in samples if sample.image is not None]
         read = [sample for sample in samples if sample.text is not None]
         check_presence(dataset, samples, available, wanted)
@@ -149,8 +156,8 @@ def first_of_each(rows: Tensor, there: Tensor) -> Tensor:
 
 def tower(model: MissingModalityClassifier, modality: str, rows: Tensor) -> Tensor:
     """Embeddings [B, e] of one modality in the head's dtype, on the CPU."""
-    encode = model.family.encode_image if modality == "image" else model.family.encode_text
-    return encode(model.model, rows.to(model.head.weight.device)).to("cpu", model.head.weight.dtype)
+    weight = model.head.weight
+    return model.embed_rows(modality, rows.to(weight.device)).to("cpu", weight.dtype)
 
 
 def substitute(model: MissingModalityClassifier, modality: str) -> Tensor:

@@ -14,7 +14,7 @@ from mora.checkpoint.files import write_bytes
 from mora.data.missing import KINDS
 from mora.evaluation import plot
 from mora.evaluation.grid import NOTHING, Result
-from mora.evaluation.tables import Summary, Table, everything, tables
+from mora.evaluation.tables import Summary, Table, everything, percent, tables
 from mora.training.describe import versions
 
 FILES = ("results.csv", "results.json", "report.md", "plot.png")
@@ -123,7 +123,10 @@ def markdown(evaluation: Evaluation) -> str:
 def reading(evaluation: Evaluation, marked: bool) -> str:
     """How to read the tables."""
     kinds = {result.kind for result in evaluation.results}
-    lines = [f"Numbers are {spread_of(evaluation)}." + (" The best of each column is bold." if marked else "")]
+    lines = [
+        f"Numbers are {spread_of(evaluation)}."
+        + (" Bold is the highest mean of a column, within the spread or not." if marked else "")
+    ]
     if kinds & set(KINDS):
         lines.append(
             'A rate counts what is MISSING: 70 % under "no text" means that 70 % of the rows have an image and no '
@@ -156,17 +159,12 @@ def models_table(evaluation: Evaluation) -> Table:
                 model["method"],
                 " ".join(filter(None, (config["backbone"]["name"], config["backbone"]["pretrained"]))),
                 config["data"]["name"],
-                missing_in(config.get("tables", {}).get("train", {})),
+                percent(config.get("tables", {}).get("train", {}).get("missing", "none")),
                 str(result.get("epoch", "")),
                 "" if score is None else f"{100 * score:.2f}",
             ]
         )
     return Table("Models", headings, rows, set(), words=5)
-
-
-def missing_in(table: dict[str, Any]) -> str:
-    """ "both 70 %" of a run's description of a missing table."""
-    return f"{table['kind']} {100 * table['rate']:g} %" if table.get("rate") else "none"
 
 
 def provenance(evaluation: Evaluation) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,22 +16,60 @@ from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
 from mora.data.table_files import load_table
 from mora.data.tables import Missing
 from mora.evaluation import report
-from mora.evaluation.grid import Result, cells
+from mora.evaluation.grid import SEEDS, Result, cells
 from mora.evaluation.metrics import INSTALL
+from mora.training.config import TrainConfig
 from mora.training.run import LoadedRun, load_run
+from mora.training.setup import options_of
+
+
+class Source(NamedTuple):
+    """What is scored.
+
+    Attributes:
+        data: source, as `open_dataset` takes it; None is what the first run was trained on.
+        split: "train", "validation" or "test"; "all" takes every row of a manifest.
+        on_broken: "raise" or "skip" images that cannot be read.
+        name: "mmimdb", "food101" or "hateful_memes", where a folder in the official layout does not tell.
+        extra_columns: ignore columns of a manifest that have no meaning here.
+        corruption: how images and texts are damaged; None leaves them whole.
+    """
+
+    data: str | None = None
+    split: str = "test"
+    on_broken: str = "raise"
+    name: str | None = None
+    extra_columns: bool = False
+    corruption: Corruption | None = None
+
+    def open(self, run: LoadedRun) -> Dataset:
+        """The split as a run sees it: its classes in their order; its own data opened as for training."""
+        own = self.data == run.data["source"]
+        options = options_of(TrainConfig.from_dict(run.config["train"])) if own else {}
+        if self.name is not None:
+            options["name"] = self.name
+        if self.extra_columns:
+            options["extra_columns"] = True
+        dataset = open_dataset(
+            str(self.data),
+            self.split,
+            on_broken=self.on_broken,
+            size=min(run.backbone.image_size),
+            classes=run.classes,
+            multi_label=run.multi_label,
+            **options,
+        )
+        return dataset if self.corruption is None else Corrupted(dataset, self.corruption)
 
 
 def evaluate_runs(
     folders: Sequence[Path],
     out: Path,
     conditions: Sequence[Missing],
-    seeds: Sequence[int] = (0, 1, 2),
+    seeds: Sequence[int] = SEEDS,
     tables: Sequence[Path] = (),
-    corruption: Corruption | None = None,
-    data: str | None = None,
-    split: str = "test",
-    on_broken: str = "raise",
-    device: str = "cpu",
+    source: Source = Source(),  # noqa: B008 # immutable
+    device: str = "auto",
     batch: int = 64,
     workers: int = 0,
     command: str = "",
@@ -44,10 +83,7 @@ def evaluate_runs(
         conditions: what is taken away; nothing is, first, in any case.
         seeds: of the missing tables that are drawn.
         tables: files of missing tables, each scored as well.
-        corruption: how images and texts are damaged; None leaves them whole.
-        data: source of the data; None takes the first run's own.
-        split: "train", "validation" or "test".
-        on_broken: "raise" or "skip" images that cannot be read.
+        source: the data.
         device: where the models run; "auto" is the GPU where there is one.
         batch: samples at a time.
         workers: processes that read and preprocess.
@@ -56,33 +92,22 @@ def evaluate_runs(
 
     Raises ValueError, OSError or ImportError for what the user can mend; nothing was written then.
     """
-    try:
-        from rich.console import Console
-    except ImportError as error:
-        raise ImportError(f"the tables need rich: {INSTALL}") from error
-    console = console or Console()
+    console = console or make_console()
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: got {out}, which is a file, expected a folder")
     runs = load_runs(folders, device)
     labels = labels_of(runs)
-    source = str(runs[0].data["source"]) if data is None else data
-    conditions = [Missing(), *conditions]
+    source = source._replace(data=str(runs[0].data["source"]) if source.data is None else source.data)
     results: list[Result] = []
     for label, run in zip(labels, runs, strict=True):
-        dataset = open_for(run, source, split, on_broken)
-        if corruption is not None:
-            dataset = Corrupted(dataset, corruption)
+        dataset = source.open(run)
         read = {str(path): load_table(path, dataset) for path in tables}
-        results += with_bar(
-            console,
-            f"embedding for {label}",
-            len(dataset),
-            lambda progress: cells(run, dataset, conditions, seeds, read, label, batch, workers, progress),  # noqa: B023
-        )
+        with bar(console, f"embedding for {label}", len(dataset)) as advance:
+            results += cells(run, dataset, [Missing(), *conditions], seeds, read, label, batch, workers, advance)
     evaluation = report.Evaluation(
         results=results,
         models=[about(label, run) for label, run in zip(labels, runs, strict=True)],
-        data=described(dataset, source, corruption),
+        data=described(dataset, source),
         seeds=tuple(seeds),
         command=command,
     )
@@ -90,6 +115,15 @@ def evaluate_runs(
     report.print_tables(console, evaluation)
     console.print(f"Written: {', '.join(map(str, written))}", highlight=False, soft_wrap=True)
     return evaluation
+
+
+def make_console() -> Any:
+    """A rich console; ImportError where rich is absent."""
+    try:
+        from rich.console import Console
+    except ImportError as error:
+        raise ImportError(f"the tables need rich: {INSTALL}") from error
+    return Console()
 
 
 def load_runs(folders: Sequence[Path], device: str) -> list[LoadedRun]:
@@ -132,29 +166,16 @@ def labels_of(runs: Sequence[LoadedRun]) -> list[str]:
     return next(names for names in choices if len(set(names)) == len(runs))
 
 
-def open_for(run: LoadedRun, source: str, split: str, on_broken: str) -> Dataset:
-    """One split of `source` as the run sees it: with its classes in their order."""
-    return open_dataset(
-        source,
-        split,
-        on_broken=on_broken,
-        size=min(run.backbone.image_size),
-        classes=run.classes,
-        multi_label=run.multi_label,
-    )
-
-
-def with_bar(
-    console: Any, title: str, total: int, work: Callable[[Callable[[int], None]], list[Result]]
-) -> list[Result]:
-    """What `work` returns, with a progress bar that it moves."""
+@contextmanager
+def bar(console: Any, title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar where somebody watches; gives what moves it."""
     from rich import progress
 
     columns = [progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn()]
     columns += [progress.TimeElapsedColumn(), progress.TextColumn("left"), progress.TimeRemainingColumn()]
-    with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=total)
-        return work(lambda done: bar.advance(task, done))
+    with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+        task = shown.add_task(title, total=total)
+        yield lambda done: shown.advance(task, done)
 
 
 def about(label: str, run: LoadedRun) -> dict[str, Any]:
@@ -168,18 +189,18 @@ def about(label: str, run: LoadedRun) -> dict[str, Any]:
     }
 
 
-def described(dataset: Dataset, source: str, corruption: Corruption | None) -> dict[str, Any]:
+def described(dataset: Dataset, source: Source) -> dict[str, Any]:
     """What the report says about the data."""
     available = dataset.available()
     return {
-        "source": source,
+        "source": source.data,
         "name": dataset.name,
         "split": dataset.split,
         "samples": len(dataset),
         "image_rows": dataset.rows,
         "classes": len(dataset.classes),
         "fingerprint": dataset.fingerprint,
-        "corruption": None if corruption is None else asdict(corruption),
+        "corruption": None if source.corruption is None else asdict(source.corruption),
         "broken": list(dataset.broken),
         "natural": {
             "text_missing": int((available == TEXT_MISSING).sum()),

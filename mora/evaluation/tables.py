@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mora.data.missing import KINDS
+from mora.data.tables import Missing
 from mora.evaluation.grid import NOTHING, Result
 from mora.evaluation.spread import Spread, spread
 
@@ -184,3 +185,14 @@ def everything(results: Sequence[Result]) -> Table:
 def percentages(rates: Sequence[float]) -> list[str]:
     """ "70 % missing" of 0.7."""
     return [f"{100 * rate:.4g} % missing" for rate in rates]
+
+
+def percent(missing: str) -> str:
+    """ "both 70 %" of "both:0.7"; "none" as it is."""
+    given = Missing.parse(missing)
+    if not given.rate:
+        return str(given)
+    share = (
+        f", {100 * given.both_ratio:g} % of these images" if given.kind == "both" and given.both_ratio != 0.5 else ""
+    )
+    return f"{given.kind} {100 * given.rate:g} %{share}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mora.evaluation.tables import FIGURES, Table
+from mora.evaluation.tables import FIGURES, Table, percent
 from mora.export.formats import HUGGING_FACE, MERGES
 from mora.training.backbone import TINY
 
@@ -101,16 +101,18 @@ def model_card(run: LoadedRun, about: dict[str, Any]) -> str:
 
 def notes(about: dict[str, Any], tiny: bool) -> str:
     """What to mind when using it."""
-    lines = ["A sample may lack its image or its text, not both.", "Embeddings are not normalised."]
-    if tiny:
-        lines.append("Pictures that are not square are padded with white first; transparent ones are put on white.")
+    lines = [
+        "A sample may lack its image or its text, not both.",
+        "Embeddings are not normalised.",
+        "Put transparent pictures on white first.",
+    ]
     if about["library"] == HUGGING_FACE:
         lines.append(
             "transformers resizes pictures and cleans texts slightly differently from open_clip, with which the model "
-            "was trained; weights and embeddings of equal inputs are the same."
+            "was trained; equal inputs give equal embeddings."
         )
         if tiny:
-            lines[-2] = "Its image processor squeezes pictures to a square: pad them to a square with white first."
+            lines.append("The image processor squeezes pictures to a square: pad them to a square with white first.")
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -157,6 +159,7 @@ def training(run: LoadedRun) -> Table:
         rows.append(["lora_alpha / rank", str(run.config["lora_scale"])])
     wanted = ("epochs", "batch", "accumulation", "lr", "head_lr", "weight_decay", "warmup", "precision", "seed")
     rows += [[name.replace("_", " "), str(recipe[name])] for name in wanted if recipe.get(name) is not None]
+    rows += [[name.replace("_", " "), str(recipe[name])] for name in ("patches", "word_drop") if recipe.get(name)]
     rows += [["token policy", run.config["token_policy"]], ["processes", str(run.config.get("processes", 1))]]
     return Table("Training", ["", "value"], rows, set(), words=2)
 
@@ -167,7 +170,7 @@ def data(run: LoadedRun) -> Table:
     rows = []
     for split, fingerprint in given.get("fingerprints", {}).items():
         table = run.config.get("tables", {}).get(split, {})
-        missing = f"{table['kind']} {100 * table['rate']:g} %" if table.get("rate") else "none"
+        missing = percent(table.get("missing", "none"))
         seed = str(table["seed"]) if table.get("seed") is not None else ""
         rows.append([split, f"`{fingerprint[:16]}`", missing, seed, f"{given.get('rows', {}).get(split, 0):,}"])
     return Table("Data", ["split", "fingerprint", "simulated missing", "table's seed", "rows"], rows, set(), words=3)

@@ -18,9 +18,11 @@ from mora.training.methods import METHODS
 PRECISIONS = ("fp32", "fp16", "bf16")
 CACHES, CACHE_DTYPES = ("auto", "memory", "disk", "off"), ("exact", "float16", "bfloat16")
 TOKEN_CHOICES = ("auto", "official", "plain")
-# Fields that may change when a run goes on: none of them moves a number on the same kind of device.
+# Fields that may change when a run goes on: none of them moves a number on the same kind of device. Where data, tables
+# and weights lie may change, too: their fingerprints may not.
 FREE_ON_RESUME = (
-    "out", "device", "workers", "checkpoint_minutes", "tracker", "log_every", "cache_gb", "cache_folder",
+    "out", "device", "workers", "checkpoint_minutes", "tracker", "log_every", "data", "tables", "pretrained",
+    "cache_gb", "cache_folder",
 )  # fmt: skip
 
 

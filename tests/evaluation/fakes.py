@@ -7,6 +7,7 @@ from mora.classifier import MissingModalityClassifier
 from mora.config import MoraConfig
 from mora.data.dataset import Dataset, Sample, fingerprint
 from mora.training.backbone import load_backbone
+from mora.training.config import TrainConfig
 from mora.training.methods import adapt
 from mora.training.run import BEST, save_best, write_config
 
@@ -94,8 +95,8 @@ def write_run(folder, method="mora", metric="accuracy", token_policy="official",
             "method": method,
             "lora_scale": 1.0,
             "token_policy": token_policy,
-            "tables": {"train": {"kind": "both", "rate": 0.7, "seed": seed, "rows": 40}},
-            "train": {"seed": seed, "epochs": 5},
+            "tables": {"train": {"missing": "both:0.7", "seed": seed}},
+            "train": TrainConfig(data="squares.csv", out=str(folder), method=method, mora=config, epochs=5).to_dict(),
             "versions": {"torch": torch.__version__},
         },
     )

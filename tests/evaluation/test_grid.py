@@ -132,6 +132,19 @@ def test_workers_change_nothing(runs):
     assert alone == beside
 
 
+class Broken(InMemory):
+    def __getitem__(self, index):
+        if index == 5:
+            raise ValueError("row-5: the image cannot be read")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_is_named(runs, workers):
+    with pytest.raises(ValueError, match=r"^row-5: the image cannot be read$"):
+        evaluate(runs["accuracy"], Broken(), workers=workers)
+
+
 class Lying(InMemory):
     def available(self):
         return torch.zeros(len(self), dtype=torch.int8)

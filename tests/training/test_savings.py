@@ -1,4 +1,4 @@
-"""`mora train` with its savings: the same figures, no image decoded after the first pass, exact resume, reasons told."""
+"""`mora train` with its savings: the same figures, every image decoded once, exact resume, reasons told."""
 
 import json
 
@@ -128,6 +128,7 @@ def test_augmentation_is_refused(tmp_path):
     console = fakes.Silent()
     Trainer(fakes.config(tmp_path / "run"), backbone, fakes.splits(), console).fit()
     assert "cache: none: images are preprocessed differently from call to call" in "\n".join(console.lines)
+    backbone = Backbone.of(fakes.open_clip_model(), jitter, fakes.tokenizer, "fake")
     asked = Trainer(fakes.config(tmp_path / "asked", cache="memory"), backbone, fakes.splits(), console)
     with pytest.raises(ValueError, match="cache: got 'memory', expected 'off' or 'auto': images are preprocessed"):
         asked.fit()

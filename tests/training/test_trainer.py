@@ -180,3 +180,60 @@ def test_limit_spreads_over_the_split(tmp_path):
     assert [split.dataset[i].id for i in range(3)] == ["train row 0", "train row 4", "train row 8"]
     assert len(split.lacks) == 10 == len(split.dataset.labels())
     trainer.fit()
+
+
+def scale_gradients(trainer, scale):
+    """Give a trainer on the CPU the gradient scaler that accelerate makes for fp16 on a GPU."""
+    from accelerate.optimizer import AcceleratedOptimizer
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=4)
+    trainer.accelerator.scaler = scaler
+    trainer.engine.optimizer = AcceleratedOptimizer(trainer.engine.optimizer.optimizer, scaler=scaler)
+    trainer.accelerator._optimizers = [trainer.engine.optimizer]
+    return trainer
+
+
+def test_overflowed_steps_are_left_out_and_counted_and_the_scale_is_resumed(tmp_path):
+    def make(folder):
+        trainer = fakes.trainer(folder, epochs=3, checkpoint_minutes=1e-4)
+        overflows = (0, 1, 7)
+        trainer.engine.trained["head.bias"].register_hook(
+            lambda gradient: gradient * (math.inf if trainer.progress.step in overflows else 1.0)
+        )
+        return scale_gradients(trainer, 2.0**16)
+
+    result = make(tmp_path / "whole").fit()
+    assert result.skipped == 3
+    norms = [event["grad_norm"] for event in events(tmp_path / "whole", "step")]
+    assert [step for step, norm in enumerate(norms) if norm is None] == [0, 1, 7] and norms[-1] < 100
+    broken = make(tmp_path / "broken")
+    take = broken.engine.step
+
+    def stopping(*given):
+        if broken.progress.step == 9:
+            raise KeyboardInterrupt
+        return take(*given)
+
+    broken.engine.step = stopping
+    with pytest.raises(KeyboardInterrupt):
+        broken.fit()
+    again = make(tmp_path / "broken")
+    assert again.fit(resume=True).skipped == 3
+    assert events(tmp_path / "broken", "step") == events(tmp_path / "whole", "step")
+    assert again.accelerator.scaler.get_scale() != 2.0**16
+
+
+def test_a_scaler_that_always_overflows_stops(tmp_path):
+    trainer = scale_gradients(fakes.trainer(tmp_path / "run", epochs=10), 2.0**16)
+    trainer.engine.trained["head.bias"].register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(NotFiniteError, match="step 25 .*gradient of head.bias"):
+        trainer.fit()
+
+
+def test_frozen_batch_norms_keep_their_statistics(tmp_path):
+    model = fakes.open_clip_model()
+    norm = torch.nn.BatchNorm2d(64)
+    model.visual.conv1 = torch.nn.Sequential(model.visual.conv1, norm)
+    trainer = fakes.trainer(tmp_path / "run", model=model.eval(), method="linear")
+    trainer.fit()
+    assert int(norm.num_batches_tracked) == 0
