@@ -183,3 +183,13 @@ def test_published_tables_are_read(tmp_path, capsys):
     one = tables / "food101_splittrain_missing_text_0.5.pt"
     code, said = train(capsys, "--data", data, "--out", tmp_path / "two", "--missing", f"train={one}", *QUICK)
     assert code == 0, said
+
+
+def test_evaluation_splits_a_manifest_as_training_did(tmp_path, capsys):
+    """Another seed divides the rows another way: evaluated on rows it was trained on, a run would look too good."""
+    data, run = synthetic.manifest(tmp_path, count=60), tmp_path / "run"
+    assert train(capsys, "--data", data, "--out", run, "--split-seed", "3", *QUICK)[0] == 0
+    assert main(["evaluate", "--model", str(run), "--out", str(tmp_path / "found")]) == 0
+    found = json.loads((tmp_path / "found" / "results.json").read_text())
+    config = json.loads((run / "config.json").read_text())
+    assert found["data"]["fingerprint"] == config["data"]["fingerprints"]["test"]
