@@ -1,4 +1,4 @@
-.PHONY: install check test kernels-report bench demo
+.PHONY: install check test kernels-report bench tables demo
 
 install: ## everything a developer needs
 	pip install -e '.[dev]'
@@ -14,8 +14,11 @@ test: ## what CI runs after `check`
 kernels-report: ## registers, spills, shared memory and tensor-core instructions of every Triton kernel; needs no GPU
 	python -m mora_kernels.triton.report
 
-bench: ## time the adapted projection on this machine
+bench: ## time everything on this machine, beside what people use today
 	pytest benchmarks/ --benchmark
+
+tables: ## every table and plot of README and docs, from benchmarks/results
+	python -m benchmarks.tables
 
 demo: ## adapt the built-in CLIP on the built-in data
 	mora demo

@@ -30,6 +30,7 @@ class Provider:
         kept: tensors kept between forward and backward outside autograd's books, W_eff for instance.
         eager: whether `run` calls PyTorch's operators one by one, so that they can be counted.
         capturable: whether `run` can be captured as a CUDA graph.
+        least: whether this provider has to do the case's least work: adapters of another formula may do less.
         observed: what runs under the instruments (memory, launches) in the place of `run`, where that is long.
     """
 
@@ -39,6 +40,7 @@ class Provider:
     kept: Callable[[], Iterable[Tensor]] = tuple
     eager: bool = True
     capturable: bool = True
+    least: bool = True
     observed: Callable[[], object] | None = None
 
 

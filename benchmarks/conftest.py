@@ -48,6 +48,16 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("--benchmark: got -n, expected one process: others would disturb the timing")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """At full size only what is timed runs, and takes the time it takes."""
+    if config.getoption("--benchmark"):
+        timed = [item for item in items if "cell" in getattr(item, "fixturenames", ())]
+        config.hook.pytest_deselected(items=[item for item in items if item not in timed])
+        items[:] = timed
+        for item in items:
+            item.add_marker(pytest.mark.timeout(0))
+
+
 def scale_of(config: pytest.Config) -> Scale:
     """Where and how large to run."""
     device = config.getoption("--device") or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -104,6 +114,7 @@ class Measured:
     def __init__(self, scale: Scale) -> None:
         self.scale = scale
         self.key: tuple[str, str] | None = None
+        self.error: BaseException | None = None
 
     def __call__(self, level: ModuleType, shape: Shape) -> Measured:
         """Measure a case unless it was measured last."""
@@ -114,7 +125,7 @@ class Measured:
             self.key, self.error = key, None
             try:
                 self.case, self.rows, self.times = measure(level, shape, self.scale)
-            except Exception as error:
+            except BaseException as error:
                 self.error = error
                 REFUSED.append(f"{level.NAME} {identity(shape)}")
                 raise

@@ -90,7 +90,7 @@ def rows(case: Case, scale: Scale, times: dict[tuple[str, str], Times], footprin
         row["baseline"] = case.baseline
         row["times_faster"] = rounded(asdict(faster(times[mode, case.baseline], each)))
         row |= asdict(footprints[name])
-        if case.work and top:
+        if case.work and top and case.providers[name].least:
             row["work"] = asdict(case.work)
             row["ceilings"] = rounded(asdict(top))
             row["roofline_share"] = float(f"{top.share(case.work, spread.median):.4g}")

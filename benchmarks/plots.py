@@ -68,19 +68,22 @@ def roofline(found: Sequence[Row], axes: Any) -> None:
     """Counted operations per second over operations per byte, below the two measured ceilings."""
     import numpy as np
 
-    top = found[-1]["ceilings"]
-    intensity = np.logspace(0, 4, 100)
+    top = next(row["ceilings"] for row in found if "ceilings" in row)
+    intensity = np.logspace(0, 4, 400)
     axes.plot(intensity, np.minimum(top["flops"], intensity * top["bandwidth"]) / 1e9, color="black", lw=1.2)
     for provider in projection.PROVIDERS:
-        own = [row for row in found if row["provider"] == provider]
+        own = [row for row in found if row["provider"] == provider and "roofline_share" in row]
         if own:
             x = [row["work"]["flops"] / row["work"]["bytes"] for row in own]
             y = [row["work"]["flops"] / row["seconds"]["median"] / 1e9 for row in own]
             axes.scatter(x, y, s=22, color=COLOURS[provider], label=NAMES.get(provider, provider), zorder=3)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlim(20, 2000)
-    axes.set_ylim(bottom=1)
+    ridge = top["flops"] / top["bandwidth"]
+    own = [row["work"] for row in found if "work" in row]
+    reach = [work["flops"] / work["bytes"] for work in own]
+    axes.set_xlim(min(ridge, *reach) / 2, max(ridge, *reach) * 2)
+    axes.set_ylim(bottom=min(row["work"]["flops"] / row["seconds"]["median"] for row in found if "work" in row) / 2e9)
     axes.set_xlabel("least operations per byte moved, counted from the shape")
     axes.set_ylabel("GFLOP/s of that least work")
     axes.set_title("Roofline of one adapted projection, every width and batch, dropout 0.1")

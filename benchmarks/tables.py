@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from benchmarks import demo_grid, plots, presets, rows
+from benchmarks import demo_grid, findings, plots, presets, rows
 from benchmarks.environment import ROOT
 from benchmarks.levels import projection
 from benchmarks.rows import Row
@@ -66,7 +66,7 @@ def machine(found: Sequence[Row]) -> str:
         if not newest:
             lines.append([title, "no rows yet: nothing is claimed", "", "", ""])
             continue
-        row = newest[-1]
+        row = next(row for row in reversed(newest) if "ceilings" in row)
         versions = f"torch {row['torch']}, triton {row['triton']}, Python {row['python']}"
         tops = f"{row['ceilings']['flops'] / 1e9:,.0f} GFLOP/s, {row['ceilings']['bandwidth'] / 1e9:,.1f} GB/s"
         lines.append([title, row["device"], versions, tops, f"{row['date'][:10]}, {row['commit']}"])
@@ -221,6 +221,7 @@ def by_case(
 LABELS = {"torch": "**mora, torch**", "triton": "**mora, triton**", "frozen nn.Linear": "frozen `nn.Linear`"}
 TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "machine": machine,
+    "findings": findings.findings,
     "projection-short": projection_short,
     "projection-widths": projection_widths,
     "projection-first-layer": projection_first_layer,

@@ -10,21 +10,20 @@ import pytest
 
 from benchmarks import regression, rows, tables
 from benchmarks.environment import ROOT
-from benchmarks.measure.timing import Spread
 
 
 def test_documents_and_plots_are_what_the_rows_make_of_them():
     assert tables.stale(rows.read()) == []
 
 
-def test_a_typed_number_is_found(monkeypatch, tmp_path):
-    readme = (ROOT / "README.md").read_text()
+def test_a_typed_number_is_found(monkeypatch):
+    readme, found = (ROOT / "README.md").read_text(), rows.read()
     assert "61,440" in readme
     changed = ROOT / "benchmarks" / "results" / "never-written.md"
     monkeypatch.setattr(tables, "DOCUMENTS", (changed,))
     monkeypatch.setattr(type(changed), "read_text", lambda self, **_: readme.replace("61,440", "61,441"))
     monkeypatch.setattr(tables.plots, "stale", lambda found: [])
-    assert tables.stale([]) == ["benchmarks/results/never-written.md"]
+    assert tables.stale(found) == ["benchmarks/results/never-written.md"]
 
 
 def test_every_row_says_where_it_comes_from():
@@ -89,7 +88,3 @@ def test_a_difference_within_the_noise_is_none():
 def test_an_unknown_revision_is_named():
     with pytest.raises(ValueError, match="--baseline: got 'no-such-revision', expected a git revision"):
         regression.checkout("no-such-revision")
-
-
-def test_quantiles_of_one_number():
-    assert Spread.of([2.0]) == Spread(2.0, 2.0, 2.0)

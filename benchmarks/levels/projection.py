@@ -28,6 +28,7 @@ NAME = "projection"
 TITLE = "One adapted projection, forward and backward"
 BASELINE = "official"
 PROVIDERS = ("official", "official compiled", "PEFT LoRA", "PEFT DoRA", "frozen nn.Linear", "torch", "triton")
+COMPILED_FROM = {"cpu": 8, "cuda": 32}  # batch
 Linear = Callable[[Tensor, float], Tensor]  # (x, dropout_p) -> y
 
 
@@ -143,12 +144,12 @@ def build(shape: Shape, scale: Scale) -> Case:
 
 def why_not_compiled(shape: Shape, scale: Scale) -> str:
     """Why `torch.compile` is left out of a case, or an empty string."""
+    if scale.smoke and (shape["dropout"] or not shape["dx"]):
+        return "compiled in one case only in a smoke test"
+    chosen = shape["model"] in sizes.PUBLISHED and shape["dx"] and shape["batch"] >= COMPILED_FROM[scale.device]
+    if not (scale.smoke or chosen):
+        return "compiled at the published widths, large batches and with dX only: it takes long"
     if scale.device == "cpu":
-        published = shape["model"] in sizes.PUBLISHED and shape["dx"] and shape["batch"] > 1
-        if not (published or scale.smoke):
-            return "compiled on a CPU at the published widths, the largest batch and with dX only"
-        if scale.smoke and (shape["dropout"] or not shape["dx"]):
-            return "compiled in one case only in a smoke test"
         from torch._inductor.cpp_builder import get_cpp_compiler
 
         try:
@@ -189,7 +190,7 @@ def frozen(inputs: Inputs) -> Provider:
         return {"y": y, "x": wide.grad @ wide.weight}
 
     if inputs.dx:
-        return inputs.provider(linear, oracle, leaves)
+        return inputs.provider(linear, oracle, leaves, least=False)
     half = inputs.device == "cuda"
 
     def forward() -> Tensor:
@@ -199,7 +200,7 @@ def frozen(inputs: Inputs) -> Provider:
     def check() -> None:
         assert_parity("y", linear(factors.x, 0.0), oracle()["y"], LINEAR_TOLERANCE)
 
-    return Provider(forward, check, lambda: (factors.x, factors.weight, factors.bias))
+    return Provider(forward, check, lambda: (factors.x, factors.weight, factors.bias), least=False)
 
 
 def peft(inputs: Inputs, shape: Shape, dora: bool) -> Provider:
@@ -225,7 +226,7 @@ def peft(inputs: Inputs, shape: Shape, dora: bool) -> Provider:
         gradients = torch.autograd.grad(y, [x, *trained.values()], grad)
         return {"y": y.detach(), **dict(zip(["x", *trained], gradients, strict=True))}
 
-    return inputs.provider(run, oracle, leaves, owned=tuple(model.parameters()))
+    return inputs.provider(run, oracle, leaves, owned=tuple(model.parameters()), least=False)
 
 
 def work(shape: Shape, device: str) -> Work:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+from inspect import signature
 from typing import Any
 
 import torch
@@ -62,11 +62,10 @@ class HuggingFace(Family):
             return {"attention_mask": None}
         from transformers.masking_utils import create_causal_mask
 
-        # newer releases of transformers rename the argument; either name is None without a cache of keys and values
-        cache = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
-        mask = create_causal_mask(
-            config=model.text_model.config, inputs_embeds=hidden, attention_mask=None, **{cache: None}
-        )
+        # Renamed between releases of transformers 5.
+        cache = "cache" if "cache" in signature(create_causal_mask).parameters else "past_key_values"
+        config = model.text_model.config
+        mask = create_causal_mask(config=config, inputs_embeds=hidden, attention_mask=None, **{cache: None})
         return {"attention_mask": mask, "is_causal": True}
 
     def pooled_rows(self, model: Any, modality: str, hidden: Tensor, text: Tensor | None) -> Tensor | None:

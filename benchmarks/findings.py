@@ -1,0 +1,123 @@
+"""The sentences of docs/performance.md that hold numbers, made from the rows like its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from benchmarks import rows
+from benchmarks.rows import Row
+
+
+def ratios(found: Iterable[Row], provider: str, **shape: Any) -> list[float]:
+    """Median times as fast as the official sequence, of every case of these values."""
+    wanted = shape.items()
+    return [r["times_faster"]["median"] for r in found if r["provider"] == provider and wanted <= r["shape"].items()]
+
+
+def between(values: Sequence[float]) -> str:
+    """ "1.26x to 1.42x", or one number."""
+    low, high = f"{min(values):.2f}x", f"{max(values):.2f}x"
+    return low if low == high else f"{low} to {high}"
+
+
+def only(found: Iterable[Row], provider: str, **shape: Any) -> Row:
+    """The one row of a provider whose shape has these values."""
+    (row,) = (r for r in found if r["provider"] == provider and shape.items() <= r["shape"].items())
+    return row
+
+
+def cost(row: Row) -> float:
+    """The time of a row as a share of its baseline's."""
+    return float(1 / row["times_faster"]["median"])
+
+
+def projection(found: Sequence[Row]) -> list[str]:
+    """One projection on a CPU."""
+    batches = sorted({row["shape"]["batch"] for row in found})
+    chosen = {"batch": batches[-1], "dropout": 0.1, "dx": True}
+    names = ("torch", "PEFT LoRA", "PEFT DoRA", "official compiled")
+    ours, low, dora, compiled = (between(ratios(found, name, **chosen)) for name in names)
+    first = {**chosen, "dx": False}
+    example = {"model": "ViT-B/16", "modality": "image", **chosen}
+    mine, official = (only(found, provider, **example) for provider in ("torch", "official"))
+    kept = official["saved_square"] / mine["saved_square"]
+    single = between(ratios(found, "torch", **{**chosen, "batch": batches[0]}))
+    return [
+        f"**One projection**, batch {batches[-1]}, dropout 0.1: {ours} the official sequence's speed over all widths, "
+        f"{single} at batch {batches[0]}, where building W_eff weighs most; {kept:.0f} times less d x d state. "
+        f"`torch.compile` of the official sequence gives {compiled}, PEFT DoRA {dora}, PEFT LoRA, which has no norm to "
+        f"compute, {low}: LoRA is the faster adapter.",
+        f"**The first adapted layer**, whose input needs no gradient, gains least: "
+        f"{between(ratios(found, 'torch', **first))}. Backward is one product of full size for both then.",
+    ]
+
+
+def model(found: Sequence[Row]) -> list[str]:
+    """The training step and the epoch on a CPU."""
+    step = [row for row in found if row["level"] == "training_step"]
+    lines = []
+    for layers in sorted({row["shape"]["adapted_layers"] for row in step}):
+        names = ("official", "torch", "frozen + head")
+        official, mine, frozen = (only(step, name, adapted_layers=layers) for name in names)
+        lines.append(
+            f"**A training step** with {layers} layers adapted: {mine['times_faster']['median']:.2f}x, peak memory "
+            f"{official['peak'] / mine['peak']:.1f} times less. Frozen towers and a head alone take "
+            f"{100 * cost(frozen):.0f} % of the official step: no way to compute adapters can "
+            f"give more than {frozen['times_faster']['median']:.2f}x."
+        )
+    tiny = only([row for row in found if row["level"] == "epoch"], "torch")
+    lines.append(
+        f"**An epoch of the tiny CLIP**: {tiny['times_faster']['median']:.2f}x. Its matrices are so small that "
+        "the number of operators decides, and the factorised path has more of them."
+    )
+    return lines
+
+
+def inference(found: Sequence[Row]) -> list[str]:
+    """Merged and patched models beside plain CLIP and deep prompts."""
+    merged, patched, prompts = (only(found, name) for name in ("merged, 0% missing", "patched", "deep prompts"))
+    some, most = (only(found, f"merged, {rate} missing") for rate in ("35%", "70%"))
+    return [
+        f"**Inference** of a merged CLIP takes {cost(merged):.2f} of plain CLIP's time, of a patched one "
+        f"{cost(patched):.2f}: W_eff is kept until a factor changes.",
+        f"**Missing rows** cost {cost(some):.2f} of plain CLIP's time at 35 % and {cost(most):.2f} at 70 % in "
+        f"batches of {some['shape']['batch']}: each tower runs on the rows it has and on one substitute more.",
+        f"**Deep prompts**, vectorised, take {cost(prompts):.2f} of plain CLIP's time: 36 more tokens in every "
+        f"block. A merged CLIP takes {100 * cost(merged) / cost(prompts):.0f} % of theirs. The paper's 25.9 % compares "
+        "with an implementation that loops over samples in Python, which is not measured here.",
+    ]
+
+
+def operations(found: Sequence[Row]) -> list[str]:
+    """Operations on a CPU."""
+    build = only(found, "torch", operation="build")["times_faster"]["median"]
+    both = between(ratios(found, "torch", operation="weight backward"))
+    alone = between(ratios(found, "torch", operation="gram"))
+    return [
+        f"**Building W_eff** of the recipe's eight projections: {build:.2f}x; one W_eff and its way back: {both}.",
+        f"**`mora_kernels.gram` alone** is no gain: {alone}. It is one small product, and checking its argument costs "
+        "as much.",
+    ]
+
+
+def text(found: Sequence[Row]) -> str:
+    """Every sentence, as a list."""
+    levels: dict[str, list[Row]] = {}
+    for row in found:
+        levels.setdefault(row["level"], []).append(row)
+    lines = [
+        *projection(levels["projection"]),
+        *operations(levels["operations"]),
+        *model([*levels["training_step"], *levels["epoch"]]),
+        *inference(levels["inference"]),
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def findings(found: Sequence[Row]) -> str:
+    """The sentences for the CPU that was measured last."""
+    from benchmarks.tables import shown
+
+    every = [row for level in dict.fromkeys(r["level"] for r in rows.latest(found)) for row in shown(found, level)]
+    return text(every)
