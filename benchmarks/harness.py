@@ -25,6 +25,7 @@ BUDGET = {
     "training_step": (0.0, 5),
     "inference": (0.0, 5),
     "epoch": (0.0, 3),
+    "savings": (0.0, 5),
 }
 SINGLE_LAYER = ("operations", "projection", "attention")
 

@@ -84,7 +84,7 @@ class PrefixCache:
 
     def layout(self, modality: str, dtype: torch.dtype | None) -> Layout:
         """How the rows of one modality are kept; texts at full length, though nothing behind their ends is written."""
-        rows, tokens = self.substitutes[modality]
+        rows, tokens = self.substitutes[modality].rows, self.substitutes[modality].tokens
         length = 0 if tokens is None or rows.dim() == 2 else len(self.model.missing_text)
         shape = (length, rows.shape[-1]) if length else tuple(rows.shape[1:])
         count = int(self.place[modality].max()) + 2 if self.count else 1
@@ -142,7 +142,7 @@ class PrefixCache:
 
     def compare(self, modality: str, store: Store, row: Tensor) -> None:
         """ValueError unless the substitute's stored row is what the model computes now."""
-        (kept, _), (rows, _) = store.read(row, 0), self.substitutes[modality]
+        kept, rows = store.read(row, 0).rows, self.substitutes[modality].rows
         length = min(kept.shape[1], rows.shape[1]) if rows.dim() == 3 else None
         now, before = rows[:, :length].cpu().double(), kept[:, :length].double()
         if torch.linalg.vector_norm(now - before) > SAME[kept.dtype] * torch.linalg.vector_norm(now):

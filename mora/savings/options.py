@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
-class Hidden(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Hidden:
     """Rows of one modality that have passed the frozen blocks already: what `MissingModalityClassifier` takes as well.
 
     Attributes:
@@ -22,6 +23,10 @@ class Hidden(NamedTuple):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def to(self, device: torch.device | str) -> Hidden:
+        """The same on another device."""
+        return Hidden(self.rows.to(device), None if self.tokens is None else self.tokens.to(device))
 
 
 @dataclass(frozen=True)

@@ -161,12 +161,12 @@ class Tower:
             raise ValueError(f"{self.modality}: got rows past the frozen blocks, expected inputs: {plan.whole}")
         else:
             given = self.ready(model, given, plan, substitute)
-        rows, tokens = given
+        rows, tokens = given.rows, given.tokens
         return self.family.suffix(model, self.modality, rows, plan.first, tokens, self.savings.pooled)
 
     def ready(self, model: Any, given: Hidden, plan: Plan, substitute: Tensor) -> Hidden:
         """Rows in the dtype they were computed in, texts cut."""
-        rows, tokens = given
+        rows, tokens = given.rows, given.tokens
         if tokens is not None and rows.dim() == 3:
             tokens = self.trim(model, tokens, plan)
             rows = rows[:, : tokens.shape[1]]
@@ -176,7 +176,7 @@ class Tower:
 
     def check(self, given: Hidden) -> None:
         """ValueError unless texts come with their tokens."""
-        rows, tokens = given
+        rows, tokens = given.rows, given.tokens
         if self.modality == "text" and rows.dim() == 3 and (tokens is None or tokens.shape != rows.shape[:2]):
             got = None if tokens is None else tuple(tokens.shape)
             raise ValueError(f"text: got tokens of shape {got}, expected {tuple(rows.shape[:2])}, those of the rows")
