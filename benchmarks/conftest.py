@@ -21,7 +21,7 @@ from benchmarks import rows
 from benchmarks.case import Shape
 from benchmarks.sizes import Scale
 
-LEVELS = ("operations", "projection", "attention", "training_step", "epoch", "inference")
+LEVELS = ("operations", "projection", "attention", "training_step", "epoch", "inference", "savings")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -14,15 +14,20 @@ from mora.classifier import MissingModalityClassifier
 from mora.config import PRESETS, MoraConfig
 from mora.linear import MoraLinear
 from mora.patch import disabled, merge, patch, unpatch
+from mora.savings import Hidden, Savings
+from mora.savings.cache import PrefixCache
 from mora.summary import summary
 from mora.verify import verify
 from mora.version import __version__
 
 __all__ = [
     "PRESETS",
+    "Hidden",
     "MissingModalityClassifier",
     "MoraConfig",
     "MoraLinear",
+    "PrefixCache",
+    "Savings",
     "__version__",
     "adapter_parameters",
     "adapter_state_dict",

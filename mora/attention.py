@@ -121,7 +121,8 @@ class PackedAttention(nn.Module):
         if query is key and key is value and self.is_frozen():
             flat = self.project_packed(query)
         else:
-            flat = tuple(self.project_one(position, x) for position, x in enumerate((query, key, value)))
+            together = query is key and key is value
+            flat = tuple(self.project_one(position, x, together) for position, x in enumerate((query, key, value)))
         q, k, v = (rearrange(x, "b l (h d) -> b h l d", h=self.num_heads) for x in flat)
         return q, k, v
 
@@ -161,11 +162,11 @@ class PackedAttention(nn.Module):
                 self._packed[dtype] = (key, weight.detach().to(device, dtype, copy=True))
         return self._packed[dtype][1]
 
-    def project_one(self, position: int, x: Tensor) -> Tensor:
-        """One of q, k, v, adapted or frozen."""
+    def project_one(self, position: int, x: Tensor, together: bool) -> Tensor:
+        """One of q, k, v, adapted or frozen; `together` says that all three read this x."""
         adapted = getattr(self, PACKED[position])
         if adapted is not None:
-            return adapted(x)
+            return adapted(x) if together or not isinstance(adapted, MoraLinear) else adapted.alone(x)
         frozen, dtype = PackedSlice(self, position), product_dtype(x)
         weight, bias = frozen.weight, frozen.bias
         if dtype != weight.dtype and not (weight.requires_grad or torch.compiler.is_compiling()):

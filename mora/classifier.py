@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from mora.adapters import is_patched, unwrap
 from mora.families import family_of
+from mora.savings.options import Hidden, Savings
+from mora.savings.plan import Plan
+from mora.savings.state import Kept, version
+from mora.savings.towers import Tower
 
 
 class MissingModalityClassifier(nn.Module):
     """logits = Linear([image embedding; text embedding]), a missing modality replaced by its substitute.
 
     Embeddings are projected and un-normalised. The substitute of a missing image is a white image, preprocessed; of a
-    missing text, the tokens of "". In eval a missing modality costs one row per batch, not one per sample; in training
-    every row passes through the tower, so that dropout stays per sample.
+    missing text, the tokens of "". What cannot change a result is not computed (`mora.Savings`, docs/savings.md): in
+    eval a missing modality costs nothing once its substitute was embedded; in training every row passes the blocks that
+    are trained, so that dropout stays per sample, and only rows that are there pass the frozen ones.
 
     Args:
         model: an open_clip or Hugging Face CLIP, patched or not.
         num_classes: C; the head is `nn.Linear(2 e, C)`, weight drawn N(0, 0.02).
         missing_image: [3, H, W] substitute, when the model's own preprocessing is not CLIP's.
         empty_text: [L] token ids of "", `tokenizer([""])[0]`, for tokenizers other than CLIP's.
+        savings: what is left out of the computation; by default all that is exact. `mora.Savings.none()`: nothing.
 
     Raises ValueError for an unknown model or `num_classes` below 1.
     """
@@ -36,12 +40,15 @@ class MissingModalityClassifier(nn.Module):
         num_classes: int,
         missing_image: Tensor | None = None,
         empty_text: Tensor | None = None,
+        savings: Savings | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 1:
             raise ValueError(f"num_classes: got {num_classes!r}, expected an int of at least 1")
         clip = unwrap(model) if is_patched(model) else model
         self.family = family_of(clip)
+        self.save(Savings() if savings is None else savings)
+        self.kept = Kept()
         self.model = model
         parameter = next(clip.parameters())
         missing_image = self.family.white_image(clip) if missing_image is None else missing_image
@@ -55,22 +62,26 @@ class MissingModalityClassifier(nn.Module):
 
     def forward(
         self,
-        image: Tensor | None = None,
-        text: Tensor | None = None,
+        image: Tensor | Hidden | None = None,
+        text: Tensor | Hidden | None = None,
         image_present: Tensor | None = None,
         text_present: Tensor | None = None,
     ) -> Tensor:
         """Return logits [B, C].
 
         Args:
-            image: preprocessed images [B, 3, H, W], or None when every row lacks its image.
-            text: token ids [B, L], or None when every row lacks its text.
+            image: preprocessed images [B, 3, H, W], or None when every row lacks its image; or a `mora.Hidden`, rows
+                that passed the frozen blocks already.
+            text: token ids [B, L], or None when every row lacks its text; or a `mora.Hidden`.
             image_present: bool [B]; a False row of `image` is not looked at. None: all there (if `image` is).
             text_present: bool [B], likewise.
 
         Raises ValueError when a row lacks both, or sizes do not agree.
         """
         batch = batch_size(image, text)
+        for modality, given in (("image", image), ("text", text)):
+            if isinstance(given, Hidden):
+                self.towers[modality].check(given)
         image_present = presence("image_present", image_present, image, batch, self.head.weight.device)
         text_present = presence("text_present", text_present, text, batch, self.head.weight.device)
         lost = ~(image_present | text_present)
@@ -79,50 +90,76 @@ class MissingModalityClassifier(nn.Module):
             raise ValueError(f"image_present, text_present: got both False in rows {rows}, expected one to be there")
         return self.head(self.embed(image, text, image_present, text_present))
 
-    def embed(self, image: Tensor | None, text: Tensor | None, image_present: Tensor, text_present: Tensor) -> Tensor:
+    def embed(
+        self,
+        image: Tensor | Hidden | None,
+        text: Tensor | Hidden | None,
+        image_present: Tensor,
+        text_present: Tensor,
+    ) -> Tensor:
         """[image embedding; text embedding] [B, 2 e] in the head's dtype."""
         weight = self.head.weight
-        substitute = self.missing_image.to(image.dtype if image is not None else next(self.model.parameters()).dtype)
+        image_dtype = image.dtype if isinstance(image, Tensor) else next(self.model.parameters()).dtype
         embedded = (
-            self.tower(self.family.encode_image, image, image_present, substitute),
-            self.tower(self.family.encode_text, text, text_present, self.missing_text),
+            self.towers["image"].embed(self.model, image, image_present, self.white(image_dtype), self.training),
+            self.towers["text"].embed(self.model, text, text_present, self.missing_text, self.training),
         )
         dtype = embedded[0].dtype if torch.is_autocast_enabled(weight.device.type) else weight.dtype
         return torch.cat([embedding.to(dtype) for embedding in embedded], dim=-1)
 
-    def tower(
-        self,
-        encode: Callable[[nn.Module, Tensor], Tensor],
-        given: Tensor | None,
-        present: Tensor,
-        substitute: Tensor,
-    ) -> Tensor:
-        """Embeddings [B, e] of one modality; absent rows are those of the substitute."""
-        if self.training:
-            rows = substitute.expand(len(present), *substitute.shape)
-            if given is not None:
-                keep = present.view(-1, *[1] * (given.dim() - 1))
-                rows = torch.where(keep, given, fit(rows, given))
-            return encode(self.model, rows)
-        if given is not None and bool(present.all()):
-            return encode(self.model, given)
-        lone = encode(self.model, substitute[None])
-        if given is None or not bool(present.any()):
-            return lone.expand(len(present), -1)
-        embedded = encode(self.model, given[present])
-        return lone.repeat(len(present), 1).index_copy(0, present.nonzero().flatten(), embedded)
+    def white(self, dtype: torch.dtype) -> Tensor:
+        """The substitute of a missing image in another dtype, the same tensor at every call."""
+        if dtype == self.missing_image.dtype:
+            return self.missing_image
+        state = (version(self.missing_image), dtype)
+        return self.kept.get("white", state, lambda: self.missing_image.to(dtype))
+
+    def prefix(self, modality: str, inputs: Tensor) -> Hidden:
+        """Rows past the frozen blocks, as `forward` takes them: what `mora.PrefixCache` keeps.
+
+        Args:
+            modality: "image" or "text".
+            inputs: preprocessed images [B, 3, H, W], or token ids [B, L].
+
+        Raises ValueError for a tower that cannot be cut there.
+        """
+        return self.towers[modality].prefix(self.model, inputs, self.substitute(modality))
+
+    def embed_rows(self, modality: str, given: Tensor | Hidden) -> Tensor:
+        """Embeddings [B, e] of one modality's rows, inputs or past the frozen blocks, all of them there."""
+        return self.towers[modality].run(self.model, given, self.substitute(modality))
+
+    def substitute(self, modality: str) -> Tensor:
+        """What stands for a missing image [3, H, W] or a missing text [L]."""
+        return self.white(next(self.model.parameters()).dtype) if modality == "image" else self.missing_text
+
+    def plan(self, modality: str, training: bool | None = None) -> Plan:
+        """Where a tower is cut, what is saved in it, and why not more; in the mode the model is in, or another."""
+        return self.towers[modality].plan(self.model, self.substitute(modality), training)
+
+    def saved(self) -> list[str]:
+        """What is saved in each tower and what is not, in words."""
+        return [line for modality in self.towers for line in self.plan(modality).lines(modality)]
+
+    def save(self, savings: Savings) -> None:
+        """Leave out of the computation what `savings` says, from now on."""
+        self.savings = savings
+        self.towers = {modality: Tower(modality, self.family, savings) for modality in ("image", "text")}
+
+    def forget(self) -> None:
+        """Drop what is kept of missing inputs: after a change of weights through `.data`, which no counter sees."""
+        for tower in self.towers.values():
+            tower.plans.forget()
+            tower.kept.forget()
+
+    def train(self, mode: bool = True) -> MissingModalityClassifier:
+        """As in `nn.Module`; embeddings kept for eval are dropped."""
+        for tower in self.towers.values():
+            tower.kept.forget()
+        return super().train(mode)
 
 
-def fit(rows: Tensor, given: Tensor) -> Tensor:
-    """The substitute's rows at the length of a text batch that was trimmed or is shorter than the context."""
-    if rows.shape == given.shape:
-        return rows
-    if rows.dim() == 2 and rows.shape[1] > given.shape[1] >= 2:
-        return rows[:, : given.shape[1]]
-    raise ValueError(f"image or text: got rows of shape {tuple(given.shape[1:])}, expected {tuple(rows.shape[1:])}")
-
-
-def batch_size(image: Tensor | None, text: Tensor | None) -> int:
+def batch_size(image: Tensor | Hidden | None, text: Tensor | Hidden | None) -> int:
     """Rows of the batch; ValueError when both are None or they disagree."""
     if image is None and text is None:
         raise ValueError("image, text: got None for both, expected at least one modality")
@@ -132,7 +169,9 @@ def batch_size(image: Tensor | None, text: Tensor | None) -> int:
     return sizes.pop()
 
 
-def presence(name: str, present: Tensor | None, given: Tensor | None, batch: int, device: torch.device) -> Tensor:
+def presence(
+    name: str, present: Tensor | None, given: Tensor | Hidden | None, batch: int, device: torch.device
+) -> Tensor:
     """The mask [B] of rows that are there; ValueError when it has another shape or dtype, or names absent data."""
     if present is None:
         return torch.full((batch,), given is not None, device=device)

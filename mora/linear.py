@@ -100,6 +100,12 @@ class MoraLinear(nn.Module):
             return F.linear(x, self.weight, self.bias)
         if self.siblings is not None and self.training and self.dropout > 0 and not torch.compiler.is_compiling():
             return self.siblings.project(self, x)
+        return self.alone(x)
+
+    def alone(self, x: Tensor) -> Tensor:
+        """As `forward`, for an x that no sibling reads: nothing is computed for the others of q, k, v."""
+        if not self.enabled:
+            return F.linear(x, self.weight, self.bias)
         group, index = self.place
         return group.linear(index, x, self.bias, self.dropout, self.training)
 

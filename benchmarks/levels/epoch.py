@@ -87,7 +87,7 @@ class Data:
 
     def classifier(self, adapted: Adapted) -> mora.MissingModalityClassifier:
         """The library's classifier, with the same head for everybody."""
-        made = mora.MissingModalityClassifier(adapted.model, self.classes)
+        made = mora.MissingModalityClassifier(adapted.model, self.classes, savings=mora.Savings.none())
         with torch.no_grad():
             for name, value in made.head.named_parameters():
                 generator = torch.Generator().manual_seed(2)  # in float32 whatever the model's dtype

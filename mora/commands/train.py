@@ -104,6 +104,13 @@ def add_machine(group: Any) -> None:
     group.add_argument(
         "--checkpoint-minutes", type=float, metavar="M", help="between checkpoints within an epoch (default: 5)"
     )
+    group.add_argument(
+        "--savings", metavar="S", help="all (default), none, or some of pooled,missing,trimmed: see docs/savings.md"
+    )
+    group.add_argument("--cache", metavar="C", help="rows past the frozen blocks: auto (default), memory, disk or off")
+    group.add_argument("--cache-dtype", metavar="T", help="of these rows: exact (default), float16 or bfloat16")
+    group.add_argument("--cache-gb", type=float, metavar="G", help="the most they take (default: half of what is free)")
+    group.add_argument("--cache-folder", metavar="F", help="where they are kept on disk, for other runs too")
     group.add_argument("--log-every", type=int, metavar="N", help="steps between lines of metrics.jsonl (default: 10)")
 
 

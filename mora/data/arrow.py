@@ -75,6 +75,9 @@ class ArrowSplit(Rows):
         data: bytes = self._table()["image"][source].as_py()
         return data
 
+    def files(self) -> list[Path]:
+        return [self._path]
+
     def image_name(self, source: int) -> str:
         return f"{self._path} row {source + 1}"
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from mora.data.dataset import Dataset, Sample
+from mora.data.dataset import Dataset, Sample, fingerprint
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -80,6 +80,9 @@ class Corrupted(Dataset):
         self.name, self.split, self.classes = dataset.name, dataset.split, dataset.classes
         self.multi_label, self.metric = dataset.multi_label, dataset.metric
         self.fingerprint, self.broken = dataset.fingerprint, dataset.broken
+
+    def stamp(self) -> str:
+        return fingerprint([self.dataset.stamp(), asdict(self.corruption)])
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -78,6 +78,13 @@ class Dataset(torch.utils.data.Dataset[Sample], ABC):
         """
         return None
 
+    def stamp(self) -> str:
+        """What changes whenever a sample does: the fingerprint, and size and time of change of every file behind it.
+
+        Rows derived from samples are kept under it; a file that was only touched counts as changed.
+        """
+        return self.fingerprint
+
     @property
     def rows(self) -> int:
         """Number of image rows, which is the length of a missing table."""
@@ -91,6 +98,12 @@ def fingerprint(parts: Iterable[object]) -> str:
         state.update(json.dumps(part, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass"))
         state.update(b"\n")
     return state.hexdigest()
+
+
+def stamp_of(fingerprint: str, files: Iterable[Path]) -> str:
+    """SHA-256, in hexadecimal, of a fingerprint with the size and the time of change of some files."""
+    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]
+    return hashlib.sha256(json.dumps([fingerprint, stats]).encode()).hexdigest()
 
 
 def open_dataset(

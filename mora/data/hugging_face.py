@@ -61,6 +61,10 @@ class HuggingFaceSplit(Rows):
             return data
         return (self._folder / str(path)).read_bytes()
 
+    def files(self) -> list[Path]:
+        """Everything in the folder: Arrow files, and images that they name."""
+        return sorted(path for path in self._folder.rglob("*") if path.is_file())
+
     def image_name(self, source: int) -> str:
         return f"{self._folder} row {self._chosen[source] + 1}"
 

@@ -64,6 +64,9 @@ class ManifestSplit(Rows):
     def image_name(self, source: int) -> str:
         return self._ids[source]
 
+    def files(self) -> list[Path]:
+        return [file for file in self._files if file is not None]
+
 
 def _size(file: Path) -> int:
     try:

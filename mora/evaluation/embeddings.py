@@ -156,8 +156,8 @@ def first_of_each(rows: Tensor, there: Tensor) -> Tensor:
 
 def tower(model: MissingModalityClassifier, modality: str, rows: Tensor) -> Tensor:
     """Embeddings [B, e] of one modality in the head's dtype, on the CPU."""
-    encode = model.family.encode_image if modality == "image" else model.family.encode_text
-    return encode(model.model, rows.to(model.head.weight.device)).to("cpu", model.head.weight.dtype)
+    weight = model.head.weight
+    return model.embed_rows(modality, rows.to(weight.device)).to("cpu", weight.dtype)
 
 
 def substitute(model: MissingModalityClassifier, modality: str) -> Tensor:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mora.families.site import Site
+from mora.linear import MoraLinear
 
 # What a model without preprocessing settings of its own is taken to use: OpenAI CLIP's channel statistics.
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -63,6 +64,18 @@ class Family(ABC):
         """Which row of each sample becomes the embedding, int64 [B]; None when it is not one row."""
 
     @abstractmethod
+    def needs_all_tokens(self, model: Any, modality: str) -> str:
+        """Why the last block cannot run for the pooled row alone, in words; "" when it can."""
+
+    @abstractmethod
+    def needs_full_texts(self, model: Any) -> str:
+        """Why texts cannot be cut after their last token that counts, in words; "" when they can."""
+
+    @abstractmethod
+    def text_ends(self, model: Any, text: Tensor) -> Tensor:
+        """The last token of each text that can reach its embedding, int64 [B]; only where texts can be cut."""
+
+    @abstractmethod
     def pooled_block(self, block: Any, hidden: Tensor, rows: Tensor, arguments: dict[str, Any]) -> Tensor | None:
         """One block's output at the given rows only, [B, 1, d]: k and v of every row, the rest of one.
 
@@ -73,48 +86,54 @@ class Family(ABC):
     def project(self, model: Any, modality: str, hidden: Tensor, rows: Tensor | None) -> Tensor:
         """Final norm, pooling and projection: the last block's output [B, L, d] to embeddings [B, e]."""
 
-    def block(self, model: Any, modality: str, index: int) -> nn.Module:
-        """Block `index` of one tower; raises ValueError for an unknown modality or index."""
+    def blocks(self, model: Any, modality: str, first: int) -> list[nn.Module]:
+        """The blocks of one tower from `first` on; raises ValueError for an unknown modality or index."""
         towers = self.towers(model)
         if modality not in towers:
             raise ValueError(f"modality: got {modality!r}, expected one of {', '.join(map(repr, towers))}")
         depth = len(towers[modality])
-        if not 0 <= index < depth:
-            raise ValueError(
-                f"first: got {index}, expected a block index from 0 to {depth - 1} of the {modality} tower"
-            )
-        return towers[modality][index].parent
+        if not 0 <= first <= depth:
+            raise ValueError(f"first: got {first}, expected a block index from 0 to {depth} of the {modality} tower")
+        return [site.parent for site in towers[modality][first:]]
 
-    def prefix(self, model: Any, modality: str, inputs: Tensor, first: int) -> Tensor:
-        """What enters block `first` of a tower, [B, L, d]: the part that frozen blocks compute, once per sample.
+    def enter(self, model: Any, modality: str, inputs: Tensor) -> Tensor:
+        """Run one whole tower on its inputs; where texts can be cut, also on texts shorter than the context."""
+        return self.encode_image(model, inputs) if modality == "image" else self.encode_text(model, inputs)
 
-        Runs in eval mode, without gradient and without autocast, in the model's own dtype; `first` counts from 0.
+    def run_block(self, model: Any, modality: str, block: nn.Module, hidden: Tensor, arguments: Any) -> Tensor:
+        """One block's output [B, L, d], with gradient checkpointing where the model has it on."""
+        return block(hidden, **arguments)
+
+    def prefix(self, model: Any, modality: str, inputs: Tensor, first: int, frozen: bool = True) -> Tensor:
+        """What enters block `first` of a tower, [B, L, d]; `first` counts from 0, and past the last block it is [B, e].
+
+        The part that frozen blocks compute: in eval mode, without gradient, in the caller's precision (autocast).
 
         Args:
             model: a CLIP of this family, patched or not.
             modality: "image" or "text".
             inputs: preprocessed images [B, 3, H, W] or token ids [B, L].
             first: index of the first block that is not run.
+            frozen: False runs with gradient and in the mode the model is in: for blocks that are trained.
 
         Raises ValueError for an unknown modality or index.
         """
-        block = self.block(model, modality, first)
-        encode = self.encode_image if modality == "image" else self.encode_text
+        blocks = self.blocks(model, modality, first)
         reached: list[Tensor] = []
 
         def stop(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
             reached.append(args[0] if args else kwargs["hidden_states"])
             raise BlockReached
 
-        handle = block.register_forward_pre_hook(stop, with_kwargs=True)
+        handle = blocks[0].register_forward_pre_hook(stop, with_kwargs=True) if blocks else None
         try:
-            with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False), evaluating(model):
-                encode(model, inputs)
+            with evaluating(model) if frozen else nullcontext(), torch.no_grad() if frozen else nullcontext():
+                return self.enter(model, modality, inputs)
         except BlockReached:
-            pass
+            return reached[0]
         finally:
-            handle.remove()
-        return reached[0]
+            if handle is not None:
+                handle.remove()
 
     def suffix(
         self,
@@ -138,19 +157,20 @@ class Family(ABC):
         Raises ValueError for an unknown modality or index, for `text` absent or of another length, and for towers
         whose mask depends on padding or on a class token of their own.
         """
-        self.block(model, modality, first)
-        blocks = [site.parent for site in self.towers(model)[modality]][first:]
+        blocks = self.blocks(model, modality, first)
+        if not blocks:
+            return hidden
         if modality == "text" and text is not None and tuple(text.shape) != tuple(hidden.shape[:2]):
             raise ValueError(f"text: got shape {tuple(text.shape)}, expected {tuple(hidden.shape[:2])}, that of hidden")
         arguments = self.block_arguments(model, modality, hidden)
         rows = self.pooled_rows(model, modality, hidden, text)
         for block in blocks[:-1]:
-            hidden = block(hidden, **arguments)
+            hidden = self.run_block(model, modality, block, hidden, arguments)
         pooled = None
         if pooled_only and rows is not None:
             pooled = self.pooled_block(blocks[-1], hidden, rows, arguments)
         if pooled is None:
-            return self.project(model, modality, blocks[-1](hidden, **arguments), rows)
+            return self.project(model, modality, self.run_block(model, modality, blocks[-1], hidden, arguments), rows)
         return self.project(model, modality, pooled, None if rows is None else torch.zeros_like(rows))
 
     def random_text(self, model: Any, batch: int) -> Tensor:
@@ -180,6 +200,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def alone(projection: nn.Module, x: Tensor) -> Tensor:
+    """A projection of an x that only it reads: its siblings among q, k, v see another one."""
+    return projection.alone(x) if isinstance(projection, MoraLinear) else projection(x)
 
 
 def pick(hidden: Tensor, rows: Tensor) -> Tensor:

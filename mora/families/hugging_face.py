@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mora.families.family import CLIP_MEAN, CLIP_STD, Family, block_sites, descend, pick, text_needed, white
+from mora.families.family import CLIP_MEAN, CLIP_STD, Family, alone, block_sites, descend, pick, text_needed, white
 from mora.families.site import SeparateSite, Site
 
 BLOCKS = {"image": "vision_model.encoder.layers", "text": "text_model.encoder.layers"}
@@ -76,10 +76,25 @@ class HuggingFace(Family):
         end = model.text_model.eos_token_id
         return text.argmax(dim=-1) if end == 2 else (text == end).int().argmax(dim=-1)
 
+    def needs_all_tokens(self, model: Any, modality: str) -> str:
+        return ""
+
+    def needs_full_texts(self, model: Any) -> str:
+        return ""
+
+    def text_ends(self, model: Any, text: Tensor) -> Tensor:
+        rows = self.pooled_rows(model, "text", text, text)
+        assert rows is not None
+        return rows
+
     def pooled_block(self, block: Any, hidden: Tensor, rows: Tensor, arguments: dict[str, Any]) -> Tensor | None:
         attention = block.self_attn
         normed = block.layer_norm1(hidden)
-        projected = (attention.q_proj(pick(normed, rows)[:, None]), attention.k_proj(normed), attention.v_proj(normed))
+        projected = (
+            alone(attention.q_proj, pick(normed, rows)[:, None]),
+            alone(attention.k_proj, normed),
+            alone(attention.v_proj, normed),
+        )
         q, k, v = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in projected)
         visible = None
         if arguments.get("is_causal"):

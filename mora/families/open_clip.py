@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from mora.attention import MultiheadAttention
+from mora.attention import MultiheadAttention, OpenClipAttention
 from mora.families.family import CLIP_MEAN, CLIP_STD, Family, block_sites, descend, pick, text_needed, white
 from mora.families.site import PackedSite, Site
 
@@ -93,14 +94,58 @@ class OpenClip(Family):
         end: Any = getattr(model, "text_eos_id", None) or getattr(text_tower(model), "eos_id", None)
         return text.argmax(dim=-1) if pool == "argmax" else (text == end).int().argmax(dim=-1)
 
+    def needs_all_tokens(self, model: Any, modality: str) -> str:
+        attention = self.towers(model)[modality][-1].attention
+        if not isinstance(attention, (nn.MultiheadAttention, MultiheadAttention, OpenClipAttention)):
+            return f"its last block attends by {type(attention).__name__}, which takes one input for q, k and v"
+        visual = model.visual
+        if modality == "image" and (visual.attn_pool is not None or visual.pool_type != "tok"):
+            pool = "attention" if visual.attn_pool is not None else repr(visual.pool_type)
+            return f"pooled by {pool}, which reads every token"
+        return ""
+
+    def needs_full_texts(self, model: Any) -> str:
+        pool, tower = text_pool(model), text_tower(model)
+        if pool not in ("first", "argmax", "eos"):
+            return f"pooled by {pool!r}, which counts from the end of the context"
+        return "" if tower.attn_mask is not None else "attention is not causal: every token reads the padding"
+
+    def text_ends(self, model: Any, text: Tensor) -> Tensor:
+        rows = self.pooled_rows(model, "text", text, text)
+        assert rows is not None
+        return rows
+
+    def enter(self, model: Any, modality: str, inputs: Tensor) -> Tensor:
+        if modality == "image" or inputs.shape[1] == self.vocabulary(model)[1]:
+            return super().enter(model, modality, inputs)
+        tower: Any = text_tower(model)
+        dtype, length = tower.transformer.get_cast_dtype(), inputs.shape[1]
+        hidden = tower.token_embedding(inputs).to(dtype) + tower.positional_embedding[:length].to(dtype)
+        hidden = tower.transformer(hidden, **self.block_arguments(model, modality, hidden))
+        return self.project(model, modality, hidden, self.pooled_rows(model, modality, hidden, inputs))
+
+    def run_block(self, model: Any, modality: str, block: nn.Module, hidden: Tensor, arguments: Any) -> Tensor:
+        transformer: Any = model.visual.transformer if modality == "image" else text_tower(model).transformer
+        if transformer.grad_checkpointing and torch.is_grad_enabled():
+            return torch.utils.checkpoint.checkpoint(block, hidden, use_reentrant=False, **arguments)
+        return block(hidden, **arguments)
+
     def pooled_block(self, block: Any, hidden: Tensor, rows: Tensor, arguments: dict[str, Any]) -> Tensor | None:
-        if not isinstance(block.attn, (nn.MultiheadAttention, MultiheadAttention)):
+        attention: Any = block.attn
+        if not isinstance(attention, (nn.MultiheadAttention, MultiheadAttention, OpenClipAttention)):
+            return None
+        own = isinstance(attention, OpenClipAttention)
+        if own and not attention.enabled:
             return None
         mask = arguments.get("attn_mask")
         if mask is not None:
-            mask = mask[rows, None].repeat_interleave(block.attn.num_heads, dim=0)
+            mask = mask[rows, None].repeat_interleave(attention.num_heads, dim=0)
         normed = block.ln_1(hidden)
-        attended = block.attention(pick(normed, rows)[:, None], k_x=normed, v_x=normed, attn_mask=mask)
+        query = pick(normed, rows)[:, None]
+        if own:
+            attended = block.ln_attn(attention(query, k_x=normed, v_x=normed, attn_mask=mask))
+        else:
+            attended = block.attention(query, k_x=normed, v_x=normed, attn_mask=mask)
         x = pick(hidden, rows)[:, None] + block.ls_1(attended)
         return x + block.ls_2(block.mlp(block.ln_2(x)))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from mora.data.dataset import Dataset, Sample
+from mora.data.dataset import Dataset, Sample, fingerprint
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
 
 
@@ -21,6 +21,9 @@ class Subset(Dataset):
         self.name, self.split, self.classes = dataset.name, dataset.split, dataset.classes
         self.multi_label, self.metric, self.fingerprint = dataset.multi_label, dataset.metric, dataset.fingerprint
         self.broken = dataset.broken
+
+    def stamp(self) -> str:
+        return fingerprint([self.dataset.stamp(), self.index.tolist()])
 
     def __len__(self) -> int:
         return len(self.index)
@@ -75,6 +78,10 @@ class Inputs(torch.utils.data.Dataset[dict[str, Tensor]]):
         self.preprocess, self.tokenize = preprocess, tokenize
         self.missing_image, self.empty_text = missing_image, empty_text
 
+    def lacking(self, lacks: Tensor) -> Inputs:
+        """The same samples of which others lack something."""
+        return Inputs(self.dataset, lacks, self.preprocess, self.tokenize, self.missing_image, self.empty_text)
+
     def __len__(self) -> int:
         return len(self.dataset)
 
@@ -127,10 +134,11 @@ def shares(order: Tensor, batch: int, processes: int, rank: int) -> list[Share]:
     return found
 
 
-def loader(inputs: Inputs, batches: Sequence[Sequence[int]], workers: int, pin: bool) -> Iterator[dict[str, Tensor]]:
+def loader(inputs: Any, batches: Sequence[Sequence[int]], workers: int, pin: bool) -> Iterator[dict[str, Tensor]]:
     """The batches as tensors, in order; reading takes nothing from torch's global generator.
 
-    Raises ValueError that names the image when one cannot be read, by worker processes too.
+    `inputs` gives samples one by one, or, with `__getitems__`, whole batches. Raises ValueError that names the image
+    when one cannot be read, by worker processes too.
     """
     found = DataLoader(
         inputs,
@@ -146,6 +154,6 @@ def loader(inputs: Inputs, batches: Sequence[Sequence[int]], workers: int, pin: 
         yield batch
 
 
-def collate(samples: list[dict[str, Tensor]] | ValueError) -> dict[str, Tensor] | ValueError:
-    """Samples as one batch; an error as it is."""
-    return samples if isinstance(samples, ValueError) else default_collate(samples)
+def collate(samples: Any) -> Any:
+    """Samples as one batch; a batch that is one already, or an error, as it is."""
+    return default_collate(samples) if isinstance(samples, list) else samples

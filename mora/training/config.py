@@ -13,14 +13,17 @@ from mora.data.dataset import ON_BROKEN, SPLITS
 from mora.data.published import split_name
 from mora.data.tables import FORM, Missing
 from mora.evaluation.metrics import KINDS
+from mora.savings.options import Savings
 from mora.training.methods import METHODS
 
 PRECISIONS = ("fp32", "fp16", "bf16")
+CACHES, CACHE_DTYPES = ("auto", "memory", "disk", "off"), ("exact", "float16", "bfloat16")
 TOKEN_CHOICES = ("auto", "official", "plain")
 # Fields that may change when a run goes on: none of them moves a number on the same kind of device. Where data, tables
 # and weights lie may change, too: their fingerprints may not.
 FREE_ON_RESUME = (
     "out", "device", "workers", "checkpoint_minutes", "tracker", "log_every", "data", "tables", "pretrained",
+    "cache_gb", "cache_folder",
 )  # fmt: skip
 
 
@@ -78,6 +81,13 @@ class TrainConfig:
         tracker: "none", "tensorboard", or another name that accelerate knows.
         checkpoint_minutes: a checkpoint is written after every epoch, and when so many minutes have passed.
         log_every: steps between two lines of losses in metrics.jsonl.
+        savings: what is left out of the computation: "all", "none", or some of "pooled", "missing", "trimmed"; see
+            `mora.Savings`.
+        cache: where rows past the frozen blocks are kept for the next epoch: "memory", "disk", "off", or "auto", memory
+            where they fit, else disk where they fit, else nowhere.
+        cache_dtype: of these rows: "exact", "float16" or "bfloat16".
+        cache_gb: the most they may take, in 10^9 bytes; None is half of the free memory or disk.
+        cache_folder: where they are kept on disk, for other runs too; None is a folder in the user's cache folder.
     """
 
     data: str
@@ -114,6 +124,11 @@ class TrainConfig:
     tracker: str = "none"
     checkpoint_minutes: float = 5.0
     log_every: int = 10
+    savings: str = "all"
+    cache: str = "auto"
+    cache_dtype: str = "exact"
+    cache_gb: float | None = None
+    cache_folder: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("data", "out", "backbone", "tracker", "device"):
@@ -128,6 +143,9 @@ class TrainConfig:
         one_of("precision", self.precision, PRECISIONS)
         one_of("token_policy", self.token_policy, TOKEN_CHOICES)
         one_of("on_broken", self.on_broken, ON_BROKEN)
+        one_of("cache", self.cache, CACHES)
+        one_of("cache_dtype", self.cache_dtype, CACHE_DTYPES)
+        object.__setattr__(self, "savings", str(Savings.parse(self.savings)))
         one_of("metric", self.metric, (None, *KINDS))  # type: ignore[arg-type]
         if not isinstance(self.mora, MoraConfig):
             raise ValueError(f"mora: got {type(self.mora).__name__}, expected a MoraConfig")
@@ -152,6 +170,8 @@ class TrainConfig:
             check_whole("workers", self.workers, 0)
         for name in ("lr", "eps", "lora_scale", "checkpoint_minutes"):
             object.__setattr__(self, name, check_number(name, getattr(self, name), 0, math.inf, open_left=True))
+        if self.cache_gb is not None:
+            object.__setattr__(self, "cache_gb", check_number("cache_gb", self.cache_gb, 0, math.inf, open_left=True))
         if self.head_lr is not None:
             object.__setattr__(self, "head_lr", check_number("head_lr", self.head_lr, 0, math.inf, open_left=True))
         object.__setattr__(self, "weight_decay", check_number("weight_decay", self.weight_decay, 0, math.inf))

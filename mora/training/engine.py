@@ -14,7 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mora.classifier import MissingModalityClassifier
+from mora.savings import Hidden
+from mora.savings.cache import PrefixCache
 from mora.training.batches import Share, loader
+from mora.training.caching import CachedInputs
 from mora.training.checkpoints import (
     State,
     optimizer_state,
@@ -74,6 +77,11 @@ class Engine:
         self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
         self.task = splits["train"].dataset
         self.skips_in_a_row = 0
+        self.cached: dict[str, CachedInputs] = {}
+
+    def use(self, caches: Mapping[str, PrefixCache]) -> None:
+        """Take the batches of some splits from rows past the frozen blocks."""
+        self.cached = {split: CachedInputs(cache, self.splits[split].inputs) for split, cache in caches.items()}
 
     def step(self, group: Sequence[Share], batches: Iterator[dict[str, Tensor]], where: str) -> Step:
         """One step: the mean loss over the rows of all forward passes in `group` and of all processes.
@@ -118,6 +126,9 @@ class Engine:
 
     def forward(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """Logits [B, C]."""
+        if "image_rows" in batch:
+            image, text = Hidden(batch["image_rows"]), Hidden(batch["text_rows"], batch.get("text_tokens"))
+            return model(image, text, batch["image_present"], batch["text_present"])
         return model(batch["image"], batch["text"], batch["image_present"], batch["text_present"])
 
     def not_finite(self, loss: float, batch: Mapping[str, Tensor], where: str) -> NotFiniteError:
@@ -151,10 +162,16 @@ class Engine:
 
     def batches(self, split: str, rows: list[list[int]]) -> Iterator[dict[str, Tensor]]:
         """Batches of a split, decoded by worker processes where there are any."""
-        cuda, workers = self.device.type == "cuda", self.config.workers
-        if workers is None:
-            workers = min(8, os.cpu_count() or 1) if cuda else 0
-        return loader(self.splits[split].inputs, rows, workers, cuda)
+        cached = self.cached.get(split)
+        in_memory = cached is not None and cached.cache.folder is None
+        inputs = self.splits[split].inputs if cached is None else cached
+        return loader(inputs, rows, 0 if in_memory else self.workers(), self.device.type == "cuda")
+
+    def workers(self) -> int:
+        """Processes that read images."""
+        if self.config.workers is not None:
+            return self.config.workers
+        return min(8, os.cpu_count() or 1) if self.device.type == "cuda" else 0
 
     def to_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A batch where the model is."""

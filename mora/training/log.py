@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from mora.training.run import LOG, METRICS
 
-PLAIN_SECONDS = 30.0
+PLAIN_SECONDS, SHORT_SECONDS = 30.0, 5.0
 
 
 class Log:
@@ -71,18 +72,7 @@ class Log:
         self.said = self.started = time.perf_counter()
         if not self.main or not self.console.is_terminal:
             return
-        from rich import progress
-
-        self.bar = progress.Progress(
-            progress.TextColumn("{task.description}"),
-            progress.BarColumn(),
-            progress.MofNCompleteColumn(),
-            progress.TextColumn("{task.fields[facts]}"),
-            progress.TimeElapsedColumn(),
-            progress.TextColumn("left"),
-            progress.TimeRemainingColumn(elapsed_when_finished=True),
-            console=self.console,
-        )
+        self.bar = progress_bar(self.console)
         self.task = self.bar.add_task("training", total=steps, completed=done, facts="")
         self.bar.start()
 
@@ -96,6 +86,26 @@ class Log:
         elif time.perf_counter() - self.said > PLAIN_SECONDS:
             self.say(f"{description}  step {step}/{self.steps}  {facts}  left {clock(self.left(step))}")
 
+    @contextmanager
+    def filling(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A bar of its own for work before the training; the block is given what moves it."""
+        done, said, began = 0, time.perf_counter(), time.perf_counter()
+        with progress_bar(self.console) if self.main and self.console.is_terminal else nullcontext() as bar:
+            task = None if bar is None else bar.add_task(title, total=total, facts="")
+
+            def advance(count: int) -> None:
+                nonlocal done, said
+                done += count
+                if bar is not None:
+                    bar.advance(task, count)
+                elif time.perf_counter() - said > PLAIN_SECONDS and done < total:
+                    said = time.perf_counter()
+                    self.say(f"{title}  {done:,}/{total:,}  left {clock((said - began) / done * (total - done))}")
+
+            yield advance
+        if time.perf_counter() - began > SHORT_SECONDS:
+            self.say(f"{title}: {total:,} rows in {clock(time.perf_counter() - began)}")
+
     def left(self, step: int) -> float:
         """Seconds until the last step at the pace so far."""
         return (time.perf_counter() - self.started) / max(1, step - self.done_before) * (self.steps - step)
@@ -105,6 +115,22 @@ class Log:
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
+
+
+def progress_bar(console: Any) -> Any:
+    """A bar with a count, some facts, and the time left."""
+    from rich import progress
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.fields[facts]}"),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left"),
+        progress.TimeRemainingColumn(elapsed_when_finished=True),
+        console=console,
+    )
 
 
 def append(path: Path, line: str) -> None:

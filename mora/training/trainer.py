@@ -14,9 +14,12 @@ from torch import Tensor
 
 from mora.classifier import MissingModalityClassifier
 from mora.data.dataset import Dataset
+from mora.savings import Savings
+from mora.savings.cache import PrefixCache
 from mora.training import setup
 from mora.training.backbone import Backbone, load_backbone
 from mora.training.batches import epoch_order, shares
+from mora.training.caching import fill, make_caches, why_not
 from mora.training.checkpoints import Progress, State, pack, read_checkpoint, write_checkpoint
 from mora.training.config import TrainConfig
 from mora.training.describe import check_same_run, describe, introduction
@@ -71,8 +74,9 @@ class Trainer:
         self.splits = setup.prepare(config, self.backbone, datasets, policy)
         self.description = describe(config, self.backbone, self.splits, policy, processes)
         self.model = MissingModalityClassifier(
-            self.backbone.model, len(self.task.classes), self.backbone.missing_image, self.backbone.empty_text
-        )
+            self.backbone.model, len(self.task.classes), self.backbone.missing_image, self.backbone.empty_text,
+            Savings.parse(config.savings),
+        )  # fmt: skip
         adapters = adapt(self.model.model, config.method, config.mora, config.lora_scale)
         self.rows = len(self.splits["train"].dataset)
         passes = math.ceil(self.rows / (config.batch * processes))
@@ -105,6 +109,7 @@ class Trainer:
         if state is not None:
             self.restore(state)
         self.introduce(state)
+        self.keep_rows()
         self.log.start(self.steps, self.progress.step)
         try:
             while self.progress.epoch <= self.config.epochs:
@@ -158,6 +163,24 @@ class Trainer:
             self.config, self.splits, self.engine.trained, self.model.model, place, processes, self.steps_per_epoch
         ):
             self.log.say(line)
+
+    def keep_rows(self) -> None:
+        """Compute what the frozen blocks give once for all epochs, and say what is saved, what is not and why."""
+        config, accelerator = self.config, self.accelerator
+        self.engine.wrapped.train()
+        with accelerator.autocast():
+            reason = why_not(config, self.model, self.backbone.preprocess)
+            caches: dict[str, PrefixCache] = {}
+            if not reason:
+                caches, reason = make_caches(config, self.model, self.splits, accelerator.num_processes)
+            for line in self.model.saved():
+                self.log.say(f"savings ({config.savings}): {line}")
+            for split, cache in caches.items():
+                self.log.say(f"cache, {split}: {cache}")
+            fill(caches, self.engine.workers(), self.log.filling)
+        if reason:
+            self.log.say(f"cache: none: {reason}")
+        self.engine.use(caches)
 
     def train_epoch(self) -> None:
         """The rest of the epoch in progress."""

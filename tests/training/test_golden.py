@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 
 import mora
@@ -57,7 +58,7 @@ def start(trainer, tensors, first_layer):
         trainer.model.head.bias.copy_(initial["cls_head.bias"])
 
 
-def curve(tmp_path, monkeypatch, family):
+def curve(tmp_path, monkeypatch, family, **savings):
     model, golden, tensors = golden_clip("official_training_curve")
     if family == "open_clip":
         model = open_clip_twin(model)
@@ -76,7 +77,15 @@ def curve(tmp_path, monkeypatch, family):
     fields = {key: golden["optimizer"][key] for key in ("lr", "weight_decay", "eps", "betas")}
     fields |= {key: golden[key] for key in ("rank", "common_rank", "alpha", "targets", "first_layer")}
     config = TrainConfig.make(
-        data="golden", out=tmp_path / "run", epochs=1, batch=8, dropout=0.0, device="cpu", log_every=1, **fields
+        data="golden",
+        out=tmp_path / "run",
+        epochs=1,
+        batch=8,
+        dropout=0.0,
+        device="cpu",
+        log_every=1,
+        **fields,
+        **savings,
     )
     monkeypatch.setattr("mora.training.trainer.epoch_order", lambda rows, seed, epoch: torch.arange(rows))
     datasets = {split: Golden(tensors, golden, split) for split in ("train", "validation")}
@@ -88,12 +97,9 @@ def curve(tmp_path, monkeypatch, family):
     return losses, tensors["out.losses"]
 
 
-def test_hugging_face(tmp_path, monkeypatch):
-    losses, expected = curve(tmp_path, monkeypatch, "hugging_face")
+@pytest.mark.parametrize("savings", [dict(savings="none", cache="off"), dict(cache="memory")], ids=["none", "all"])
+@pytest.mark.parametrize("family", ["hugging_face", "open_clip"])
+def test_the_published_curve(tmp_path, monkeypatch, family, savings):
+    losses, expected = curve(tmp_path, monkeypatch, family, **savings)
     assert len(losses) == 60
-    assert (losses - expected).abs().max() <= 1e-5
-
-
-def test_open_clip(tmp_path, monkeypatch):
-    losses, expected = curve(tmp_path, monkeypatch, "open_clip")
     assert (losses - expected).abs().max() <= 1e-5

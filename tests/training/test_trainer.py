@@ -102,11 +102,12 @@ def test_nan_in_a_parameter_is_named(tmp_path):
         trainer.fit()
 
 
-def test_nan_in_an_image_names_the_rows(tmp_path):
+@pytest.mark.parametrize(("cache", "name"), [("off", "image"), ("memory", "image_rows")])
+def test_nan_in_an_image_names_the_rows(tmp_path, cache, name):
     data = fakes.splits()
     data["train"].images[7, 0, 0, 0] = math.inf
-    with pytest.raises(NotFiniteError, match=r"input image \(1 of \d+ elements\) is not finite, rows train row 7"):
-        fakes.trainer(tmp_path / "run", data, missing="none").fit()
+    with pytest.raises(NotFiniteError, match=rf"input {name} \(\d+ of \d+ elements\) is not finite, rows train row 7"):
+        fakes.trainer(tmp_path / "run", data, missing="none", cache=cache).fit()
 
 
 def test_infinity_in_a_gradient_stops_before_the_step(tmp_path):

@@ -1,0 +1,300 @@
+"""What is not computed: a training step of ViT-B/16 (Food-101's recipe), inference with missing rows, an epoch.
+
+Every provider does the same rows with the same 70 % of them missing a modality; texts end after 6 to 24 tokens, as a
+title may. "Nothing saved" runs both towers from end to end on every row; "cached" has passed the frozen blocks before
+the clock starts, as every epoch but the first has.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import mora
+from benchmarks import models
+from benchmarks.case import Case, Provider, Shape
+from benchmarks.levels.attention import kept
+from benchmarks.providers.ours import why_not
+from benchmarks.sizes import DROPOUT, Scale
+from mora.data.missing import IMAGE_MISSING, TEXT_MISSING, missing_table
+from mora.families import family_of
+from mora.linear import MoraLinear
+from mora_kernels.testing import assert_parity
+
+NAME = "savings"
+TITLE = "What need not be computed"
+STEP, INFERENCE, EPOCH = "training step", "inference", "epoch of mora train"
+OFF, CACHED = "patched, nothing saved", "patched, all, cached"
+PARTS = {f"patched, {part} only": mora.Savings.parse(part) for part in ("pooled", "missing", "trimmed")}
+STEP_PROVIDERS = ("official", OFF, *PARTS, "patched, cached only", "patched, all", CACHED)
+PLAIN = "plain CLIP"
+KINDS = {"patched, 70 % both missing": "both", "patched, 70 % image missing": "image"}
+EPOCH_PROVIDERS = ("patched, savings off", "patched, savings on")
+PROVIDERS = (*STEP_PROVIDERS, PLAIN, *KINDS, *EPOCH_PROVIDERS)
+CLASSES, RATE, LONGEST = 101, 0.7, 24
+# Both towers in float32 against float64, relative L2; a gradient has passed through twelve blocks twice.
+TOLERANCE = {torch.float32: 1e-4}
+
+
+def shapes(scale: Scale) -> list[Shape]:
+    """A step at batch 8 and inference at 20 on a CPU: seven rows in ten are whole numbers there; larger on a GPU."""
+    name = "toy" if scale.smoke else "ViT-B/16"
+    step, inference = (8, 10) if scale.smoke else (8, 20) if scale.device == "cpu" else (256, 1000)
+    common = {"library": "Hugging Face", "missing": RATE}
+    rows = 24 if scale.smoke else 640
+    return [
+        {"work": STEP, "model": name, **common, "batch": step, "dropout": DROPOUT},
+        {"work": INFERENCE, "model": name, **common, "batch": inference},
+        {"work": EPOCH, "model": "tiny", "missing": RATE, "rows": rows, "batch": 32, "dropout": DROPOUT},
+    ]
+
+
+def build(shape: Shape, scale: Scale) -> Case:
+    """The case of one shape."""
+    if shape["work"] == EPOCH:
+        return epoch(shape, scale)
+    base = models.clip(shape["model"], shape["library"], scale.device)
+    rows = Rows(base, shape["batch"], scale.device)
+    return step(shape, scale, base, rows) if shape["work"] == STEP else inference(shape, scale, base, rows)
+
+
+def backend_of(scale: Scale) -> str:
+    """What computes the adapters."""
+    return "triton" if scale.device == "cuda" and not why_not("triton", scale) else "torch"
+
+
+class Rows:
+    """One batch of samples, which of them lack what under each kind of missing table, and one head for all."""
+
+    def __init__(self, base: nn.Module, batch: int, device: str) -> None:
+        family = family_of(base)
+        self.image, self.text = models.inputs(base, batch, device)
+        size, context = family.vocabulary(base)
+        ends = 6 + torch.arange(batch) * 5 % (min(LONGEST, context) - 6)
+        for row, end in enumerate(ends.tolist()):
+            self.text[row, end:] = size - 1
+        self.labels = torch.arange(batch, device=device) % CLASSES
+        width = 2 * family.embedding_size(base)
+        self.head = nn.Linear(width, CLASSES, device=device)
+        self.tables = {kind: missing_table(batch, RATE, kind, seed=0).to(device) for kind in ("both", "image")}
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"image": self.image[index], "text": self.text[index]}
+
+    def classifier(self, model: nn.Module, savings: mora.Savings) -> mora.MissingModalityClassifier:
+        """The library's classifier around a CLIP with the shared head."""
+        made = mora.MissingModalityClassifier(model, CLASSES, savings=savings)
+        made.head.load_state_dict(self.head.state_dict())
+        return made
+
+    def flags(self, kind: str) -> tuple[Tensor, Tensor]:
+        """(image present, text present) under one kind of table."""
+        table = self.tables[kind]
+        return table != IMAGE_MISSING, table != TEXT_MISSING
+
+
+def step(shape: Shape, scale: Scale, base: nn.Module, rows: Rows) -> Case:
+    """A training step: the official sequence of operations, nothing saved, each saving alone, all."""
+    oracle = results(rows.classifier(models.adapt(base, "official", layers(shape)).model.double(), OFFS), rows)
+    kinds: dict[str, tuple[str, mora.Savings, bool]] = {
+        "official": ("official", OFFS, False),
+        OFF: ("ours", OFFS, False),
+        **{name: ("ours", part, False) for name, part in PARTS.items()},
+        "patched, cached only": ("ours", OFFS, True),
+        "patched, all": ("ours", mora.Savings(), False),
+        CACHED: ("ours", mora.Savings(), True),
+    }
+    providers = {}
+    for name, (adapted, savings, cached) in kinds.items():
+        model = models.adapt(base, adapted, layers(shape), backend_of(scale)).model
+        providers[name] = step_provider(rows.classifier(model, savings), rows, cached, oracle)
+    return Case(NAME, shape, "official", providers, others(providers))
+
+
+OFFS = mora.Savings.none()
+
+
+def layers(shape: Shape) -> int:
+    """Adapted blocks: two, as published; one of a toy's two."""
+    return 1 if shape["model"] == "toy" else 2
+
+
+def others(providers: Iterable[str]) -> dict[str, str]:
+    """Why the rest of this level's providers does not run here."""
+    return {name: "belongs to another kind of work" for name in PROVIDERS if name not in providers}
+
+
+def given(model: mora.MissingModalityClassifier, rows: Rows, cache: mora.PrefixCache | None) -> tuple[Any, ...]:
+    """The arguments of the classifier: inputs, or rows that passed the frozen blocks."""
+    flags = rows.flags("both")
+    if cache is None:
+        return rows.image.to(model.head.weight.dtype), rows.text, *flags
+    index = torch.arange(len(rows))
+    hidden = (cache.take(modality, index, there) for modality, there in zip(("image", "text"), flags, strict=True))
+    return *(each.to(rows.device) for each in hidden), *flags
+
+
+def results(
+    model: mora.MissingModalityClassifier, rows: Rows, cache: mora.PrefixCache | None = None
+) -> dict[str, Tensor]:
+    """Logits and the gradient of every adapter, by name, in training mode without dropout."""
+    projections = [module for module in model.modules() if isinstance(module, MoraLinear)]
+    before = [projection.dropout for projection in projections]
+    for projection in projections:
+        projection.dropout = 0.0
+    model.train()
+    logits = F.linear(model_features(model, rows, cache), *(p.detach() for p in model.head.parameters()))
+    loss = F.cross_entropy(logits, rows.labels)
+    trained = {name: p for name, p in model.model.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad(loss, list(trained.values()))
+    for projection, dropout in zip(projections, before, strict=True):
+        projection.dropout = dropout
+    return {"logits": logits.detach(), **dict(zip(trained, found, strict=True))}
+
+
+def model_features(model: mora.MissingModalityClassifier, rows: Rows, cache: mora.PrefixCache | None) -> Tensor:
+    """[image; text] [B, 2 e] in the head's dtype."""
+    return model.embed(*given(model, rows, cache))
+
+
+def step_provider(
+    model: mora.MissingModalityClassifier, rows: Rows, cached: bool, oracle: dict[str, Tensor]
+) -> Provider:
+    """A whole step: rows, forward, backward, AdamW."""
+    model.train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-6, betas=(0.9, 0.98), capturable=rows.device == "cuda")
+    half = torch.autocast(rows.device, dtype=torch.float16, enabled=rows.device == "cuda")
+    cache = None
+    if cached:
+        with half:
+            cache = mora.PrefixCache(model, rows, *(flag.cpu() for flag in rows.flags("both")))
+            cache.fill(batch=len(rows))
+
+    def run() -> None:
+        with torch.autocast(rows.device, dtype=torch.float16, enabled=rows.device == "cuda"):
+            loss = F.cross_entropy(model(*given(model, rows, cache)).float(), rows.labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def check() -> None:
+        for name, value in results(model, rows, cache).items():
+            assert_parity(name, value, oracle[name], TOLERANCE)
+
+    owned = (rows.image, rows.text, *model.parameters(), model.missing_image)
+    return Provider(run, check, lambda: owned, lambda: kept(model.model), capturable=False)
+
+
+def inference(shape: Shape, scale: Scale, base: nn.Module, rows: Rows) -> Case:
+    """Plain CLIP on every row, substitutes in the place of what is missing; ours with rows missing."""
+    frozen, wide = models.adapt(base, "frozen", layers(shape)).model, models.with_weights(base, {})
+    plain, oracle = rows.classifier(frozen, OFFS).eval(), rows.classifier(wide, OFFS).double().eval()
+    official = rows.classifier(models.adapt(base, "official", layers(shape)).model.double(), OFFS).eval()
+    adapted = models.adapt(base, "ours", layers(shape), backend_of(scale)).model
+    patched = rows.classifier(adapted, mora.Savings()).eval()
+    providers = {PLAIN: eval_provider(plain, oracle, rows, "both")}
+    for name, kind in KINDS.items():
+        providers[name] = eval_provider(patched, official, rows, kind)
+    return Case(NAME, shape, PLAIN, providers, others(providers))
+
+
+def eval_provider(
+    model: mora.MissingModalityClassifier, oracle: mora.MissingModalityClassifier, rows: Rows, kind: str
+) -> Provider:
+    """Logits of one batch."""
+
+    def logits(classifier: mora.MissingModalityClassifier) -> Tensor:
+        image = rows.image.to(classifier.head.weight.dtype)
+        return classifier(image, rows.text, *rows.flags(kind))
+
+    def check() -> None:
+        with torch.inference_mode():
+            assert_parity("logits", logits(model), logits(oracle), TOLERANCE)
+
+    def run() -> Tensor:
+        with torch.inference_mode(), torch.autocast(rows.device, torch.float16, rows.device == "cuda"):
+            return logits(model)
+
+    return Provider(run, check)
+
+
+def epoch(shape: Shape, scale: Scale) -> Case:
+    """An epoch after the first, with its validation, on the built-in data."""
+    folder = tempfile.TemporaryDirectory()
+    off, on = (
+        Epoch(shape, scale, Path(folder.name) / name, **fields)
+        for name, fields in (("off", {"savings": "none", "cache": "off"}), ("on", {"cache": "memory"}))
+    )
+    oracle: Callable[[], Tensor] = lambda: off.logits(wide=True)  # noqa: E731
+    providers = {
+        name: trained.provider(oracle, folder) for name, trained in zip(EPOCH_PROVIDERS, (off, on), strict=True)
+    }
+    return Case(NAME, shape, EPOCH_PROVIDERS[0], providers, others(providers))
+
+
+class Epoch:
+    """A trainer whose rows are kept already, where it keeps any."""
+
+    def __init__(self, shape: Shape, scale: Scale, out: Path, **fields: Any) -> None:
+        from mora.training import TrainConfig, Trainer
+
+        config = TrainConfig.make(
+            data="openmoji", out=out, missing=f"both:{shape['missing']}", batch=shape["batch"], limit=shape["rows"],
+            epochs=10_000, dropout=shape["dropout"], device=scale.device, log_every=10_000, last_layers=2, lr=1e-5,
+            **fields,
+        )  # fmt: skip
+        self.trainer = Trainer(config, console=Quiet())
+        self.trainer.open_folder(resume=False)
+        self.trainer.keep_rows()
+        self.rows = min(8, shape["rows"])
+
+    def run(self) -> None:
+        """Every training row once, then validation."""
+        self.trainer.progress.done = 0
+        self.trainer.train_epoch()
+        self.trainer.engine.evaluate("validation")
+
+    def logits(self, wide: bool = False) -> Tensor:
+        """Logits of the first validation rows; `wide` by the official sequence of operations in float64."""
+        import copy
+
+        from benchmarks.providers.official import make_official
+
+        engine = self.trainer.engine
+        batch = engine.to_device(next(engine.batches("validation", [list(range(self.rows))])))
+        model = engine.model.eval()
+        with torch.no_grad():
+            if not wide:
+                return engine.forward(model, batch)
+            model = copy.deepcopy(model).double()
+            make_official(model.model)
+            return engine.forward(model, {**batch, "image": batch["image"].double()})
+
+    def provider(self, oracle: Callable[[], Tensor], folder: object) -> Provider:
+        """The epoch, after its logits were compared; `folder` is kept as long as the provider is."""
+
+        def check(folder: object = folder) -> None:
+            assert_parity("logits", self.logits(), oracle(), TOLERANCE)
+
+        owned = tuple(self.trainer.model.parameters())
+        return Provider(self.run, check, owned=lambda: owned, eager=False, capturable=False)
+
+
+class Quiet:
+    """A console that says nothing."""
+
+    is_terminal = False
+
+    def print(self, *_: object, **__: object) -> None:
+        """Nothing."""

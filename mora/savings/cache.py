@@ -1,0 +1,310 @@
+"""The rows of a data set past the frozen blocks, computed once: later epochs decode no image, run no such block."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mora.classifier import MissingModalityClassifier
+from mora.savings.entry import CLAIMS, Claims, open_entry
+from mora.savings.options import Hidden
+from mora.savings.room import SHARE, amount, free_disk, free_memory
+from mora.savings.state import State, frozen_state, precision
+from mora.savings.store import Layout, MemoryStore, Store
+
+MODALITIES = ("image", "text")
+# Relative L2 between the substitute's row as stored and as computed now, by what it is stored in.
+SAME = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 3e-3, torch.bfloat16: 2e-2}
+PAUSE = 0.2  # seconds between two looks at rows that another process is computing
+
+
+class PrefixCache:
+    """Rows [N, L, d] of every image and text past the frozen blocks, and one row for all that are missing.
+
+        cache = mora.PrefixCache(model, samples)
+        image, text = cache.image(index), cache.text(index)   # int64 [B]; two mora.Hidden
+        loss = F.cross_entropy(model(image, text), labels[index])
+
+    Rows are computed by `fill`, or when they are first asked for.
+
+    Args:
+        model: the classifier, adapted, on its device; its frozen weights must stay what they are.
+        samples: sample i is `samples[i]`, a mapping with the tensors "image" [3, H, W] and "text" [L].
+        image_present, text_present: bool [N]: which samples have one; None means all.
+        image_rows: int64 [N], the image that each sample shows, where several show one.
+        folder: keeps rows in files there, for other processes and runs too; None keeps them in memory.
+        parts: what the samples depend on (data, preprocessing, tokenizer), by name: see `mora.savings.sample_parts`;
+            needed with `folder`.
+        dtype: to keep rows in; None keeps them as they are computed: exact.
+        cap: bytes the rows may take; None is half of the free memory, or of the free disk.
+
+    Raises:
+        ValueError: the frozen blocks cannot be cached, for the reason it gives; more bytes than `cap`; a damaged file.
+        OSError: `folder` cannot be written.
+    """
+
+    def __init__(
+        self,
+        model: MissingModalityClassifier,
+        samples: Any,
+        image_present: Tensor | None = None,
+        text_present: Tensor | None = None,
+        image_rows: Tensor | None = None,
+        folder: str | Path | None = None,
+        parts: Mapping[str, Any] | None = None,
+        dtype: torch.dtype | None = None,
+        cap: int | None = None,
+    ) -> None:
+        if reason := refusal(model):
+            raise ValueError(f"cache: {reason}")
+        if folder is not None and not parts:
+            raise ValueError(
+                "parts: got none with a folder, expected what the samples depend on: stale rows are silent"
+            )
+        self.model, self.samples, self.count = model, samples, len(samples)
+        self.present = {
+            "image": whole("image_present", image_present, self.count),
+            "text": whole("text_present", text_present, self.count),
+        }
+        each = torch.arange(self.count)
+        self.place = {"image": each if image_rows is None else image_rows, "text": each}
+        self.folder = None if folder is None else Path(folder)
+        self.substitutes = {m: model.prefix(m, model.substitute(m)[None]) for m in MODALITIES}
+        layouts = {m: self.layout(m, dtype) for m in MODALITIES}
+        self.size = sum(layouts[m].size(self.wanted(m) + 1) for m in MODALITIES)
+        self.cap = self.room() if cap is None else cap
+        self.check_room()
+        self.stores, self.claims = self.open(layouts, parts)
+        self.state = self.now()
+
+    def layout(self, modality: str, dtype: torch.dtype | None) -> Layout:
+        """How the rows of one modality are kept; texts at full length, though nothing behind their ends is written."""
+        rows, tokens = self.substitutes[modality].rows, self.substitutes[modality].tokens
+        length = 0 if tokens is None or rows.dim() == 2 else len(self.model.missing_text)
+        shape = (length, rows.shape[-1]) if length else tuple(rows.shape[1:])
+        count = int(self.place[modality].max()) + 2 if self.count else 1
+        return Layout(count, shape, dtype or rows.dtype, length)
+
+    def wanted(self, modality: str) -> int:
+        """Distinct rows that samples have."""
+        return len(self.place[modality][self.present[modality]].unique())
+
+    def room(self) -> int:
+        """Bytes that are taken unasked."""
+        return int(SHARE * (free_memory() if self.folder is None else free_disk(self.folder)))
+
+    def check_room(self) -> None:
+        """ValueError when the rows are more than the cap."""
+        if self.size > self.cap:
+            where = "memory" if self.folder is None else str(self.folder)
+            raise ValueError(
+                f"cache: {self.count:,} samples need up to {amount(self.size)} in {where}, expected at most "
+                f"{amount(self.cap)}: keep them in half precision, elsewhere (memory or a folder), or raise the cap"
+            )
+
+    def open(
+        self, layouts: Mapping[str, Layout], parts: Mapping[str, Any] | None
+    ) -> tuple[Mapping[str, Store], Claims | None]:
+        """The stores with the substitutes' rows in them."""
+        claims = None
+        stores: Mapping[str, Store] = {}
+        if self.folder is None:
+            stores = {modality: MemoryStore(layout) for modality, layout in layouts.items()}
+        else:
+            from mora.savings.fingerprint import prefix_state, versions
+
+            known = {
+                **(parts or {}),
+                "prefix": prefix_state(self.model),
+                "versions": versions(),
+                "layout": {m: [*map(str, layout)] for m, layout in layouts.items()},
+                "image rows": self.place["image"].tolist() if not self.is_plain() else None,
+                "trimmed": self.multiple,
+            }
+            path, stores, _ = open_entry(self.folder, known, layouts)
+            claims = Claims(path / CLAIMS)
+        for modality, store in stores.items():
+            last = torch.tensor([store.layout.rows - 1])
+            if bool(store.complete(last)):
+                self.compare(modality, store, last)
+            else:
+                self.put(store, modality, last, self.substitutes[modality])
+        return stores, claims
+
+    def is_plain(self) -> bool:
+        """Whether every sample has an image of its own."""
+        return torch.equal(self.place["image"], torch.arange(self.count))
+
+    def compare(self, modality: str, store: Store, row: Tensor) -> None:
+        """ValueError unless the substitute's stored row is what the model computes now."""
+        kept, rows = store.read(row, 0).rows, self.substitutes[modality].rows
+        length = min(kept.shape[1], rows.shape[1]) if rows.dim() == 3 else None
+        now, before = rows[:, :length].cpu().double(), kept[:, :length].double()
+        if torch.linalg.vector_norm(now - before) > SAME[kept.dtype] * torch.linalg.vector_norm(now):
+            raise ValueError(
+                f"cache: {self.folder} holds {modality} rows of other frozen blocks than the model's, expected the "
+                "same: something that its name does not tell has changed; delete it"
+            )
+
+    @property
+    def multiple(self) -> int:
+        """What lengths of texts are a multiple of; 0 where they are not cut."""
+        savings = self.model.savings
+        return savings.multiple if savings.trimmed and self.model.plan("text").trimmed else 0
+
+    def now(self) -> State:
+        """What must not change while the rows are used."""
+        clip = self.model.model
+        return frozen_state(clip), precision(self.model.head.weight.device), self.model.plan("text").first
+
+    def __len__(self) -> int:
+        return self.count
+
+    def image(self, index: Tensor, present: Tensor | None = None) -> Hidden:
+        """The images of samples int64 [B], on the CPU; where `present` [B] is False, the substitute's row."""
+        return self.take("image", index, present)
+
+    def text(self, index: Tensor, present: Tensor | None = None) -> Hidden:
+        """The texts of samples int64 [B], on the CPU; where `present` [B] is False, the substitute's row."""
+        return self.take("text", index, present)
+
+    def take(self, modality: str, index: Tensor, present: Tensor | None = None) -> Hidden:
+        """Rows of one modality; those that nobody asked for yet are computed now.
+
+        Raises ValueError when a frozen weight or the precision is not what it was.
+        """
+        store, index = self.stores[modality], index.cpu()
+        there = self.present[modality][index]
+        there = there if present is None else there & present.cpu()
+        rows = self.place[modality][index].masked_fill(~there, store.layout.rows - 1)
+        if not bool(store.complete(rows).all()):
+            self.compute(index[there & ~store.complete(rows)])
+        return store.read(rows, self.multiple)
+
+    def check(self) -> None:
+        """ValueError unless the frozen blocks are what they were when the cache was made."""
+        if self.now() != self.state:
+            raise ValueError("cache: a frozen weight, its place or the precision changed, expected it as it was")
+
+    def missing(self, index: Tensor) -> Tensor:
+        """Which of samples int64 [K] have a row that was not computed yet, bool [K]."""
+        found = torch.zeros(len(index), dtype=torch.bool)
+        for modality, store in self.stores.items():
+            found |= self.present[modality][index] & ~store.complete(self.place[modality][index])
+        return found
+
+    def compute(self, index: Tensor, samples: Any = None) -> None:
+        """Compute and keep what is not there of samples int64 [K]; `samples` are they, if read already."""
+        self.check()
+        samples = [self.samples[i] for i in index.tolist()] if samples is None else samples
+        for modality, store in self.stores.items():
+            places = self.place[modality][index]
+            lacking = self.present[modality][index] & ~store.complete(places)
+            chosen = list({int(places[at]): at for at in reversed(lacking.nonzero().flatten().tolist())}.values())[::-1]
+            if not chosen:
+                continue
+            inputs = torch.stack([samples[at][modality] for at in chosen]).to(self.model.head.weight.device)
+            self.put(store, modality, places[chosen], self.model.prefix(modality, inputs))
+
+    def put(self, store: Store, modality: str, rows: Tensor, hidden: Hidden) -> None:
+        """Keep computed rows."""
+        ends = torch.zeros(len(rows), dtype=torch.int64)
+        if hidden.tokens is not None and self.multiple:
+            ends = self.model.family.text_ends(self.model.towers[modality].clip(self.model.model), hidden.tokens)
+        elif store.layout.tokens:
+            ends += store.layout.tokens - 1
+        store.write(rows, hidden if store.layout.tokens else Hidden(hidden.rows), ends)
+
+    def fill(self, batch: int = 32, workers: int = 0, progress: Callable[[int], None] | None = None) -> None:
+        """Compute every row that is not there, together with the other processes that fill the same folder.
+
+        Args:
+            batch: samples at a time.
+            workers: processes that read and preprocess.
+            progress: told the number of samples done, those included that were there or that others computed.
+        """
+        chunks = list(torch.arange(self.count).split(batch))
+        left = set(range(len(chunks)))
+        while left:
+            before = len(left)
+            for number in [n for n in sorted(left) if not bool(self.missing(chunks[n]).any())]:
+                left.discard(number)
+                if progress is not None:
+                    progress(len(chunks[number]))
+            done = 0
+            for number, samples in self.read(chunks, sorted(left), workers):
+                self.compute(chunks[number], samples)
+                if self.claims is not None:
+                    self.claims.release(number)
+                done += 1
+            if left and not done and before == len(left):
+                time.sleep(PAUSE)
+
+    def read(self, chunks: list[Tensor], numbers: list[int], workers: int) -> Iterator[tuple[int, list[Any]]]:
+        """(number, samples) of the chunks that this process can claim and that are still to be computed."""
+        taken: list[int] = []
+
+        def claimed() -> Iterator[list[int]]:
+            for number in numbers:
+                if self.claims is not None and not self.claims.take(number):
+                    continue
+                if not bool(self.missing(chunks[number]).any()):
+                    if self.claims is not None:
+                        self.claims.release(number)
+                    continue
+                taken.append(number)
+                yield chunks[number].tolist()
+
+        loader = torch.utils.data.DataLoader(
+            self.samples,
+            batch_sampler=claimed(),
+            num_workers=workers,
+            collate_fn=as_read,
+            generator=torch.Generator(),
+        )
+        for place, samples in enumerate(loader):
+            if isinstance(samples, ValueError):
+                raise samples
+            yield taken[place], samples
+
+    def __str__(self) -> str:
+        parts = []
+        for modality, store in self.stores.items():
+            layout = store.layout
+            size = layout.size(self.wanted(modality) + 1)
+            shape, dtype = "x".join(map(str, layout.shape)), str(layout.dtype).removeprefix("torch.")
+            parts.append(f"{self.wanted(modality):,} {modality} rows of {shape} {dtype}, {amount(size)}")
+        where = "memory" if self.folder is None else str(self.folder)
+        return f"up to {amount(self.size)} in {where} (cap {amount(self.cap)}): {'; '.join(parts)}"
+
+
+def refusal(model: MissingModalityClassifier) -> str:
+    """Why the rows past a classifier's frozen blocks cannot be kept, in words; "" when they can."""
+    plans = {modality: model.plan(modality, training=True) for modality in MODALITIES}
+    reasons = {
+        modality: plan.whole or plan.reasons.get("cache", "not frozen")
+        for modality, plan in plans.items()
+        if plan.whole or not plan.frozen
+    }
+    if not reasons and all(plan.first == 0 < plan.depth for plan in plans.values()):
+        reasons = {modality: plan.reasons.get("cache", "no block is frozen") for modality, plan in plans.items()}
+    return "; ".join(f"{modality}: {reason}" for modality, reason in reasons.items())
+
+
+def as_read(samples: Any) -> Any:
+    """Samples as they were read; an error that stands for samples that could not be read (see `Inputs`) as well."""
+    return samples
+
+
+def whole(name: str, present: Tensor | None, count: int) -> Tensor:
+    """The mask bool [N] of samples that have a modality."""
+    if present is None:
+        return torch.ones(count, dtype=torch.bool)
+    if present.dtype != torch.bool or tuple(present.shape) != (count,):
+        raise ValueError(f"{name}: got {present.dtype} {tuple(present.shape)}, expected a bool tensor of ({count},)")
+    return present.cpu()

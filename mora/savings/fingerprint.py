@@ -1,0 +1,106 @@
+"""What stored rows depend on: with any part of it changed they have another name, so that nothing stale is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mora.adapters import is_patched, unwrap
+from mora.classifier import MissingModalityClassifier
+from mora.savings.determinism import probes, why_random
+from mora.savings.store import content
+
+FORMAT = 1
+PACKAGES = ("torch", "open_clip_torch", "transformers", "torchvision", "pillow")
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+TEXTS = ("", "a photo of a cat", "Crème brûlée, 2 cups \N{DANGO}", "WORDS " * 120, "tail " * 76 + "end")
+
+
+def prefix_state(model: MissingModalityClassifier) -> dict[str, Any]:
+    """What of the CLIP decides the rows: weights and form below the first trained block, where it lies, precision.
+
+    Everything counts that is not known to be above: embeddings and norms of both towers count for either.
+    """
+    clip: Any = unwrap(model.model) if is_patched(model.model) else model.model
+    family, cuts = model.family, {modality: model.plan(modality).first for modality in ("image", "text")}
+    above = [block for modality, first in cuts.items() for block in family.blocks(clip, modality, first)]
+    left_out = {id(tensor) for block in above for tensor in (*block.parameters(), *block.buffers())}
+    below = {
+        name: tensor
+        for name, tensor in (*clip.named_parameters(), *clip.named_buffers())
+        if id(tensor) not in left_out and not name.startswith("mora.")
+    }
+    blocks = [block for modality, first in cuts.items() for block in family.blocks(clip, modality, 0)[:first]]
+    device = next(clip.parameters()).device
+    return {
+        "weights": tensors_state(below),
+        "blocks": digest(repr(block) for block in blocks),
+        "class": f"{type(clip).__module__}.{type(clip).__qualname__}",
+        "config": digest([repr(getattr(clip, "config", None))]),
+        "first": cuts,
+        "device": device.type,
+        "autocast": str(torch.get_autocast_dtype(device.type)) if torch.is_autocast_enabled(device.type) else "off",
+        "tf32": torch.backends.cuda.matmul.allow_tf32 if device.type == "cuda" else False,
+        "substitutes": tensors_state({"image": model.missing_image, "text": model.missing_text}),
+    }
+
+
+def sample_parts(
+    dataset: Any, preprocess: Callable[[Any], Tensor], tokenize: Callable[[Sequence[str]], Tensor]
+) -> dict[str, Any]:
+    """What the samples of a `mora.data.Dataset` depend on, as `mora.PrefixCache` takes it.
+
+    Raises ValueError, with the reason, when images are augmented at random.
+    """
+    if reason := why_random(preprocess):
+        raise ValueError(f"cache: {reason}")
+    return {"data": dataset.stamp(), **preprocess_state(preprocess), **tokenizer_state(tokenize)}
+
+
+def preprocess_state(preprocess: Callable[[Any], Tensor]) -> dict[str, str]:
+    """What of a preprocessing decides its output: how it describes itself, and what it makes of noise."""
+    images = {f"{place}": preprocess(image) for place, image in enumerate(probes())}
+    return {"preprocess": ADDRESS.sub("", repr(preprocess)), "preprocessed": tensors_state(images)}
+
+
+def tokenizer_state(tokenize: Callable[[Sequence[str]], Tensor]) -> dict[str, str]:
+    """What of a tokenizer, under its token policy, decides its output: what it makes of some texts."""
+    return {"tokenized": tensors_state({"texts": tokenize(list(TEXTS))})}
+
+
+def versions() -> dict[str, str]:
+    """The packages in which a number can change."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def key(parts: Mapping[str, Any]) -> str:
+    """SHA-256, in hexadecimal, of named parts."""
+    return hashlib.sha256(json.dumps({"format": FORMAT, **parts}, sort_keys=True).encode()).hexdigest()
+
+
+def tensors_state(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, shapes, dtypes and bytes."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        flat = tensor.detach().cpu().contiguous()
+        total.update(f"{name} {flat.dtype} {tuple(flat.shape)}\n".encode())
+        total.update(content(flat))
+    return total.hexdigest()
+
+
+def digest(parts: Iterable[str]) -> str:
+    """SHA-256 of some texts, addresses in memory left out."""
+    return hashlib.sha256("\n".join(ADDRESS.sub("", part) for part in parts).encode()).hexdigest()

@@ -1,0 +1,158 @@
+"""Where a tower can be cut: which blocks are frozen, whether one row of the last is enough, where texts end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mora.adapters import Adapters
+from mora.families.family import Family, evaluating
+
+# Relative L2 between a tower and the same tower cut, on its substitute: more is another computation, not rounding.
+SAME = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one tower is run.
+
+    Attributes:
+        first: index of the first block that is trained; the number of blocks when none is.
+        depth: number of blocks.
+        frozen: whether nothing below `first` is trained or draws at random, so that it can be computed once.
+        pooled: whether the last block can run for the pooled row alone.
+        trimmed: whether texts can be cut after their last token that counts.
+        whole: why the tower is run from end to end as it is; "" when it is cut.
+        reasons: why not, by what is not possible: "cache", "pooled", "trimmed".
+    """
+
+    first: int = 0
+    depth: int = 0
+    frozen: bool = False
+    pooled: bool = False
+    trimmed: bool = False
+    whole: str = ""
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def lines(self, modality: str) -> list[str]:
+        """What is saved in this tower and what is not, in words."""
+        if self.whole:
+            return [f"{modality}: runs from end to end: {self.whole}"]
+        cached = f"blocks 0 to {self.first - 1} of {self.depth} frozen" if self.first else "no block frozen"
+        parts = [cached if self.first < self.depth else f"all {self.depth} blocks frozen"]
+        if self.first < self.depth and self.pooled:
+            parts.append("last block for the pooled row only")
+        if modality == "text" and self.trimmed:
+            parts.append("texts trimmed")
+        return [f"{modality}: {', '.join(parts)}", *(f"{modality}: no {k}: {v}" for k, v in self.reasons.items())]
+
+
+def plan_of(model: Any, family: Family, modality: str, substitute: Tensor, training: bool) -> Plan:
+    """Find out by trying on the substitute [1, ...] of a missing input; random state and modes are left as they were.
+
+    Args:
+        model: the CLIP itself, patched or not.
+        family: of `model`.
+        modality: "image" or "text".
+        substitute: one row of inputs.
+        training: whether the blocks below are also to be the same in training mode.
+    """
+    devices = [substitute.device] if substitute.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices), torch.inference_mode(False):
+            return cut(model, family, modality, substitute, training)
+    except (ValueError, TypeError, AttributeError, RuntimeError, IndexError, NotImplementedError) as error:
+        return Plan(whole=" ".join(str(error).split()) or type(error).__name__)
+
+
+def cut(model: Any, family: Family, modality: str, substitute: Tensor, training: bool) -> Plan:
+    """The plan of a tower that can be cut; any error says that it cannot."""
+    first, depth, embedding = lowest_trained(model, family, modality, substitute)
+    plan = Plan(first=max(first, 0), depth=depth, frozen=first >= 0)
+    reasons = {}
+    if first < 0:
+        reasons["cache"] = "what stands below the blocks is trained"
+    elif first == 0 and depth:
+        reasons["cache"] = "the first block is adapted or trained"
+    elif training and not repeats(model, family, modality, substitute, first):
+        plan, reasons["cache"] = replace(plan, frozen=False), drawn(model, family, modality, first)
+    if why := family.needs_all_tokens(model, modality):
+        reasons["pooled"] = why
+    if modality == "text" and (why := family.needs_full_texts(model)):
+        reasons["trimmed"] = why
+    plan = replace(plan, pooled="pooled" not in reasons, trimmed="trimmed" not in reasons, reasons=reasons)
+    with torch.no_grad(), evaluating(model):
+        hidden = family.prefix(model, modality, substitute, plan.first)
+        text = substitute if modality == "text" else None
+        again = family.suffix(model, modality, hidden, plan.first, text, plan.pooled)
+    difference = torch.linalg.vector_norm((again - embedding).double()) / torch.linalg.vector_norm(embedding.double())
+    if difference > SAME.get(embedding.dtype, 1e-1):
+        return Plan(whole=f"cut in two it gives another embedding (relative difference {float(difference):.1e})")
+    return plan
+
+
+def lowest_trained(model: Any, family: Family, modality: str, inputs: Tensor) -> tuple[int, int, Tensor]:
+    """(the first block that is trained or adapted, blocks, embedding); -1 when what stands below them is trained."""
+    blocks = family.blocks(model, modality, 0)
+    needs: list[bool] = []
+
+    def note(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        needs.append((args[0] if args else kwargs["hidden_states"]).requires_grad)
+
+    hooks = [block.register_forward_pre_hook(note, with_kwargs=True) for block in blocks]
+    try:
+        with torch.enable_grad(), evaluating(model):
+            embedding = family.enter(model, modality, inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if len(needs) != len(blocks):
+        raise ValueError(f"{len(needs)} of its {len(blocks)} blocks ran")
+    first = [*needs, embedding.requires_grad].count(False) - 1
+    record = getattr(model, "mora", None)
+    if isinstance(record, Adapters):
+        first = min(first, *(site.layer for site in record.sites() if site.modality == modality))
+    return first, len(blocks), embedding.detach()
+
+
+def repeats(model: Any, family: Family, modality: str, inputs: Tensor, first: int) -> bool:
+    """Whether the blocks below `first` give in training mode, twice, what they give in eval."""
+
+    def once() -> Tensor:
+        with torch.no_grad():
+            return family.prefix(model, modality, inputs, first, frozen=False)
+
+    with evaluating(model):
+        expected = once()
+    with all_training(model):
+        found = [once(), once()]
+    if any(rows.shape != expected.shape for rows in found) or not torch.equal(*found):
+        return False
+    difference = torch.linalg.vector_norm((found[0] - expected).double())
+    return bool(difference <= SAME.get(expected.dtype, 1e-1) * torch.linalg.vector_norm(expected.double()))
+
+
+def drawn(model: Any, family: Family, modality: str, first: int) -> str:
+    """Why rows below `first` differ from call to call in training mode."""
+    below = family.blocks(model, modality, 0)[:first]
+    drops = sum(isinstance(m, nn.Dropout) and m.p > 0 for block in below for m in block.modules())
+    found = f" ({drops} dropouts in the blocks below {first})" if drops else ""
+    return f"what runs below block {first} draws at random in training{found}"
+
+
+@contextmanager
+def all_training(model: nn.Module) -> Iterator[None]:
+    """Every module in training mode within the block, and as it was afterwards."""
+    before = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in before:
+            module.training = True
+        yield
+    finally:
+        for module, training in before:
+            module.training = training

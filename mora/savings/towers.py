@@ -1,0 +1,216 @@
+"""One tower of a classifier, with what cannot change left out: embeddings of rows of which some are not there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mora.adapters import is_patched, unwrap
+from mora.families.family import Family
+from mora.savings.options import Hidden, Savings
+from mora.savings.plan import Plan, plan_of
+from mora.savings.state import Kept, frozen_state, precision, state_of
+
+
+class Tower:
+    """The image or the text tower of a CLIP.
+
+    Args:
+        modality: "image" or "text".
+        family: of the CLIP.
+        savings: what is left out.
+    """
+
+    def __init__(self, modality: str, family: Family, savings: Savings) -> None:
+        self.modality, self.family, self.savings = modality, family, savings
+        self.plans, self.kept = Kept(), Kept()
+
+    def clip(self, model: nn.Module) -> Any:
+        """The CLIP inside wrappers that `mora.patch` is seen through."""
+        return unwrap(model) if is_patched(model) else model
+
+    def plan(self, model: nn.Module, substitute: Tensor, training: bool | None = None) -> Plan:
+        """How this tower is run, in the model's mode or another; found out anew when something else is trained."""
+        clip = self.clip(model)
+        training = clip.training if training is None else training
+        if hasattr(clip, "_orig_mod") or clip is not model:
+            return Plan(whole=f"the CLIP is wrapped in a {type(model).__name__}")
+        flags = tuple(parameter.requires_grad for parameter in clip.parameters())
+        state = (id(clip), id(getattr(clip, "mora", None)), substitute.device, substitute.dtype, flags)
+        make = lambda: plan_of(clip, self.family, self.modality, substitute[None], training)  # noqa: E731
+        return self.plans.get("training" if training else "eval", state, make)
+
+    def embed(
+        self, model: nn.Module, given: Tensor | Hidden | None, present: Tensor, substitute: Tensor, training: bool
+    ) -> Tensor:
+        """Embeddings [B, e]; rows where `present` is False are those of the substitute.
+
+        Args:
+            model: the CLIP.
+            given: images or token ids [B, ...], rows past the frozen blocks, or None.
+            present: bool [B].
+            substitute: what stands for a missing input, [3, H, W] or [L].
+            training: whether every row is to have dropout of its own.
+        """
+        if training or not self.savings.missing:
+            return self.every_row(model, given, present, substitute)
+        if given is not None and bool(present.all()):
+            return self.run(model, given, substitute)
+        lone = self.embedded_substitute(model, substitute)
+        if given is None or not bool(present.any()):
+            return lone.expand(len(present), -1)
+        embedded = self.run(model, chosen(given, present), substitute)
+        return lone.repeat(len(present), 1).index_copy(0, present.nonzero().flatten(), embedded)
+
+    def embedded_substitute(self, model: nn.Module, substitute: Tensor) -> Tensor:
+        """The substitute's embedding [1, e]: computed once per state of the model while no gradient is asked for."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.run(model, substitute[None], substitute)
+        state = (state_of(model), precision(substitute.device), substitute.data_ptr(), substitute.dtype)
+        return self.kept.get("embedding", state, lambda: self.run(model, substitute[None], substitute))
+
+    def every_row(self, model: nn.Module, given: Tensor | Hidden | None, present: Tensor, substitute: Tensor) -> Tensor:
+        """Embeddings [B, e] with every row, present or not, through the blocks that are trained."""
+        absent = given is None or not bool(present.all())
+        if not absent:
+            assert given is not None
+            return self.run(model, given, substitute)
+        plan = None if torch.compiler.is_compiling() else self.plan(model, substitute)
+        if isinstance(given, Hidden) or (plan and self.savings.missing and plan.frozen and not plan.whole):
+            return self.with_shared_prefix(model, given, present, substitute)
+        rows = substitute.expand(len(present), *substitute.shape)
+        if given is not None:
+            assert isinstance(given, Tensor)
+            keep = present.view(-1, *[1] * (given.dim() - 1))
+            rows = torch.where(keep, given, fit(rows, given))
+        return self.run(model, rows, substitute)
+
+    def with_shared_prefix(
+        self, model: nn.Module, given: Tensor | Hidden | None, present: Tensor, substitute: Tensor
+    ) -> Tensor:
+        """The same, the substitute past the frozen blocks being one row that stands in every place it is needed."""
+        alone = self.frozen_substitute(model, substitute)
+        if given is None or not bool(present.any()):
+            rows = alone.rows.expand(len(present), *alone.rows.shape[1:])
+            tokens = None if alone.tokens is None else alone.tokens.expand(len(present), -1)
+            return self.run(model, Hidden(rows, tokens), substitute)
+        if isinstance(given, Hidden):
+            length = given.rows.shape[1]
+            keep = present.view(-1, *[1] * (given.rows.dim() - 1))
+            cut = alone.rows if given.tokens is None or given.rows.dim() == 2 else padded(alone.rows, length)
+            rows = torch.where(keep, given.rows, cut.to(given.rows.dtype))
+            tokens = given.tokens
+            if tokens is not None and alone.tokens is not None:
+                tokens = torch.where(present[:, None], tokens, padded(alone.tokens, tokens.shape[1]))
+            return self.run(model, Hidden(rows, tokens), substitute)
+        place, count = present.nonzero().flatten(), len(present)
+        there = self.prefix(model, given[present], substitute, atleast=self.end_of(model, substitute))
+        cut = alone.rows if there.tokens is None or there.rows.dim() == 2 else padded(alone.rows, there.rows.shape[1])
+        rows = cut.to(there.rows.dtype).repeat(count, *[1] * (cut.dim() - 1)).index_copy(0, place, there.rows)
+        tokens = None
+        if there.tokens is not None and alone.tokens is not None:
+            tokens = padded(alone.tokens, there.tokens.shape[1]).repeat(count, 1).index_copy(0, place, there.tokens)
+        return self.run(model, Hidden(rows, tokens), substitute)
+
+    def frozen_substitute(self, model: nn.Module, substitute: Tensor) -> Hidden:
+        """The substitute past the frozen blocks, one row: computed once while these are what they are."""
+        state = (frozen_state(model), precision(substitute.device), substitute.data_ptr(), substitute.dtype)
+        return self.kept.get("prefix", state, lambda: self.prefix(model, substitute[None], substitute))
+
+    def end_of(self, model: Any, substitute: Tensor) -> int:
+        """How many tokens of the substitute text count; 0 for images and for texts that are not cut."""
+        if self.modality == "image" or not self.plan(model, substitute).trimmed:
+            return 0
+        return int(self.family.text_ends(model, substitute[None])) + 1
+
+    def prefix(self, model: Any, inputs: Tensor, substitute: Tensor, atleast: int = 0) -> Hidden:
+        """Rows past the frozen blocks, of at least `atleast` tokens."""
+        plan = self.plan(model, substitute)
+        tokens: Tensor | None = None
+        if plan.whole:
+            raise ValueError(f"{self.modality}: rows past the frozen blocks cannot be had: {plan.whole}")
+        if self.modality == "text":
+            inputs = self.trim(model, inputs, plan, atleast)
+            tokens = inputs
+        with as_in_training():
+            return Hidden(self.family.prefix(model, self.modality, inputs, plan.first, plan.frozen), tokens)
+
+    def trim(self, model: Any, text: Tensor, plan: Plan, atleast: int = 0) -> Tensor:
+        """Texts cut after the longest one's end, rounded up."""
+        if not (self.savings.trimmed and plan.trimmed):
+            return text
+        multiple = self.savings.multiple
+        length = max(int(self.family.text_ends(model, text).max()) + 1, atleast)
+        return text[:, : -(-length // multiple) * multiple]
+
+    def run(self, model: Any, given: Tensor | Hidden, substitute: Tensor) -> Tensor:
+        """Embeddings [B, e] of rows that are all computed."""
+        encode = self.family.encode_image if self.modality == "image" else self.family.encode_text
+        if isinstance(given, Tensor) and torch.compiler.is_compiling():
+            return encode(model, given)
+        plan = self.plan(model, substitute)
+        if isinstance(given, Tensor):
+            if plan.whole or not (self.savings.pooled or self.savings.trimmed):
+                return encode(model, given)
+            given = self.prefix(model, given, substitute)
+        elif plan.whole:
+            raise ValueError(f"{self.modality}: got rows past the frozen blocks, expected inputs: {plan.whole}")
+        else:
+            given = self.ready(model, given, plan, substitute)
+        rows, tokens = given.rows, given.tokens
+        return self.family.suffix(model, self.modality, rows, plan.first, tokens, self.savings.pooled)
+
+    def ready(self, model: Any, given: Hidden, plan: Plan, substitute: Tensor) -> Hidden:
+        """Rows in the dtype they were computed in, texts cut."""
+        rows, tokens = given.rows, given.tokens
+        if tokens is not None and rows.dim() == 3:
+            tokens = self.trim(model, tokens, plan)
+            rows = rows[:, : tokens.shape[1]]
+        if rows.dtype in (torch.float16, torch.bfloat16):
+            rows = rows.to(self.frozen_substitute(model, substitute).rows.dtype)
+        return Hidden(rows, tokens)
+
+    def check(self, given: Hidden) -> None:
+        """ValueError unless texts come with their tokens."""
+        rows, tokens = given.rows, given.tokens
+        if self.modality == "text" and rows.dim() == 3 and (tokens is None or tokens.shape != rows.shape[:2]):
+            got = None if tokens is None else tuple(tokens.shape)
+            raise ValueError(f"text: got tokens of shape {got}, expected {tuple(rows.shape[:2])}, those of the rows")
+
+
+@contextmanager
+def as_in_training() -> Iterator[None]:
+    """`nn.MultiheadAttention` without its fused path for eval: frozen blocks give in eval the bits of training."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def chosen(given: Tensor | Hidden, present: Tensor) -> Tensor | Hidden:
+    """The rows that are there."""
+    if isinstance(given, Tensor):
+        return given[present]
+    return Hidden(given.rows[present], None if given.tokens is None else given.tokens[present])
+
+
+def padded(rows: Tensor, length: int) -> Tensor:
+    """Text rows [B, L, ...] cut or filled with zeros to another length: what stands behind the end is not looked at."""
+    if rows.shape[1] >= length:
+        return rows[:, :length]
+    return torch.cat([rows, rows.new_zeros(len(rows), length - rows.shape[1], *rows.shape[2:])], dim=1)
+
+
+def fit(rows: Tensor, given: Tensor) -> Tensor:
+    """The substitute's rows at the length of a text batch that was trimmed or is shorter than the context."""
+    if rows.shape == given.shape:
+        return rows
+    if rows.dim() == 2 and rows.shape[1] > given.shape[1] >= 2:
+        return rows[:, : given.shape[1]]
+    raise ValueError(f"image or text: got rows of shape {tuple(given.shape[1:])}, expected {tuple(rows.shape[1:])}")

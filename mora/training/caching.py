@@ -1,0 +1,130 @@
+"""Rows past the frozen blocks for a training: whether they are kept, where, and batches made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mora.classifier import MissingModalityClassifier
+from mora.data.corruption import Corrupted
+from mora.data.dataset import Dataset
+from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
+from mora.data.openmoji import cache_folder
+from mora.savings.cache import PrefixCache, refusal
+from mora.savings.determinism import why_random
+from mora.savings.fingerprint import sample_parts
+from mora.training.batches import Inputs
+from mora.training.config import TrainConfig
+from mora.training.setup import Split
+
+FOLDER = "prefixes"
+DTYPES = {"exact": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
+FILLED = 32  # samples at a time: rows do not depend on the batch that asks for them, nor on when a run was resumed
+# The test split passes once.
+SPLITS = ("train", "validation")
+Filling = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+class CachedInputs(torch.utils.data.Dataset[dict[str, Tensor]]):
+    """Batches of samples past the frozen blocks: no image is decoded, no text tokenized.
+
+    Args:
+        cache: rows of a split.
+        inputs: the same split; what each sample lacks comes from there.
+    """
+
+    def __init__(self, cache: PrefixCache, inputs: Inputs) -> None:
+        self.cache, self.labels = cache, inputs.dataset.labels()
+        self.image_present, self.text_present = inputs.lacks != IMAGE_MISSING, inputs.lacks != TEXT_MISSING
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """One batch: image_rows, text_rows, text_tokens (where a text has tokens), flags, label, index."""
+        index = torch.tensor(rows)
+        image_present, text_present = self.image_present[index], self.text_present[index]
+        image, text = self.cache.image(index, image_present), self.cache.text(index, text_present)
+        batch = {
+            "image_rows": image.rows,
+            "text_rows": text.rows,
+            "image_present": image_present,
+            "text_present": text_present,
+            "label": self.labels[index],
+            "index": index,
+        }
+        return batch if text.tokens is None else {**batch, "text_tokens": text.tokens}
+
+
+def why_not(config: TrainConfig, model: MissingModalityClassifier, preprocess: Any) -> str:
+    """Why no rows are kept, in words; "" when they are. ValueError where they were asked for by name."""
+    if config.cache == "off":
+        return "off"
+    if config.epochs == 1 and config.cache == "auto":
+        return "one epoch reads every row once"
+    reason = refusal(model) or why_random(preprocess)
+    if reason and config.cache != "auto":
+        raise ValueError(f"cache: got {config.cache!r}, expected 'off' or 'auto': {reason}")
+    return reason
+
+
+def make_caches(
+    config: TrainConfig, model: MissingModalityClassifier, splits: Mapping[str, Split], processes: int
+) -> tuple[dict[str, PrefixCache], str]:
+    """(a cache by split, why there is none): in memory where that is enough for all, else in files.
+
+    Raises ValueError when they do not fit where they were asked for.
+    """
+    kinds = {"auto": ("memory", "disk") if processes == 1 else ("disk",)}.get(config.cache, (config.cache,))
+    reasons = []
+    for kind in kinds:
+        caches: dict[str, PrefixCache] = {}
+        try:
+            for split in SPLITS:
+                caches[split] = make_cache(config, model, splits[split], kind, sum(c.size for c in caches.values()))
+        except ValueError as error:
+            if config.cache != "auto":
+                raise
+            reasons.append(str(error).removeprefix("cache: "))
+            continue
+        return caches, ""
+    return {}, "; ".join(reasons)
+
+
+def make_cache(
+    config: TrainConfig, model: MissingModalityClassifier, split: Split, kind: str, taken: int
+) -> PrefixCache:
+    """The cache of one split; on disk it holds what the data has, whatever this run's missing table takes away."""
+    inputs = split.inputs
+    lacks = inputs.lacks if kind == "memory" else inputs.dataset.available()
+    place: dict[str, Any] = {}
+    if kind == "disk":
+        folder = cache_folder() / FOLDER if config.cache_folder is None else Path(config.cache_folder)
+        place = {"folder": folder, "parts": sample_parts(inputs.dataset, inputs.preprocess, inputs.tokenize)}
+    return PrefixCache(
+        model,
+        inputs.lacking(lacks),
+        image_present=lacks != IMAGE_MISSING,
+        text_present=lacks != TEXT_MISSING,
+        image_rows=rows_of_images(inputs.dataset),
+        dtype=DTYPES[config.cache_dtype],
+        cap=None if config.cache_gb is None else max(0, int(config.cache_gb * 1e9) - taken),
+        **place,
+    )
+
+
+def rows_of_images(dataset: Dataset) -> Tensor | None:
+    """Which image each sample shows, where several show one; corruption makes every sample's image its own."""
+    return None if isinstance(dataset, Corrupted) else dataset.groups()
+
+
+def fill(caches: Mapping[str, PrefixCache], workers: int, filling: Filling) -> None:
+    """Compute what is not there, with a progress bar per split."""
+    for split, cache in caches.items():
+        with filling(f"frozen blocks, {split}", len(cache)) as advance:
+            cache.fill(FILLED, workers, advance)
