@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import asdict
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,16 +17,29 @@ from benchmarks.measure.timing import CpuTimer, CudaTimer, Run, Spread, Times, c
 from benchmarks.rows import Row
 from benchmarks.sizes import Scale
 
-# Seconds of timing a case may take, and its least number of rounds, by level: a CPU run stays under 15 minutes.
-BUDGET = {
-    "operations": (1.5, 9),
-    "projection": (2.0, 5),
-    "attention": (4.0, 7),
-    "training_step": (0.0, 5),
-    "inference": (0.0, 5),
-    "epoch": (0.0, 3),
-    "savings": (0.0, 5),
+
+class Effort(NamedTuple):
+    """How long a case is timed: at least `rounds`, on until `seconds` have passed; `warmup` calls before.
+
+    On a CPU a whole model needs none: its parity check has run it. A GPU compiles kernels then, and gets three.
+    """
+
+    seconds: float
+    rounds: int
+    warmup: int
+
+
+# A CPU run of every level stays under 15 minutes.
+EFFORT = {
+    "operations": Effort(1.5, 9, 2),
+    "projection": Effort(1.2, 5, 2),
+    "attention": Effort(3.0, 7, 2),
+    "training_step": Effort(0.0, 4, 0),
+    "inference": Effort(0.0, 3, 0),
+    "epoch": Effort(0.0, 3, 0),
+    "savings": Effort(0.0, 3, 0),
 }
+SMOKE = Effort(0.0, 2, 1)
 SINGLE_LAYER = ("operations", "projection", "attention")
 
 
@@ -53,8 +66,10 @@ def measure(level: ModuleType, shape: Shape, scale: Scale) -> tuple[Case, list[R
     case.check()
     times = {}
     for mode, (timer, runs) in modes(case, scale).items():
-        seconds, rounds = (0.0, 2) if scale.smoke else BUDGET[case.level]
-        found = interleave(runs, timer, rounds, seconds, warmup=1 if scale.smoke or rounds <= 5 else 2)
+        effort = SMOKE if scale.smoke else EFFORT[case.level]
+        found = interleave(
+            runs, timer, effort.rounds, effort.seconds, warmup=effort.warmup if scale.device == "cpu" else 3
+        )
         times.update({(mode, name): each for name, each in found.items()})
     footprints = {name: footprint(provider, scale.device, case.square) for name, provider in case.providers.items()}
     return case, rows(case, scale, times, footprints), times

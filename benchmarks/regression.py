@@ -23,7 +23,7 @@ from typing import IO, Any
 from benchmarks import rows
 from benchmarks.case import Shape
 from benchmarks.environment import ROOT, git
-from benchmarks.harness import BUDGET
+from benchmarks.harness import EFFORT
 from benchmarks.measure.timing import Spread
 from benchmarks.sizes import Scale
 
@@ -114,7 +114,7 @@ def compare(
     running = workers(revision)
     for worker in running.values():
         worker.ask(level=level.NAME, shape=shape, scale=scale)
-    least = 3 if scale.smoke else max(9, BUDGET[level.NAME][1])
+    least = 3 if scale.smoke else max(9, EFFORT[level.NAME].rounds)
     seconds: dict[str, list[float]] = {place: [] for place in PLACES}
     for turn in range(least):
         for place in PLACES if turn % 2 == 0 else PLACES[::-1]:

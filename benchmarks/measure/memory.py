@@ -32,9 +32,11 @@ class Footprint:
 
 
 def footprint(provider: Provider, device: str, square: int | None) -> Footprint:
-    """Run `provider` once under observation."""
-    run = provider.observed or provider.run
-    run()  # what is built or cached at the first call is there already
+    """Run `provider`, which has run before, under observation."""
+    run = provider.run
+    if provider.observed is not None:
+        run = provider.observed
+        run()  # what is built or cached at the first call is there already, as after the rounds of `provider.run`
     owned = {tensor.untyped_storage().data_ptr() for tensor in provider.owned()}
     saved: dict[int, tuple[int, bool]] = {}
     alive: list[Tensor] = []
