@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks import rows
-from benchmarks.rows import Row
+from benchmarks.rows import Row, shown
 
 
 def ratios(found: Iterable[Row], provider: str, **shape: Any) -> list[float]:
@@ -117,7 +117,5 @@ def text(found: Sequence[Row]) -> str:
 
 def findings(found: Sequence[Row]) -> str:
     """The sentences for the CPU that was measured last."""
-    from benchmarks.tables import shown
-
     every = [row for level in dict.fromkeys(r["level"] for r in rows.latest(found)) for row in shown(found, level)]
     return text(every)

@@ -67,9 +67,8 @@ def measure(level: ModuleType, shape: Shape, scale: Scale) -> tuple[Case, list[R
     times = {}
     for mode, (timer, runs) in modes(case, scale).items():
         effort = SMOKE if scale.smoke else EFFORT[case.level]
-        found = interleave(
-            runs, timer, effort.rounds, effort.seconds, warmup=effort.warmup if scale.device == "cpu" else 3
-        )
+        warmup = effort.warmup if scale.device == "cpu" else 3
+        found = interleave(runs, timer, effort.rounds, effort.seconds, warmup=warmup)
         times.update({(mode, name): each for name, each in found.items()})
     footprints = {name: footprint(provider, scale.device, case.square) for name, provider in case.providers.items()}
     return case, rows(case, scale, times, footprints), times

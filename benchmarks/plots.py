@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.environment import ROOT
 from benchmarks.levels import projection
-from benchmarks.rows import Row
+from benchmarks.rows import Row, shown
 
 FOLDER = ROOT / "docs" / "images"
 COLOURS = {
@@ -30,8 +30,6 @@ NAMES = {"torch": "mora, torch", "triton": "mora, triton"}
 
 def chosen(found: Sequence[Row], **shape: Any) -> list[Row]:
     """The rows of one adapted projection with dX on the machine measured last: a GPU if there is one, else the CPU."""
-    from benchmarks.tables import shown
-
     level = shown(found, "projection", "cuda") or shown(found, "projection", "cpu")
     wanted = {"dx": True, **shape}.items()
     return [row for row in level if wanted <= row["shape"].items()]
@@ -154,13 +152,13 @@ def write(found: Sequence[Row]) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    shown = chosen(found, dropout=0.1)
+    drawn = chosen(found, dropout=0.1)
     names = {path(name): name for name in PLOTS}
     for outdated in stale(found):
         figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-        PLOTS[names[outdated]](shown, axes)
+        PLOTS[names[outdated]](drawn, axes)
         axes.spines[["top", "right"]].set_visible(False)
-        figure.text(0.995, 0.005, f"{shown[-1]['device']}, {shown[-1]['commit']}", ha="right", fontsize=6, color="grey")
+        figure.text(0.995, 0.005, f"{drawn[-1]['device']}, {drawn[-1]['commit']}", ha="right", fontsize=6, color="grey")
         outdated.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(outdated, dpi=130, metadata={"Rows": digest(shown)})
+        figure.savefig(outdated, dpi=130, metadata={"Rows": digest(drawn)})
         pyplot.close(figure)

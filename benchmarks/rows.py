@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def read(folder: Path = RESULTS) -> list[Row]:
     return rows
 
 
-def kind(row: Row) -> str:
+def kind_of(row: Row) -> str:
     """ "cpu" or "cuda"."""
     return "cpu" if row["driver"] is None else "cuda"
 
@@ -50,5 +50,14 @@ def latest(rows: Iterable[Row]) -> list[Row]:
     """Of every device, level, shape, mode and provider the row that was written last, in the order of first sight."""
     found: dict[tuple[str, ...], Row] = {}
     for row in rows:
-        found[kind(row), row["device"], row["level"], key(row["shape"]), row["mode"], row["provider"]] = row
+        found[kind_of(row), row["device"], row["level"], key(row["shape"]), row["mode"], row["provider"]] = row
     return list(found.values())
+
+
+def shown(found: Sequence[Row], level: str, kind: str = "cpu", mode: str = "eager") -> list[Row]:
+    """The newest rows of one level on the machine of that kind that was measured last."""
+    candidates = [r for r in latest(found) if r["level"] == level and kind_of(r) == kind and r["mode"] == mode]
+    if not candidates:
+        return []
+    device = max(candidates, key=lambda row: row["date"])["device"]
+    return [row for row in candidates if row["device"] == device]

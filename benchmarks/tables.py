@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks import demo_grid, findings, plots, presets, rows
 from benchmarks.environment import ROOT
 from benchmarks.levels import projection
-from benchmarks.rows import Row
+from benchmarks.rows import Row, shown
 from benchmarks.summary import amount, duration
 
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -28,15 +28,6 @@ def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A Markdown table, the first column left-aligned, the others right."""
     ruler = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, ruler, *lines))
-
-
-def shown(found: Sequence[Row], level: str, kind: str = "cpu", mode: str = "eager") -> list[Row]:
-    """The newest rows of one level on the machine of that kind that was measured last."""
-    candidates = [r for r in rows.latest(found) if r["level"] == level and rows.kind(r) == kind and r["mode"] == mode]
-    if not candidates:
-        return []
-    device = max(candidates, key=lambda row: row["date"])["device"]
-    return [row for row in candidates if row["device"] == device]
 
 
 def faster(row: Row | None) -> str:
