@@ -153,9 +153,10 @@ class MissingModalityClassifier(nn.Module):
             tower.kept.forget()
 
     def train(self, mode: bool = True) -> MissingModalityClassifier:
-        """As in `nn.Module`; embeddings kept for eval are dropped."""
-        for tower in self.towers.values():
-            tower.kept.forget()
+        """As in `nn.Module`; a change of mode drops what is kept of missing inputs."""
+        if mode != self.training:
+            for tower in self.towers.values():
+                tower.kept.forget()
         return super().train(mode)
 
 

@@ -105,7 +105,9 @@ def add_machine(group: Any) -> None:
         "--checkpoint-minutes", type=float, metavar="M", help="between checkpoints within an epoch (default: 5)"
     )
     group.add_argument(
-        "--savings", metavar="S", help="all (default), none, or some of pooled,missing,trimmed: see docs/savings.md"
+        "--savings",
+        metavar="S",
+        help="all (default), none, or some of pooled,missing,trimmed,lean (docs/savings.md)",
     )
     group.add_argument("--cache", metavar="C", help="rows past the frozen blocks: auto (default), memory, disk or off")
     group.add_argument("--cache-dtype", metavar="T", help="of these rows: exact (default), float16 or bfloat16")

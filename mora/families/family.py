@@ -100,9 +100,12 @@ class Family(ABC):
         """Run one whole tower on its inputs; where texts can be cut, also on texts shorter than the context."""
         return self.encode_image(model, inputs) if modality == "image" else self.encode_text(model, inputs)
 
-    def run_block(self, model: Any, modality: str, block: nn.Module, hidden: Tensor, arguments: Any) -> Tensor:
-        """One block's output [B, L, d], with gradient checkpointing where the model has it on."""
-        return block(hidden, **arguments)
+    @abstractmethod
+    def run_block(self, model: Any, modality: str, block: Any, hidden: Tensor, arguments: Any, lean: bool) -> Tensor:
+        """One block's output [B, L, d], with gradient checkpointing where the model has it on.
+
+        `lean`: where it is off, a frozen feed-forward layer keeps one tensor for the backward pass (`feed_forward`).
+        """
 
     def prefix(self, model: Any, modality: str, inputs: Tensor, first: int, frozen: bool = True) -> Tensor:
         """What enters block `first` of a tower, [B, L, d]; `first` counts from 0, and past the last block it is [B, e].
@@ -143,6 +146,7 @@ class Family(ABC):
         first: int,
         text: Tensor | None = None,
         pooled_only: bool = True,
+        lean: bool = False,
     ) -> Tensor:
         """The rest of the tower: embeddings [B, e] from what `prefix` returned, in the mode the model is in.
 
@@ -153,6 +157,7 @@ class Family(ABC):
             first: index of the first block to run, as given to `prefix`.
             text: the token ids [B, L] of `hidden`; needed where the text is pooled at its end token.
             pooled_only: run the last block for the pooled row only (k and v for all): the same up to rounding.
+            lean: keep less for the backward pass of frozen layers: the same up to rounding.
 
         Raises ValueError for an unknown modality or index, for `text` absent or of another length, and for towers
         whose mask depends on padding or on a class token of their own.
@@ -165,12 +170,13 @@ class Family(ABC):
         arguments = self.block_arguments(model, modality, hidden)
         rows = self.pooled_rows(model, modality, hidden, text)
         for block in blocks[:-1]:
-            hidden = self.run_block(model, modality, block, hidden, arguments)
+            hidden = self.run_block(model, modality, block, hidden, arguments, lean)
         pooled = None
         if pooled_only and rows is not None:
             pooled = self.pooled_block(blocks[-1], hidden, rows, arguments)
         if pooled is None:
-            return self.project(model, modality, self.run_block(model, modality, blocks[-1], hidden, arguments), rows)
+            hidden = self.run_block(model, modality, blocks[-1], hidden, arguments, lean)
+            return self.project(model, modality, hidden, rows)
         return self.project(model, modality, pooled, None if rows is None else torch.zeros_like(rows))
 
     def random_text(self, model: Any, batch: int) -> Tensor:

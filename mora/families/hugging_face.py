@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mora.families.family import CLIP_MEAN, CLIP_STD, Family, alone, block_sites, descend, pick, text_needed, white
 from mora.families.site import SeparateSite, Site
+from mora.savings.feed_forward import feed_forward
 
 BLOCKS = {"image": "vision_model.encoder.layers", "text": "text_model.encoder.layers"}
 
@@ -75,6 +76,15 @@ class HuggingFace(Family):
             raise text_needed("end token")
         end = model.text_model.eos_token_id
         return text.argmax(dim=-1) if end == 2 else (text == end).int().argmax(dim=-1)
+
+    def run_block(self, model: Any, modality: str, block: Any, hidden: Tensor, arguments: Any, lean: bool) -> Tensor:
+        if not lean or not torch.is_grad_enabled() or getattr(block, "gradient_checkpointing", False):
+            return block(hidden, **arguments)
+        attended, _ = block.self_attn(hidden_states=block.layer_norm1(hidden), **arguments)
+        hidden = hidden + attended
+        normed = block.layer_norm2(hidden)
+        wide = feed_forward(block.mlp.fc1, block.mlp.activation_fn, block.mlp.fc2, normed)
+        return hidden + (block.mlp(normed) if wide is None else wide)
 
     def needs_all_tokens(self, model: Any, modality: str) -> str:
         return ""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mora.attention import MultiheadAttention, OpenClipAttention
 from mora.families.family import CLIP_MEAN, CLIP_STD, Family, block_sites, descend, pick, text_needed, white
 from mora.families.site import PackedSite, Site
+from mora.savings.feed_forward import feed_forward
 
 IMAGE_BLOCKS = ("visual.transformer.resblocks",)
 TEXT_BLOCKS = ("transformer.resblocks", "text.transformer.resblocks")
@@ -124,11 +125,23 @@ class OpenClip(Family):
         hidden = tower.transformer(hidden, **self.block_arguments(model, modality, hidden))
         return self.project(model, modality, hidden, self.pooled_rows(model, modality, hidden, inputs))
 
-    def run_block(self, model: Any, modality: str, block: nn.Module, hidden: Tensor, arguments: Any) -> Tensor:
+    def run_block(self, model: Any, modality: str, block: Any, hidden: Tensor, arguments: Any, lean: bool) -> Tensor:
         transformer: Any = model.visual.transformer if modality == "image" else text_tower(model).transformer
         if transformer.grad_checkpointing and torch.is_grad_enabled():
             return torch.utils.checkpoint.checkpoint(block, hidden, use_reentrant=False, **arguments)
-        return block(hidden, **arguments)
+        layers = dict(block.mlp.named_children())
+        scaled = not isinstance(layers.get("ln", nn.Identity()), nn.Identity)
+        if not lean or not torch.is_grad_enabled() or not layers.keys() >= {"c_fc", "gelu", "c_proj"} or scaled:
+            return block(hidden, **arguments)
+        normed = block.ln_1(hidden)
+        if hasattr(block, "attention"):
+            attended = block.attention(normed, **arguments)
+        else:
+            attended = block.ln_attn(block.attn(normed, **arguments))
+        hidden = hidden + block.ls_1(attended)
+        normed = block.ln_2(hidden)
+        wide = feed_forward(layers["c_fc"], layers["gelu"], layers["c_proj"], normed)
+        return hidden + block.ls_2(block.mlp(normed) if wide is None else wide)
 
     def pooled_block(self, block: Any, hidden: Tensor, rows: Tensor, arguments: dict[str, Any]) -> Tensor | None:
         attention: Any = block.attn

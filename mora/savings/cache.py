@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +185,7 @@ class PrefixCache:
         rows = self.place[modality][index].masked_fill(~there, store.layout.rows - 1)
         if not bool(store.complete(rows).all()):
             self.compute(index[there & ~store.complete(rows)])
-        return store.read(rows, self.multiple)
+        return replace(store.read(rows, self.multiple), filled=True)
 
     def check(self) -> None:
         """ValueError unless the frozen blocks are what they were when the cache was made."""

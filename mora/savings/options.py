@@ -16,17 +16,19 @@ class Hidden:
     Attributes:
         rows: [B, L, d], what enters the first block that is trained; [B, e], embeddings, where none is.
         tokens: int64 [B, L], the token ids of texts; None for images.
+        filled: whether rows that are missing hold the substitute's already, as those of a `mora.PrefixCache` do.
     """
 
     rows: Tensor
     tokens: Tensor | None = None
+    filled: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def to(self, device: torch.device | str) -> Hidden:
         """The same on another device."""
-        return Hidden(self.rows.to(device), None if self.tokens is None else self.tokens.to(device))
+        return Hidden(self.rows.to(device), None if self.tokens is None else self.tokens.to(device), self.filled)
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Savings:
         missing: what stands for a missing image or text passes the frozen blocks once, and in eval the whole tower once
             per state of the model; only rows that are there are computed. In training it passes the adapted blocks for
             every row that lacks something, so that dropout stays per sample.
+        lean: frozen feed-forward layers above the first trained block keep one tensor for the backward pass, not three.
         trimmed: texts end after the longest one of the batch, rounded up to a multiple of `multiple`.
         multiple: of the length of trimmed texts: fewer lengths, so fewer compilations.
     """
@@ -46,6 +49,7 @@ class Savings:
     pooled: bool = True
     missing: bool = True
     trimmed: bool = True
+    lean: bool = True
     multiple: int = 8
 
     def __post_init__(self) -> None:

@@ -76,7 +76,7 @@ class Tower:
     def every_row(self, model: nn.Module, given: Tensor | Hidden | None, present: Tensor, substitute: Tensor) -> Tensor:
         """Embeddings [B, e] with every row, present or not, through the blocks that are trained."""
         absent = given is None or not bool(present.all())
-        if not absent:
+        if not absent or (isinstance(given, Hidden) and given.filled):
             assert given is not None
             return self.run(model, given, substitute)
         plan = None if torch.compiler.is_compiling() else self.plan(model, substitute)
@@ -154,7 +154,7 @@ class Tower:
             return encode(model, given)
         plan = self.plan(model, substitute)
         if isinstance(given, Tensor):
-            if plan.whole or not (self.savings.pooled or self.savings.trimmed):
+            if plan.whole or not (self.savings.pooled or self.savings.trimmed or self.savings.lean):
                 return encode(model, given)
             given = self.prefix(model, given, substitute)
         elif plan.whole:
@@ -162,7 +162,9 @@ class Tower:
         else:
             given = self.ready(model, given, plan, substitute)
         rows, tokens = given.rows, given.tokens
-        return self.family.suffix(model, self.modality, rows, plan.first, tokens, self.savings.pooled)
+        return self.family.suffix(
+            model, self.modality, rows, plan.first, tokens, self.savings.pooled, self.savings.lean
+        )
 
     def ready(self, model: Any, given: Hidden, plan: Plan, substitute: Tensor) -> Hidden:
         """Rows in the dtype they were computed in, texts cut."""
@@ -197,7 +199,7 @@ def chosen(given: Tensor | Hidden, present: Tensor) -> Tensor | Hidden:
     """The rows that are there."""
     if isinstance(given, Tensor):
         return given[present]
-    return Hidden(given.rows[present], None if given.tokens is None else given.tokens[present])
+    return Hidden(given.rows[present], None if given.tokens is None else given.tokens[present], given.filled)
 
 
 def padded(rows: Tensor, length: int) -> Tensor:

@@ -81,8 +81,8 @@ class TrainConfig:
         tracker: "none", "tensorboard", or another name that accelerate knows.
         checkpoint_minutes: a checkpoint is written after every epoch, and when so many minutes have passed.
         log_every: steps between two lines of losses in metrics.jsonl.
-        savings: what is left out of the computation: "all", "none", or some of "pooled", "missing", "trimmed"; see
-            `mora.Savings`.
+        savings: what is left out of the computation: "all", "none", or some of "pooled", "missing", "trimmed", "lean"
+            (`mora.Savings`).
         cache: where rows past the frozen blocks are kept for the next epoch: "memory", "disk", "off", or "auto", memory
             where they fit, else disk where they fit, else nowhere.
         cache_dtype: of these rows: "exact", "float16" or "bfloat16".

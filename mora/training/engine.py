@@ -127,7 +127,8 @@ class Engine:
     def forward(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """Logits [B, C]."""
         if "image_rows" in batch:
-            image, text = Hidden(batch["image_rows"]), Hidden(batch["text_rows"], batch.get("text_tokens"))
+            image = Hidden(batch["image_rows"], filled=True)
+            text = Hidden(batch["text_rows"], batch.get("text_tokens"), filled=True)
             return model(image, text, batch["image_present"], batch["text_present"])
         return model(batch["image"], batch["text"], batch["image_present"], batch["text_present"])
 

@@ -24,14 +24,15 @@ class Engine:
         self.effective: list[Tensor] = []
 
     def build(self, factors: Sequence[Factors]) -> None:
-        """Compute `thin` and `effective` from the factors' present values."""
+        """Compute `thin` and `effective` from the factors' present values; W_eff stays where it was."""
         self.factors, self.norms, self.grams = list(factors), [], []
         self.thin, effective = [], []
-        for one in factors:
+        for place, one in enumerate(factors):
             gram = total_gram(one.common, one.other_common).to(accumulation_dtype(one.weight))
             u, left, right, norms = thin_factors(one.weight, one.common, gram, *one[3:7], one.alpha)
             result = compose(one.weight, u, left, right, self.dtype)
-            effective.append(result if one.buffer is None else one.buffer.copy_(result))
+            kept = one.buffer if one.buffer is not None else self.effective[place] if self.effective else None
+            effective.append(result if kept is None else kept.copy_(result))
             self.thin.append(torch.cat([u, left.flatten(), right.flatten()]))
             self.norms.append(norms)
             self.grams.append(gram)

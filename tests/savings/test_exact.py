@@ -61,7 +61,7 @@ def test_the_exact_cache_is_bit_for_bit(family, dropout, training):
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_the_exact_cache_with_missing_rows(family, dropout):
     """With dropout and the same seed: every row draws its own masks, present or not."""
-    samples, savings = Samples(), mora.Savings(pooled=False, missing=True, trimmed=False)
+    samples, savings = Samples(), mora.Savings.parse("missing")
     batch, labels = samples.batch(INDEX), samples.labels[INDEX]
     expected = results(classifier(family, OFF, dropout).train(), batch, labels)
     model = classifier(family, savings, dropout).train()
@@ -95,7 +95,7 @@ def test_half_precision_rows_are_near(family, dtype, tolerance):
 @families
 def test_missing_rows_in_eval_are_bit_for_bit(family):
     """A row that is there: as alone with the others that are; one that is not: as the substitute on its own."""
-    samples, model = Samples(), classifier(family, mora.Savings(pooled=False, trimmed=False)).eval()
+    samples, model = Samples(), classifier(family, mora.Savings.parse("missing")).eval()
     image, text, image_present, text_present = samples.batch(INDEX)
     plain = classifier(family, OFF).eval()
     with torch.no_grad():

@@ -11,7 +11,7 @@ FAMILIES = ("open_clip", "hugging_face")
 CLASSES = 5
 
 
-def short_texts(count, seed=2, longest=9):
+def short_texts(count, seed=2, longest=6):
     """Texts that end at places of their own, then padding."""
     generator = torch.Generator().manual_seed(seed)
     text = torch.zeros(count, CONTEXT, dtype=torch.int64)

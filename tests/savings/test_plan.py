@@ -1,0 +1,182 @@
+"""Where towers are cut, why not, what is kept between calls, and what makes it stale."""
+
+import copy
+import pickle
+
+import open_clip
+import pytest
+import torch
+
+import mora
+from mora.families import family_of
+from tests.mora.models import IMAGE, VOCABULARY, images, open_clip_model
+from tests.savings.worlds import FAMILIES, Samples, classifier
+
+INDEX = torch.arange(6)
+families = pytest.mark.parametrize("family", FAMILIES)
+
+
+@families
+def test_the_report(family):
+    assert classifier(family).saved() == [
+        "image: blocks 0 to 1 of 4 frozen, last block for the pooled row only",
+        "text: blocks 0 to 1 of 4 frozen, last block for the pooled row only, texts trimmed",
+    ]
+
+
+def test_a_tower_that_needs_every_token_says_so():
+    torch.manual_seed(0)
+    vision = {"layers": 3, "width": 64, "head_width": 16, "patch_size": 8, "image_size": IMAGE, "pool_type": "avg"}
+    text = {"layers": 3, "width": 48, "heads": 4, "vocab_size": VOCABULARY, "context_length": 16, "pool_type": "last"}
+    clip = mora.patch(open_clip.CustomTextCLIP(embed_dim=32, vision_cfg=vision, text_cfg=text), last_layers=1)
+    model = mora.MissingModalityClassifier(clip, 3, empty_text=torch.zeros(16, dtype=torch.int64))
+    assert model.saved() == [
+        "image: blocks 0 to 1 of 3 frozen",
+        "image: no pooled: pooled by 'avg', which reads every token",
+        "text: blocks 0 to 1 of 3 frozen, last block for the pooled row only",
+        "text: no trimmed: pooled by 'last', which counts from the end of the context",
+    ]
+    plain = copy.deepcopy(model)
+    plain.save(mora.Savings.none())
+    text = torch.randint(1, 90, (3, 16))
+    torch.testing.assert_close(model.eval()(images(), text), plain.eval()(images(), text), rtol=1e-5, atol=1e-5)
+
+
+def test_a_tower_that_cannot_be_cut_runs_whole(monkeypatch):
+    model, samples = classifier("open_clip"), Samples()
+    project = type(model.family).project
+    monkeypatch.setattr(type(model.family), "project", lambda *given: 1.5 * project(*given))
+    (line, _) = model.saved()
+    assert line.startswith("image: runs from end to end: cut in two it gives another embedding")
+    batch = samples.batch(INDEX)
+    torch.testing.assert_close(model(*batch), classifier("open_clip", mora.Savings.none())(*batch))
+    with pytest.raises(ValueError, match="image: rows past the frozen blocks cannot be had"):
+        model.prefix("image", samples.image)
+    with pytest.raises(ValueError, match="cache: image: cut in two"):
+        mora.PrefixCache(model, samples)
+
+
+def test_the_plan_follows_what_is_trained():
+    clip = open_clip_model().requires_grad_(False)
+    model = mora.MissingModalityClassifier(clip, 3)
+    assert model.plan("image").first == 4
+    mora.patch(clip, last_layers=1)
+    assert model.plan("image").first == 3
+    mora.unpatch(clip)
+    mora.patch(clip, last_layers=3)
+    assert model.plan("image").first == 1
+    clip.visual.ln_pre.bias.requires_grad_(True)
+    assert not model.plan("image").frozen
+    assert model.plan("text").frozen
+
+
+def evaluated(model, samples):
+    with torch.no_grad():
+        return model.eval()(*samples.batch(INDEX, samples.image.dtype))
+
+
+def count(model, monkeypatch):
+    """How many rows pass the trained blocks of each tower."""
+    seen = {"image": 0, "text": 0}
+    suffix = type(model.family).suffix
+
+    def spy(self, clip, modality, hidden, *others):
+        seen[modality] += len(hidden)
+        return suffix(self, clip, modality, hidden, *others)
+
+    monkeypatch.setattr(type(model.family), "suffix", spy)
+    return seen
+
+
+@families
+def test_in_eval_a_missing_modality_costs_nothing_the_second_time(family, monkeypatch):
+    model, samples = classifier(family).eval(), Samples()
+    model.saved()
+    seen = count(model, monkeypatch)
+    image, text = (int(present[INDEX].sum()) for present in (samples.image_present, samples.text_present))
+    for times in (1, 2, 3):
+        evaluated(model, samples)
+        assert seen == {"image": times * image + 1, "text": times * text + 1}
+
+
+@families
+@pytest.mark.parametrize("change", ["adapter", "frozen", "merge", "disabled", "double", "optimizer"])
+def test_kept_embeddings_are_never_stale(family, change):
+    samples, model = Samples(), classifier(family)
+    before = evaluated(model, samples)
+    plain = classifier(family, mora.Savings.none())
+    for one in (model, plain):
+        with torch.no_grad():
+            if change == "adapter":
+                next(mora.adapter_parameters(one.model))[1].mul_(3)
+            if change == "frozen":
+                one.model.get_submodule(
+                    "visual.ln_post" if family == "open_clip" else "vision_model.post_layernorm"
+                ).weight.mul_(2)
+            if change == "merge":
+                next(mora.adapter_parameters(one.model))[1].mul_(3)
+                mora.merge(one.model)
+        if change == "double":
+            one.double()
+            samples.image = samples.image.double()
+        if change == "optimizer":
+            one.train()
+            one(*samples.batch(INDEX)).square().sum().backward()
+            torch.optim.SGD([p for p in one.parameters() if p.requires_grad], lr=0.1).step()
+    if change == "disabled":
+        with mora.disabled(model.model), mora.disabled(plain.model):
+            found, expected = evaluated(model, samples), evaluated(plain, samples)
+    else:
+        found, expected = evaluated(model, samples), evaluated(plain, samples)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found.float(), before) or change in ("double", "merge")
+
+
+def test_data_edits_need_forget():
+    samples, model = Samples(), classifier("open_clip")
+    evaluated(model, samples)
+    next(mora.adapter_parameters(model.model))[1].data.mul_(3)
+    next(model.model.mora.projections())[1].place[0].invalidate()
+    model.forget()
+    plain = classifier("open_clip", mora.Savings.none())
+    next(mora.adapter_parameters(plain.model))[1].data.mul_(3)
+    torch.testing.assert_close(evaluated(model, samples), evaluated(plain, samples), rtol=1e-4, atol=1e-5)
+
+
+@families
+def test_copies_and_pickles(family):
+    samples, model = Samples(), classifier(family)
+    expected = evaluated(model, samples)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(evaluated(other, samples), expected)
+
+
+@families
+def test_a_gradient_in_eval_is_not_taken_from_what_is_kept(family):
+    samples, model = Samples(), classifier(family).eval()
+    evaluated(model, samples)
+    model(text=samples.text).square().sum().backward()
+    image = {name: p.grad for name, p in mora.adapter_parameters(model.model) if "image" in name}
+    assert all(gradient is not None and bool(gradient.any()) for gradient in image.values())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (dict(rows=torch.zeros(3, 17, 48)), r"text: got tokens of shape None, expected \(3, 17\)"),
+        (dict(rows=torch.zeros(3, 17, 48), tokens=torch.zeros(3, 4)), r"got tokens of shape \(3, 4\), expected"),
+    ],
+)
+def test_wrong_rows_are_named(given, message):
+    with pytest.raises(ValueError, match=message):
+        classifier("open_clip")(text=mora.Hidden(**given))
+
+
+def test_options_are_checked():
+    with pytest.raises(ValueError, match="pooled: got 1, expected True or False"):
+        mora.Savings(pooled=1)
+    with pytest.raises(ValueError, match="multiple: got 0"):
+        mora.Savings(multiple=0)
+    assert str(mora.Savings.parse("trimmed,pooled")) == "pooled,trimmed"
+    assert mora.Savings.parse("all") == mora.Savings() and str(mora.Savings.none()) == "none"
+    assert family_of(open_clip_model()).name == "open_clip"
