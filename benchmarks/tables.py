@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks import demo_grid, findings, plots, presets, rows
 from benchmarks.environment import ROOT
-from benchmarks.levels import projection
+from benchmarks.levels import projection, savings
 from benchmarks.rows import Row, shown
 from benchmarks.summary import amount, duration
 
@@ -181,14 +181,47 @@ def epoch(found: Sequence[Row]) -> str:
 
 def inference(found: Sequence[Row]) -> str:
     """Inference, plain CLIP first."""
+    return inference_table(shown(found, "inference"))
+
+
+def inference_table(found: Sequence[Row]) -> str:
+    """Rows of inference: per sample, and as a share of plain CLIP's time."""
     lines = []
-    for row in shown(found, "inference"):
+    for row in found:
         per_sample = duration(row["seconds"]["median"] / row["shape"]["batch"])
         relative = 1 / row["times_faster"]["median"]
         spread = sorted((1 / row["times_faster"]["p20"], 1 / row["times_faster"]["p80"]))
         cost = f"{relative:.2f} [{spread[0]:.2f}, {spread[1]:.2f}]"
         lines.append([LABELS.get(row["provider"], row["provider"]), per_sample, cost, amount(row["peak"])])
     return markdown(["", "per sample", "of plain CLIP's time", "peak"], lines)
+
+
+def savings_step(found: Sequence[Row]) -> str:
+    """A training step with each saving alone and all of them: time, memory."""
+    lines = []
+    for row in savings_rows(found, savings.STEP):
+        nothing = find(savings_rows(found, savings.STEP), savings.OFF)
+        assert nothing is not None
+        ratio = f"{nothing['seconds']['median'] / row['seconds']['median']:.2f}x"
+        memory = [amount(row["peak"]), amount(row["saved"])]
+        lines.append([row["provider"], timed(row), faster(row), ratio, *memory])
+    return markdown(["", "time", "vs official", "vs nothing saved", "peak", "saved for backward"], lines)
+
+
+def savings_inference(found: Sequence[Row]) -> str:
+    """Inference with missing rows, plain CLIP first."""
+    return inference_table(savings_rows(found, savings.INFERENCE))
+
+
+def savings_epoch(found: Sequence[Row]) -> str:
+    """An epoch of `mora train`, savings off and on."""
+    lines = [[row["provider"], timed(row), faster(row)] for row in savings_rows(found, savings.EPOCH)]
+    return markdown(["", "an epoch of 640 rows, and validation", "vs off"], lines)
+
+
+def savings_rows(found: Sequence[Row], work: str) -> list[Row]:
+    """The rows of one kind of work of that level."""
+    return [row for row in shown(found, "savings") if row["shape"]["work"] == work]
 
 
 def by_case(
@@ -224,6 +257,9 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "training-step-memory": training_step_memory,
     "epoch": epoch,
     "inference": inference,
+    "savings-step": savings_step,
+    "savings-inference": savings_inference,
+    "savings-epoch": savings_epoch,
     "presets": lambda found: presets.table(markdown),
     "recipes": lambda found: presets.recipes(markdown),
     "published": lambda found: presets.published(markdown),

@@ -48,6 +48,9 @@ def add(commands: Commands) -> None:
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu or cuda")
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="rows at a time (default: 64)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images (default: 0)")
+    parser.add_argument(
+        "--savings", default="all", metavar="S", help="all (default), none, or some of pooled,trimmed (docs/savings.md)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -88,5 +91,6 @@ def run(options: argparse.Namespace, command: str) -> None:
         device=options.device,
         batch=options.batch,
         workers=options.workers,
+        savings=options.savings,
         command=command,
     )

@@ -18,6 +18,7 @@ from mora.data.tables import Missing
 from mora.evaluation import report
 from mora.evaluation.grid import SEEDS, Result, cells
 from mora.evaluation.metrics import INSTALL
+from mora.savings import Savings
 from mora.training.config import TrainConfig
 from mora.training.run import LoadedRun, load_run
 from mora.training.setup import options_of
@@ -77,6 +78,7 @@ def evaluate_runs(
     device: str = "auto",
     batch: int = 64,
     workers: int = 0,
+    savings: str = "all",
     command: str = "",
     console: Any = None,
 ) -> report.Evaluation:
@@ -92,6 +94,7 @@ def evaluate_runs(
         device: where the models run; "auto" is the GPU where there is one.
         batch: samples at a time.
         workers: processes that read and preprocess.
+        savings: what is left out of the computation, as `mora.Savings.parse` reads it.
         command: the command line, for the files.
         console: a rich console; None makes one.
 
@@ -100,7 +103,10 @@ def evaluate_runs(
     console = console or make_console()
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: got {out}, which is a file, expected a folder")
+    chosen = Savings.parse(savings)
     runs = load_runs(folders, device)
+    for run in runs:
+        run.model.save(chosen)
     labels = labels_of(runs)
     source = source._replace(data=str(runs[0].data["source"]) if source.data is None else source.data)
     opened = [source.open(run) for run in runs]

@@ -56,7 +56,8 @@ def feed_forward(up: nn.Module, act: Callable[[Tensor], Tensor], down: nn.Module
     trained = any(parameter.requires_grad for layer in layers for parameter in layer.parameters())
     if trained or hooked(*layers) or not (torch.is_grad_enabled() and x.requires_grad):
         return None
-    return FeedForward.apply(x.flatten(0, -2), up, act, down).unflatten(0, x.shape[:-1])
+    plain = act.forward if isinstance(act, nn.Module) else act  # nobody's hooks within the backward pass
+    return FeedForward.apply(x.flatten(0, -2), up, plain, down).unflatten(0, x.shape[:-1])
 
 
 def hooked(*layers: Any) -> bool:
