@@ -147,8 +147,9 @@ def drawn(model: Any, family: Family, modality: str, first: int) -> str:
 
 @contextmanager
 def all_training(model: nn.Module) -> Iterator[None]:
-    """Every module in training mode within the block, and as it was afterwards."""
+    """Every module in training mode within the block; modes and buffers (batch statistics) as they were afterwards."""
     before = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         for module, _ in before:
             module.training = True
@@ -156,3 +157,7 @@ def all_training(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in before:
             module.training = training
+        with torch.no_grad():
+            for buffer, value in buffers:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)

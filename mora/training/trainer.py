@@ -167,7 +167,7 @@ class Trainer:
     def keep_rows(self) -> None:
         """Compute what the frozen blocks give once for all epochs, and say what is saved, what is not and why."""
         config, accelerator = self.config, self.accelerator
-        self.engine.wrapped.train()
+        self.engine.train_mode()
         with accelerator.autocast():
             reason = why_not(config, self.model, self.backbone.preprocess)
             caches: dict[str, PrefixCache] = {}

@@ -180,3 +180,16 @@ def test_options_are_checked():
     assert str(mora.Savings.parse("trimmed,pooled")) == "pooled,trimmed"
     assert mora.Savings.parse("all") == mora.Savings() and str(mora.Savings.none()) == "none"
     assert family_of(open_clip_model()).name == "open_clip"
+
+
+def test_finding_the_plan_leaves_batch_statistics_as_they_were():
+    model = open_clip_model().eval()
+    norm = torch.nn.BatchNorm2d(64)
+    model.visual.conv1 = torch.nn.Sequential(model.visual.conv1, norm)
+    mora.patch(model, last_layers=1)
+    classifier = mora.MissingModalityClassifier(model, 3).train()
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    norm.eval()
+    lines = classifier.saved()
+    assert any("image: no cache" in line for line in lines), lines
+    assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
