@@ -29,7 +29,7 @@ class Effort(NamedTuple):
     warmup: int
 
 
-# A CPU run of every level stays under 15 minutes.
+# Chosen so that a CPU run of every level stays near a quarter of an hour.
 EFFORT = {
     "operations": Effort(1.5, 9, 2),
     "projection": Effort(1.2, 5, 2),
