@@ -60,6 +60,34 @@ def test_footprint_of_a_known_graph():
     assert seen.launches >= 5
 
 
+class Again(torch.autograd.Function):
+    """exp that keeps its input and computes again, under autograd, on the way back."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.exp()
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            y = x.exp()
+        return torch.autograd.grad(y, x, grad)[0]
+
+
+def test_what_is_computed_again_in_backward_was_not_saved_for_it():
+    x = torch.randn(100, 50, requires_grad=True)
+
+    def run():
+        Again.apply(x * 2).sum().backward()
+        x.grad = None
+
+    seen = footprint(Provider(run, lambda: None, lambda: (x,)), "cpu", square=None)
+    assert seen.saved == 4 * 100 * 50
+
+
 def test_what_a_provider_keeps_itself_counts():
     kept = torch.randn(8, 8)
     seen = footprint(Provider(lambda: None, lambda: None, kept=lambda: [kept]), "cpu", square=8)

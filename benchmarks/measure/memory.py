@@ -48,8 +48,9 @@ def footprint(provider: Provider, device: str, square: int | None) -> Footprint:
         saved[storage.data_ptr()] = (storage.nbytes(), known[1] or is_square)
 
     def pack(tensor: Tensor) -> Tensor:
-        note(tensor)
-        alive.append(tensor.detach())  # no storage is counted twice under one address
+        if torch._C._current_graph_task_id() == -1:  # within a backward pass it is a temporary, not saved for one
+            note(tensor)
+            alive.append(tensor.detach())  # no storage is counted twice under one address
         return tensor
 
     counting = counted() if provider.eager and device == "cpu" else nullcontext(None)
