@@ -79,10 +79,12 @@ def inference(found: Sequence[Row]) -> list[str]:
     merged, patched, prompts = (only(found, name) for name in ("merged, 0% missing", "patched", "deep prompts"))
     some, most = (only(found, f"merged, {rate} missing") for rate in ("35%", "70%"))
     return [
-        f"**Inference** of a merged CLIP takes {cost(merged):.2f} of plain CLIP's time, of a patched one "
-        f"{cost(patched):.2f}: W_eff is kept until a factor changes.",
+        f"**Inference** by the library's classifier, its savings on, takes {cost(merged):.2f} of plain CLIP's time "
+        f"merged and {cost(patched):.2f} patched: W_eff is kept until a factor changes, and the last block runs "
+        "for the pooled token alone.",
         f"**Missing rows** cost {cost(some):.2f} of plain CLIP's time at 35 % and {cost(most):.2f} at 70 % in "
-        f"batches of {some['shape']['batch']}: each tower runs on the rows it has and on one substitute more.",
+        f"batches of {some['shape']['batch']}: each tower runs on the rows it has, and the "
+        "embedding of what stands for the others is kept.",
         f"**Deep prompts**, vectorised, take {cost(prompts):.2f} of plain CLIP's time: 36 more tokens in every "
         f"block. A merged CLIP takes {100 * cost(merged) / cost(prompts):.0f} % of theirs. The paper's 25.9 % compares "
         "with an implementation that loops over samples in Python, which is not measured here.",

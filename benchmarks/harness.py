@@ -35,7 +35,7 @@ EFFORT = {
     "projection": Effort(1.2, 5, 2),
     "attention": Effort(3.0, 7, 2),
     "training_step": Effort(0.0, 4, 0),
-    "inference": Effort(0.0, 3, 0),
+    "inference": Effort(0.0, 5, 0),
     "epoch": Effort(0.0, 3, 0),
     "savings": Effort(0.0, 3, 0),
 }

@@ -126,6 +126,7 @@ class PrefixCache:
                 "layout": {m: [*map(str, layout)] for m, layout in layouts.items()},
                 "image rows": self.place["image"].tolist() if not self.is_plain() else None,
                 "trimmed": self.multiple,
+                "pooled": self.model.savings.pooled,
             }
             path, stores, _ = open_entry(self.folder, known, layouts)
             claims = Claims(path / CLAIMS)

@@ -39,13 +39,18 @@ class Plan:
     whole: str = ""
     reasons: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def ends_pooled(self) -> bool:
+        """Whether every block is frozen and the last of them can run for the pooled row alone."""
+        return self.frozen and self.pooled and self.first == self.depth > 0
+
     def lines(self, modality: str) -> list[str]:
         """What is saved in this tower and what is not, in words."""
         if self.whole:
             return [f"{modality}: runs from end to end: {self.whole}"]
         cached = f"blocks 0 to {self.first - 1} of {self.depth} frozen" if self.first else "no block frozen"
         parts = [cached if self.first < self.depth else f"all {self.depth} blocks frozen"]
-        if self.first < self.depth and self.pooled:
+        if self.pooled and (self.first < self.depth or self.ends_pooled):
             parts.append("last block for the pooled row only")
         if modality == "text" and self.trimmed:
             parts.append("texts trimmed")
@@ -87,9 +92,10 @@ def cut(model: Any, family: Family, modality: str, substitute: Tensor, training:
         reasons["trimmed"] = why
     plan = replace(plan, pooled="pooled" not in reasons, trimmed="trimmed" not in reasons, reasons=reasons)
     with torch.no_grad(), evaluating(model):
-        hidden = family.prefix(model, modality, substitute, plan.first)
+        place = plan.depth - 1 if plan.ends_pooled else plan.first
+        hidden = family.prefix(model, modality, substitute, place)
         text = substitute if modality == "text" else None
-        again = family.suffix(model, modality, hidden, plan.first, text, plan.pooled)
+        again = family.suffix(model, modality, hidden, place, text, plan.pooled)
     difference = torch.linalg.vector_norm((again - embedding).double()) / torch.linalg.vector_norm(embedding.double())
     if difference > SAME.get(embedding.dtype, 1e-1):
         return Plan(whole=f"cut in two it gives another embedding (relative difference {float(difference):.1e})")

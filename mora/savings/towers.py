@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mora.adapters import is_patched, unwrap
-from mora.families.family import Family
+from mora.families.family import Family, evaluating
 from mora.savings.options import Hidden, Savings
 from mora.savings.plan import Plan, plan_of
 from mora.savings.state import Kept, frozen_state, precision, state_of
@@ -137,6 +137,10 @@ class Tower:
             inputs = self.trim(model, inputs, plan, atleast)
             tokens = inputs
         with as_in_training():
+            if plan.ends_pooled and self.savings.pooled:  # nothing is trained: the last block is frozen as well
+                with torch.no_grad(), evaluating(model):
+                    hidden = self.family.prefix(model, self.modality, inputs, plan.depth - 1)
+                    return Hidden(self.family.suffix(model, self.modality, hidden, plan.depth - 1, tokens), tokens)
             return Hidden(self.family.prefix(model, self.modality, inputs, plan.first, plan.frozen), tokens)
 
     def trim(self, model: Any, text: Tensor, plan: Plan, atleast: int = 0) -> Tensor:

@@ -193,3 +193,23 @@ def test_finding_the_plan_leaves_batch_statistics_as_they_were():
     lines = classifier.saved()
     assert any("image: no cache" in line for line in lines), lines
     assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
+
+
+@families
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_a_merged_model_runs_its_last_block_for_the_pooled_row_too(family, training):
+    saving, plain = classifier(family), classifier(family, mora.Savings.none())
+    samples = Samples()
+    for model in (saving, plain):
+        mora.merge(model.model).requires_grad_(False)
+        model.train(training)
+    lengths = []
+    for sites in family_of(saving.model).towers(saving.model).values():
+        sites[-1].parent.mlp.register_forward_pre_hook(lambda _, given: lengths.append(given[0].shape[1]))
+    got, want = (model(samples.image, samples.text) for model in (saving, plain))
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    assert lengths[-2:] == [1, 1], lengths
+    assert sum("last block for the pooled row only" in line for line in saving.saved()) == 2
+    cache = mora.PrefixCache(saving, samples)
+    cached = saving(cache.image(torch.arange(len(samples))), cache.text(torch.arange(len(samples))))
+    torch.testing.assert_close(cached, want, rtol=1e-5, atol=1e-5)
