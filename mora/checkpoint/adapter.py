@@ -11,11 +11,11 @@ from typing import Any
 from torch import nn
 
 from mora.adapters import adapter_state_dict, adapters_of, is_patched
-from mora.checkpoint.files import digest, pack_tensors, read_json, read_tensors, write_bytes
 from mora.checkpoint.tensors import assign, check_same_adapters, check_tensors, expected_shapes
 from mora.config import MoraConfig
 from mora.families import family_of
 from mora.patch import check_pairs, pair_blocks, patch
+from mora.system.files import digest, pack_tensors, read_json, read_tensors, write_bytes
 from mora.version import __version__
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

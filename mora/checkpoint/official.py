@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from mora.adapters import adapter_state_dict, adapters_of, is_patched
-from mora.checkpoint.files import write_bytes
 from mora.checkpoint.tensors import assign, check_same_adapters, check_tensors, expected_shapes
 from mora.config import MoraConfig
 from mora.families import family_of
 from mora.patch import check_pairs, pair_blocks, patch
+from mora.system.files import write_bytes
 
 REGISTRATION_ORDER = ("k", "v", "q", "out")
 KINDS = {

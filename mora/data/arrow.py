@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mora.checkpoint.files import read_json
 from mora.data.dataset import SPLITS
-from mora.data.messages import listed
 from mora.data.published import PUBLISHED, SPLIT_NAMES, published_name
 from mora.data.rows import ABSENT, Columns, Rows, Task
+from mora.system.files import read_json
+from mora.system.messages import listed
 
 if TYPE_CHECKING:
     import pyarrow as pa

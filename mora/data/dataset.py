@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch.utils.data
 from torch import Tensor
 
-from mora.data.messages import listed
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
+from mora.system.messages import listed
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mora.checkpoint.files import digest
 from mora.data.dataset import SPLITS
 from mora.data.labelled import SEPARATOR, Labelled
-from mora.data.messages import listed
 from mora.data.published import split_name
 from mora.data.rows import ABSENT, NO_FILE, Columns, Rows
+from mora.system.files import digest
+from mora.system.messages import listed
 
 COLUMNS = ("image", "text", "label")
 INSTALL = "pip install 'mora-kernels[train]'"

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from mora.data.dataset import SPLITS
 from mora.data.division import divide
-from mora.data.messages import listed, rows_of
 from mora.data.published import split_name
 from mora.data.rows import Task
+from mora.system.messages import listed, rows_of
 
 SEPARATOR = "|"
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from mora.data.dataset import SPLITS
 from mora.data.labelled import SEPARATOR, Labelled
-from mora.data.messages import listed, rows_of
 from mora.data.rows import ABSENT, NO_FILE, Columns, Rows
+from mora.system.messages import listed, rows_of
 
 COLUMNS = ("image", "text", "label", "split")
 INSTALL = "pip install 'mora-kernels[train]'"

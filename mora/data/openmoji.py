@@ -22,8 +22,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mora.checkpoint.files import pack_tensors, write_bytes
 from mora.data.dataset import SPLITS, Dataset, Sample, fingerprint
+from mora.system.files import pack_tensors, write_bytes
 
 INSTALL = "pip install 'mora-kernels[train]'"
 

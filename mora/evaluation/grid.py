@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from mora.checkpoint.files import digest
 from mora.data.dataset import Dataset
 from mora.data.missing import COMPLETE, IMAGE_MISSING, KINDS, TEXT_MISSING
 from mora.data.tables import Missing, MissingTable, draw_table, per_sample
 from mora.evaluation.embeddings import Embeddings, embed
 from mora.evaluation.metrics import Metric
+from mora.system.files import digest
 
 if TYPE_CHECKING:
     from mora.training.run import LoadedRun

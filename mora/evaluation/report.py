@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mora.checkpoint.files import write_bytes
 from mora.data.missing import KINDS
 from mora.evaluation import plot
 from mora.evaluation.grid import NOTHING, Result
 from mora.evaluation.tables import Summary, Table, everything, percent, tables
+from mora.system.files import write_bytes
 from mora.training.describe import versions
 
 FILES = ("results.csv", "results.json", "report.md", "plot.png")

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mora.checkpoint.files import pack_tensors, write_bytes
 from mora.families.conversion import to_hugging_face
+from mora.system.files import pack_tensors, write_bytes
 from mora.training.backbone import TINY, Backbone, white_image
 
 OPEN_CLIP, HUGGING_FACE = "open_clip", "hugging_face"

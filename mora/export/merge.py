@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mora.checkpoint.files import pack_tensors, read_json, write_bytes
 from mora.classifier import MissingModalityClassifier
 from mora.config import one_of
 from mora.evaluation.metrics import THRESHOLD
 from mora.export import card
 from mora.export.formats import FORMATS, OPEN_CLIP, READERS, WRITERS
+from mora.system.files import pack_tensors, read_json, write_bytes
 from mora.training.backbone import Backbone
 from mora.training.methods import fold
 from mora.training.run import RESULT, LoadedRun, load_run, whole_folder

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mora.checkpoint.files import read_json, write_bytes
 from mora.savings.fingerprint import key
 from mora.savings.store import FileStore, Layout, damaged
+from mora.system.files import read_json, write_bytes
 
 try:
     import fcntl

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mora.checkpoint.files import pack_tensors, write_bytes
+from mora.system.files import pack_tensors, write_bytes
 
 KEPT = 2
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from mora.data.messages import listed
+from mora.system.messages import listed
 from mora.training.backbone import Backbone
 from mora.training.config import FREE_ON_RESUME, TrainConfig
 from mora.training.setup import Split, one_modality, options_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mora.checkpoint.files import read_json
+from mora.system.files import read_json
 from mora.training.run import RESULT, write_json
 
 

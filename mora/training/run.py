@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 from mora.checkpoint import load_adapter, save_adapter
-from mora.checkpoint.files import digest, pack_tensors, read_json, read_tensors, write_bytes
 from mora.checkpoint.tensors import check_tensors
 from mora.classifier import MissingModalityClassifier
 from mora.config import MoraConfig
-from mora.data.messages import listed
+from mora.system.files import digest, pack_tensors, read_json, read_tensors, write_bytes
+from mora.system.messages import listed
 from mora.training.backbone import Backbone, load_backbone, with_policy
 from mora.training.methods import MORA_VARIANTS, adapt, trained_tensors
 

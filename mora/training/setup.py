@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mora.checkpoint.files import digest
 from mora.config import PRESETS
 from mora.data.corruption import Corrupted, Corruption
 from mora.data.dataset import SPLITS, Dataset, open_dataset, refuse_unlearnable, splits_of
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
 from mora.data.table_files import find_table, load_table
 from mora.data.tables import Missing, MissingTable, draw_table, per_sample, table_seed
+from mora.system.files import digest
 from mora.training.backbone import Backbone, with_policy
 from mora.training.batches import Inputs, Subset, spread
 from mora.training.config import TrainConfig

@@ -11,7 +11,6 @@ from safetensors import safe_open
 pytest.importorskip("PIL")
 pytest.importorskip("pyarrow")
 
-from mora.checkpoint.files import pack_tensors
 from mora.data import (
     Dataset,
     Missing,
@@ -26,6 +25,7 @@ from mora.data import (
     save_table,
 )
 from mora.data.table_files import read_table
+from mora.system.files import pack_tensors
 from tests.data import synthetic
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load, save_file
 
 import mora
-from mora.checkpoint.files import digest
+from mora.system.files import digest
 from tests.mora.models import GOLDEN, MODELS, embed, hugging_face_model, open_clip_model, randomise
 
 families = pytest.mark.parametrize("family", MODELS)
@@ -122,7 +122,7 @@ def test_a_pickle_is_refused(saved, tmp_path):
 
 
 def test_a_header_that_starts_like_a_pickle_is_read(tmp_path):
-    from mora.checkpoint.files import pack_tensors, read_tensors
+    from mora.system.files import pack_tensors, read_tensors
 
     for length in range(260):
         data = pack_tensors({"a": torch.zeros(1)}, {"note": "x" * length})
@@ -259,7 +259,7 @@ def test_save_official_needs_what_that_format_can_hold(tmp_path):
 
 
 def test_a_full_disk_names_the_file_and_leaves_nothing(tmp_path, monkeypatch):
-    from mora.checkpoint.files import write_bytes
+    from mora.system.files import write_bytes
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

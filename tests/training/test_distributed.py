@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from mora.checkpoint.files import read_tensors
+from mora.system.files import read_tensors
 from tests.training import fakes
 
 

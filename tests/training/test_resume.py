@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from mora.checkpoint.files import read_tensors
+from mora.system.files import read_tensors
 from mora.training import Trainer, load_run
 from mora.training.checkpoints import checkpoint_files
 from tests.training import fakes

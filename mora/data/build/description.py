@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mora.checkpoint.files import read_json, write_bytes
 from mora.data.arrow import DESCRIPTION
-from mora.data.messages import listed
+from mora.system.files import read_json, write_bytes
+from mora.system.messages import listed
 
 FORMAT = 1
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from mora.checkpoint.files import read_json
 from mora.data.build.raw import Raw, RawRow, RawSplit, need, read_split_file, stays_inside
+from mora.system.files import read_json
 
 
 def read(folder: Path) -> Raw:

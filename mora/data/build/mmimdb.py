@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mora.checkpoint.files import read_json
 from mora.data.build.raw import Raw, RawRow, RawSplit, read_split_file, stays_inside
 from mora.data.published import GENRES
+from mora.system.files import read_json
 
 
 def read(folder: Path) -> Raw:

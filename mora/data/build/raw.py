@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mora.checkpoint.files import read_json
-from mora.data.messages import listed
 from mora.data.published import split_name
+from mora.system.files import read_json
+from mora.system.messages import listed
 
 
 @dataclass

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mora.checkpoint.files import write_bytes
 from mora.data.build import food101, hateful_memes, mmimdb
 from mora.data.build.description import Description
 from mora.data.build.raw import Raw, RawSplit
 from mora.data.build.write import write_split
 from mora.data.dataset import SPLITS, fingerprint
-from mora.data.messages import listed
 from mora.data.published import PUBLISHED, SPLIT_NAMES
+from mora.system.files import write_bytes
+from mora.system.messages import listed
 
 BROKEN = "broken.txt"
 READERS: dict[str, Callable[[Path], Raw]] = {

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from mora.checkpoint.files import appearing
 from mora.data.build.raw import RawRow, RawSplit
 from mora.data.images import BrokenImageError, decode, progress
 from mora.data.published import SPLIT_NAMES, Published
+from mora.system.files import appearing
 
 BATCH = 128
 INSTALL = "pip install 'mora-kernels[train]'"

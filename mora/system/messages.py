@@ -1,4 +1,4 @@
-"""How messages name many things: all of a few, the first of many with a count."""
+"""How messages name things: all of a few, the first of many with a count, and nothing that a terminal would obey."""
 
 from __future__ import annotations
 
@@ -17,3 +17,10 @@ def listed(items: Iterable[object], shown: int = SHOWN) -> str:
 def rows_of(numbers: Sequence[int]) -> str:
     """`row 3`, or `rows 3, 5, 8 and 12 more`."""
     return f"row{'' if len(numbers) == 1 else 's'} {listed(numbers)}"
+
+
+def printable(text: str) -> str:
+    """`text` on one line, safe to print: line breaks, tabs, control, escape and direction marks and lone surrogates as
+    Python writes them ("\\n", "\\x1b"), the rest as it is.
+    """
+    return "".join(letter if letter == " " or letter.isprintable() else ascii(letter)[1:-1] for letter in text)

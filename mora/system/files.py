@@ -1,0 +1,164 @@
+"""Files that are never half-written, and readers that never run code, wait for nobody and take no more than a bound.
+
+Every path that a user, a table or another file names is read through `read_bytes` (or what stands on it): a regular
+file of at most `most` bytes, looked at before it is opened. A pipe would hang for ever, a device has no end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
+# Bytes that a file of each kind may have; a picture's bound is `mora.data.images`'s own.
+LARGEST, LARGEST_TEXT, LARGEST_JSON = 1 << 36, 1 << 32, 1 << 28
+DEEPEST = 64  # levels of JSON
+MARKS = re.compile(r"\\.|[\[\]{}\"]")  # an escape, or what opens and closes
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to: flushed to disk and renamed at the end, removed after an error.
+
+    When the block removes the file itself, `path` stays as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        yield temporary
+        if temporary.exists():
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk does not say which file
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` beside `path`, flush it to disk, and let it appear by rename."""
+    with appearing(path) as temporary, temporary.open("xb") as file:  # plain creation, so that the user's umask holds
+        file.write(data)
+
+
+def pack_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The bytes of a safetensors file; every tensor contiguous on the CPU."""
+    return save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, dict(metadata))
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 of `data`, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def regular_file(path: Path, most: int = LARGEST) -> Path:
+    """Return `path` if it is, or a link leads to, a regular file of at most `most` bytes; nothing is opened.
+
+    Raises FileNotFoundError where nothing is, ValueError for a folder, pipe, socket, device or a larger file, and for
+    a path that no file system takes.
+    """
+    try:
+        found = path.stat()
+    except ValueError as error:  # a NUL, or a lone surrogate
+        raise ValueError(f"path: got {str(path)!r}, which cannot be a path ({error}), expected a file") from error
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"path: got {path}, which does not exist, expected a file") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"path: got {path}, which is {kind_of(found.st_mode)}, expected a regular file")
+    if found.st_size > most:
+        raise ValueError(f"path: got {path} of {found.st_size:,} bytes, expected at most {most:,}")
+    return path
+
+
+def kind_of(mode: int) -> str:
+    """What stands at a path, in words."""
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def read_bytes(path: Path, most: int = LARGEST) -> bytes:
+    """The content of a regular file of at most `most` bytes; errors as `regular_file`."""
+    regular_file(path, most)
+    # Not to wait even if it became a pipe meanwhile, and not to read past the bound if it grew.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError(f"path: got {path}, which is no longer a regular file, expected one")
+        data = file.read(min(found.st_size, most) + 1)
+    if len(data) > min(found.st_size, most):
+        raise ValueError(f"path: got {path}, which grows while it is read, expected a whole file")
+    return data
+
+
+def read_text(path: Path, most: int = LARGEST_TEXT) -> str:
+    """The UTF-8 text of a file (with or without byte order mark); ValueError names the line that is not UTF-8."""
+    data = read_bytes(path, most)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}: line {line} is not UTF-8 ({encoding_hint(data)}), expected UTF-8 text") from error
+
+
+def encoding_hint(data: bytes) -> str:
+    """What a file that is not UTF-8 looks like."""
+    known = {b"\xff\xfe": "it looks like UTF-16", b"\xfe\xff": "it looks like UTF-16", b"\x1f\x8b": "it is gzip",
+             b"PK": "it is a zip archive"}  # fmt: skip
+    return next((words for start, words in known.items() if data.startswith(start)), "another encoding")
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The value of a JSON text, nested at most `DEEPEST` levels; ValueError that begins with `where`."""
+    depth = deepest = 0
+    inside = False
+    for piece in MARKS.finditer(text):
+        mark = piece[0]
+        if mark == '"':
+            inside = not inside
+        elif not inside and len(mark) == 1:
+            depth += 1 if mark in "[{" else -1
+            deepest = max(deepest, depth)
+    if deepest > DEEPEST:
+        raise ValueError(f"{where}: got JSON nested {deepest:,} deep, expected at most {DEEPEST}")
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{where}: got text that is not JSON ({error}), expected JSON") from error
+    except ValueError as error:  # Python's limit on the digits of a number
+        raise ValueError(f"{where}: got a number of too many digits ({error}), expected JSON") from error
+
+
+def read_json(path: Path, most: int = LARGEST_JSON) -> dict[str, Any]:
+    """Return the JSON object of a file of at most `most` bytes; ValueError when it is not one."""
+    content = parse_json(read_text(path, most), str(path))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: got a JSON {type(content).__name__}, expected an object")
+    return content
+
+
+def read_tensors(path: Path, most: int = LARGEST) -> tuple[dict[str, Tensor], str]:
+    """Return the tensors of a safetensors file and its SHA-256; ValueError for a pickle or a damaged file."""
+    data = read_bytes(path, most)
+    try:
+        return load(data), digest(data)
+    except SafetensorError as error:
+        # Asked only now: a safetensors header of 128 + 256 n bytes starts with the same byte as a pickle.
+        if data.startswith(PICKLE_STARTS):
+            raise ValueError(
+                f"{path}: got a pickle, expected safetensors: files that can run code are not read"
+            ) from error
+        raise ValueError(f"{path}: got a damaged safetensors file ({error}), expected a whole one") from error
