@@ -12,6 +12,7 @@ from mora.adapters import adapter_parameters, adapter_state_dict
 from mora.checkpoint import load_adapter, load_official, save_adapter, save_official
 from mora.classifier import MissingModalityClassifier
 from mora.config import PRESETS, MoraConfig
+from mora.keeping import forget, keeping
 from mora.linear import MoraLinear
 from mora.patch import disabled, merge, patch, unpatch
 from mora.savings import Hidden, Savings
@@ -32,6 +33,8 @@ __all__ = [
     "adapter_parameters",
     "adapter_state_dict",
     "disabled",
+    "forget",
+    "keeping",
     "load_adapter",
     "load_official",
     "merge",

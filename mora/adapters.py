@@ -14,6 +14,7 @@ from mora.families.family import Family
 from mora.families.site import Site
 from mora.linear import MoraLinear, factor_dtype
 from mora.siblings import Siblings
+from mora.switch import Switch
 from mora_kernels import Group
 
 Pair = dict[str, Site]
@@ -58,13 +59,16 @@ class Adapters(nn.Module):
     def build_together(self) -> None:
         """Make one group of all projections: what changes together is built together, and kept until it changes."""
         projections = [projection for _, projection in self.projections()]
-        group = Group(projections, self.config.backend)
+        self.group = Group(projections, self.config.backend)
+        self.switch = Switch()
         for index, projection in enumerate(projections):
-            projection.join(group, index)
+            projection.join(self.group, index)
+            projection.switch = self.switch
         for site in self.sites():
             together = [projection for target, projection in site.projections.items() if target != "out"]
             if len(together) > 1:
                 siblings = Siblings(together)
+                site.watch(siblings)
                 for projection in together:
                     projection.siblings = siblings
 

@@ -7,7 +7,9 @@ the same names), attention by `scaled_dot_product_attention`.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mora.linear import MoraLinear
+from mora_kernels.kept import Scope, scope_of
 from mora_kernels.precision import product_dtype
 
 PACKED = ("q", "k", "v")
@@ -61,9 +64,10 @@ class PackedMoraLinear(MoraLinear):
         """b [d] or None."""
         return self._slice.bias
 
-    def buffer(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Where W_eff [d, d] is to be written: this projection's rows of the attention's packed W_eff."""
-        return self._slice.rows(self._slice.attention.packed_buffer(dtype, device))
+    def buffer(self, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+        """Where W_eff [d, d] is to be written: its rows of the attention's packed W_eff, if that is kept."""
+        attention = self._slice.attention
+        return None if attention.scope() is None else self._slice.rows(attention.packed_buffer(dtype, device))
 
     def build(self, dtype: torch.dtype) -> None:
         """See to it that `buffer` holds the present W_eff."""
@@ -87,7 +91,6 @@ class PackedAttention(nn.Module):
     def __init__(self, original: Any) -> None:
         super().__init__()
         self._original = (original,)
-        self.enabled = True
         for name, parameter in original._parameters.items():
             self.register_parameter(name, parameter)
         for name, module in original._modules.items():
@@ -98,69 +101,85 @@ class PackedAttention(nn.Module):
         for name in PACKED:
             self.register_module(name, None)
         self.num_heads = original.num_heads
-        self._packed: dict[torch.dtype, tuple[tuple[Any, ...], Tensor]] = {}
         self.train(original.training)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_packed": {}}
 
     @property
     def original(self) -> Any:
         """The module this one stands for; it shares every frozen parameter."""
         return self._original[0]
 
+    @property
+    def is_on(self) -> bool:
+        """Whether the adapted computation is asked for here, not the pretrained one."""
+        adapted = (self.q, self.k, self.v, self.out_proj)
+        return all(module.switch.is_on for module in adapted if isinstance(module, MoraLinear))
+
     def give_back(self) -> Any:
         """Return the original, holding the parameters as they are now (device, dtype and mode followed)."""
         original = self.original
         for name in original._parameters:
             original._parameters[name] = self._parameters[name]
+        if isinstance(self.out_proj, MoraLinear):
+            original.out_proj.weight, original.out_proj.bias = self.out_proj.weight, self.out_proj.bias
         return original.train(self.training)
 
     def project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v as [batch, heads, length, d / heads]; what is not adapted is projected by the packed weight."""
-        if query is key and key is value and self.is_frozen():
+        together = query is key and key is value
+        if together and not self.adapted():
+            flat = F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        elif together and self.is_kept():
             flat = self.project_packed(query)
         else:
-            together = query is key and key is value
-            flat = tuple(self.project_one(position, x, together) for position, x in enumerate((query, key, value)))
+            with self.sharing() if together else nullcontext():
+                flat = tuple(self.project_one(position, x, together) for position, x in enumerate((query, key, value)))
         q, k, v = (rearrange(x, "b l (h d) -> b h l d", h=self.num_heads) for x in flat)
         return q, k, v
-
-    def is_frozen(self) -> bool:
-        """Whether one product with the packed W_eff gives q, k, v of one input: nothing to differentiate or drop."""
-        adapted = self.adapted()
-        if not adapted:
-            return True
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or self.training:
-            return False
-        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in adapted)
-        return not hooked and all(isinstance(module, PackedMoraLinear) and module.keeps_values for module in adapted)
 
     def adapted(self) -> list[nn.Module]:
         """Those of `q`, `k`, `v` that are there."""
         return [module for module in (self.q, self.k, self.v) if module is not None]
 
+    def sharing(self) -> AbstractContextManager[None]:
+        """While it is open, adapted projections of one input are computed together."""
+        found = [module.siblings for module in self.adapted() if isinstance(module, MoraLinear) and module.siblings]
+        return found[0].calling() if found and not torch.compiler.is_compiling() else nullcontext()
+
+    def is_kept(self) -> bool:
+        """Whether one product with a packed W_eff gives q, k, v: it is kept, nothing needs a gradient or a mask."""
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or self.training or self.scope() is None:
+            return False
+        adapted = self.adapted()
+        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in adapted)
+        return not hooked and all(isinstance(module, PackedMoraLinear) and module.builds for module in adapted)
+
+    def scope(self) -> Scope | None:
+        """Where values of this attention are kept for longer than one call of the model; None where they are not."""
+        scope = None if self.in_proj_weight.is_inference() else scope_of(self)
+        return scope if scope is not None and scope.lasting else None
+
     def project_packed(self, x: Tensor) -> tuple[Tensor, ...]:
         """q, k, v [..., d] of x by one product."""
-        adapted = self.adapted()
-        if not adapted:
-            return F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
         dtype = product_dtype(x)
-        for module in adapted:
+        for module in self.adapted():
             assert isinstance(module, PackedMoraLinear)
             module.build(dtype)
         bias = None if self.in_proj_bias is None else self.in_proj_bias.to(dtype)
         return F.linear(x.to(dtype), self.packed_buffer(dtype, x.device), bias).chunk(3, dim=-1)
 
     def packed_buffer(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """W_eff of q, k, v [3 d, d] in `dtype`: adapted rows are their group's to write, the others hold W."""
-        weight = self.in_proj_weight
-        version = 0 if weight.is_inference() else weight._version
-        key = (weight.data_ptr(), version, device)
-        if dtype not in self._packed or self._packed[dtype][0] != key:
+        """W_eff of q, k, v [3 d, d] in `dtype`: adapted rows are their group's to write, the others hold W.
+
+        Only where values are kept (`scope`).
+        """
+        scope, weight = self.scope(), self.in_proj_weight
+        assert scope is not None
+        name = (id(self), dtype, threading.get_ident())
+        key = (weight.data_ptr(), weight._version, device)
+        if name not in scope.values or scope.values[name][0] != key:
             with torch.inference_mode(False), torch.no_grad():
-                self._packed[dtype] = (key, weight.detach().to(device, dtype, copy=True))
-        return self._packed[dtype][1]
+                scope.values[name] = (key, weight.detach().to(device, dtype, copy=True))
+        return scope.values[name][1]
 
     def project_one(self, position: int, x: Tensor, together: bool) -> Tensor:
         """One of q, k, v, adapted or frozen; `together` says that all three read this x."""
@@ -169,7 +188,8 @@ class PackedAttention(nn.Module):
             return adapted(x) if together or not isinstance(adapted, MoraLinear) else adapted.alone(x)
         frozen, dtype = PackedSlice(self, position), product_dtype(x)
         weight, bias = frozen.weight, frozen.bias
-        if dtype != weight.dtype and not (weight.requires_grad or torch.compiler.is_compiling()):
+        castable = dtype != weight.dtype and not (weight.requires_grad or torch.compiler.is_compiling())
+        if castable and self.scope() is not None:
             weight = frozen.rows(self.packed_buffer(dtype, x.device))  # cast once, not at every step
         return F.linear(x, weight, bias)
 
@@ -194,8 +214,8 @@ class MultiheadAttention(PackedAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """As `nn.MultiheadAttention.forward`: boolean masks are True where attention is NOT allowed."""
-        if not self.enabled:
-            return self.original(
+        if not self.is_on:
+            return self.give_back()(
                 query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
             )
         if query.dim() != 3:
@@ -248,9 +268,9 @@ class OpenClipAttention(PackedAttention):
             given = dict(zip(names, positional, strict=False))
             k_x, v_x = given.get("k_x", k_x), given.get("v_x", v_x)
             attn_mask = given.get("attn_mask", attn_mask)
-        if not self.enabled:
+        if not self.is_on:
             others = {"k_x": k_x, "v_x": v_x} if self.boolean_keeps else {}
-            return self.original(x, attn_mask=attn_mask, **others)
+            return self.give_back()(x, attn_mask=attn_mask, **others)
         q, k, v = self.project(x, x if k_x is None else k_x, x if v_x is None else v_x)
         if attn_mask is not None and attn_mask.dtype == torch.bool and self.boolean_keeps:
             attn_mask = ~attn_mask

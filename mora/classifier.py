@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 
-from mora.adapters import is_patched, unwrap
+from mora.adapters import adapters_of, is_patched, unwrap
 from mora.families import family_of
+from mora.keeping import forget
 from mora.savings.options import Hidden, Savings
 from mora.savings.plan import Plan
-from mora.savings.state import Kept, version
+from mora.savings.state import kept, version
 from mora.savings.towers import Tower
+from mora_kernels.kept import keeping, scope_of
 
 
 class MissingModalityClassifier(nn.Module):
@@ -45,11 +49,10 @@ class MissingModalityClassifier(nn.Module):
         super().__init__()
         if not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 1:
             raise ValueError(f"num_classes: got {num_classes!r}, expected an int of at least 1")
-        clip = unwrap(model) if is_patched(model) else model
+        self.model = model
+        clip = self.clip
         self.family = family_of(clip)
         self.save(Savings() if savings is None else savings)
-        self.kept = Kept()
-        self.model = model
         parameter = next(clip.parameters())
         missing_image = self.family.white_image(clip) if missing_image is None else missing_image
         empty_text = self.family.empty_text(clip) if empty_text is None else empty_text
@@ -88,7 +91,20 @@ class MissingModalityClassifier(nn.Module):
         if lost.any():
             rows = lost.nonzero().flatten().tolist()
             raise ValueError(f"image_present, text_present: got both False in rows {rows}, expected one to be there")
-        return self.head(self.embed(image, text, image_present, text_present))
+        with self.one_call():
+            return self.head(self.embed(image, text, image_present, text_present))
+
+    @property
+    def clip(self) -> nn.Module:
+        """The CLIP itself, inside wrappers that `mora.patch` is seen through."""
+        return unwrap(self.model) if is_patched(self.model) else self.model
+
+    def one_call(self) -> AbstractContextManager[object]:
+        """A block in which W_eff of both towers is built once, where nobody asked to keep it for longer."""
+        clip = self.clip
+        if torch.compiler.is_compiling() or not is_patched(clip) or scope_of(clip) is not None:
+            return nullcontext()
+        return keeping([clip, adapters_of(clip).group], lasting=False)
 
     def embed(
         self,
@@ -108,11 +124,11 @@ class MissingModalityClassifier(nn.Module):
         return torch.cat([embedding.to(dtype) for embedding in embedded], dim=-1)
 
     def white(self, dtype: torch.dtype) -> Tensor:
-        """The substitute of a missing image in another dtype, the same tensor at every call."""
+        """The substitute of a missing image in another dtype."""
         if dtype == self.missing_image.dtype:
             return self.missing_image
-        state = (version(self.missing_image), dtype)
-        return self.kept.get("white", state, lambda: self.missing_image.to(dtype))
+        name = (id(self), "white", dtype)
+        return kept(self.clip, name, lambda: version(self.missing_image), lambda: self.missing_image.to(dtype))
 
     def prefix(self, modality: str, inputs: Tensor) -> Hidden:
         """Rows past the frozen blocks, as `forward` takes them: what `mora.PrefixCache` keeps.
@@ -147,17 +163,10 @@ class MissingModalityClassifier(nn.Module):
         self.towers = {modality: Tower(modality, self.family, savings) for modality in ("image", "text")}
 
     def forget(self) -> None:
-        """Drop what is kept of missing inputs: after a change of weights through `.data`, which no counter sees."""
+        """Drop all that is kept of the model, as `mora.forget(self)`, and what was found out about its towers."""
+        forget(self)
         for tower in self.towers.values():
             tower.plans.forget()
-            tower.kept.forget()
-
-    def train(self, mode: bool = True) -> MissingModalityClassifier:
-        """As in `nn.Module`; a change of mode drops what is kept of missing inputs."""
-        if mode != self.training:
-            for tower in self.towers.values():
-                tower.kept.forget()
-        return super().train(mode)
 
 
 def batch_size(image: Tensor | Hidden | None, text: Tensor | Hidden | None) -> int:

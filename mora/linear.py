@@ -12,6 +12,7 @@ import mora_kernels
 from mora.config import MoraConfig
 from mora.factors import CommonFactors
 from mora.siblings import Siblings
+from mora.switch import Switch
 from mora_kernels import backend as backends
 
 
@@ -40,7 +41,7 @@ class MoraLinear(nn.Module):
         self.hold(linear)
         self.modality, self.alpha, self.dropout = modality, float(config.alpha), float(config.dropout)
         self.gram, self.backend = config.variant != "no-gram", config.backend
-        self.enabled = True
+        self.switch = Switch()
         self._common = (common,)
         self.join(mora_kernels.Group([self], config.backend), 0)
         self.siblings: Siblings | None = None
@@ -86,8 +87,8 @@ class MoraLinear(nn.Module):
         return common, others, self.specific_a, self.specific_b, self.common_magnitude, self.specific_magnitude
 
     @property
-    def keeps_values(self) -> bool:
-        """Whether W_eff is kept between calls: every backend but the reference keeps it until a factor changes."""
+    def builds(self) -> bool:
+        """Whether W_eff is built for a product of its own: by every backend but the reference."""
         return self.backend != "reference"
 
     def effective_weight(self) -> Tensor:
@@ -96,15 +97,13 @@ class MoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., d] for x [..., d]; inside `mora.disabled`, the frozen projection."""
-        if not self.enabled:
-            return F.linear(x, self.weight, self.bias)
-        if self.siblings is not None and self.training and self.dropout > 0 and not torch.compiler.is_compiling():
+        if self.siblings is not None and self.siblings.share(self):
             return self.siblings.project(self, x)
         return self.alone(x)
 
     def alone(self, x: Tensor) -> Tensor:
         """As `forward`, for an x that no sibling reads: nothing is computed for the others of q, k, v."""
-        if not self.enabled:
+        if not self.switch.is_on:
             return F.linear(x, self.weight, self.bias)
         group, index = self.place
         return group.linear(index, x, self.bias, self.dropout, self.training)

@@ -88,17 +88,11 @@ def merge(model: nn.Module) -> nn.Module:
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
     """Within the block `model` computes as the pretrained one; outside, as the adapted one.
 
-    Not for use from several threads at once. Raises ValueError when `model` is not patched.
+    What is disabled is so for this thread (more exactly: this context) alone. Raises ValueError when `model` is not
+    patched.
     """
-    sites = list(adapters_of(model).sites())
-    before = [all(projection.enabled for projection in site.projections.values()) for site in sites]
-    try:
-        for site in sites:
-            site.set_enabled(False)
+    with adapters_of(model).switch.off():
         yield model
-    finally:
-        for site, enabled in zip(sites, before, strict=True):
-            site.set_enabled(enabled)
 
 
 def pair_blocks(towers: dict[str, list[Site]], config: MoraConfig) -> list[Pair]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -26,14 +26,24 @@ SILENT |= {"is_same_size", "_unsafe_view", "unbind"}
 
 
 def launch(kernel: Any, grid: Sequence[int], *arguments: Any, **options: Any) -> None:
-    """Run a Triton kernel on `grid`, and tell those who count."""
-    if not _listeners:
-        kernel[tuple(grid)](*arguments, enable_fp_fusion=True, **options)  # its default differs between versions
-        return
+    """Run a Triton kernel on `grid`, on the device of its first tensor and that device's stream; tell those who count.
+
+    Triton itself takes the current device, which need not be the tensors' own.
+    """
+    options["enable_fp_fusion"] = True  # its default differs between versions
     for names in _listeners:
         names.append(kernel.fn.__name__)
-    with _disable_current_modes():  # the interpreter's own operators are no launches
-        kernel[tuple(grid)](*arguments, enable_fp_fusion=True, **options)
+    # The interpreter's own operators are no launches.
+    with _disable_current_modes() if _listeners else nullcontext(), on_device(arguments):
+        kernel[tuple(grid)](*arguments, **options)
+
+
+def on_device(arguments: Sequence[Any]) -> Any:
+    """Return a context in which the device of the first tensor is the current one; one that does nothing if it is."""
+    device = next((argument.device for argument in arguments if isinstance(argument, torch.Tensor)), None)
+    if device is None or device.type != "cuda" or device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(device)
 
 
 class _Library(TorchDispatchMode):

@@ -49,12 +49,24 @@ class Factors(NamedTuple):
         return [part for part in own if part is not None]
 
     def fingerprint(self) -> tuple[Any, ...]:
-        """Return what changes when a value, a place or a requirement of a gradient changes.
+        """Return what changes when a value, a place or a requirement of a gradient changes, as far as autograd sees.
 
-        In-place changes through `.data` are invisible to it, as they are to autograd: call `Group.invalidate` then.
+        In-place changes through `.data` and the like are invisible to it: it is asked only within `keeping`.
         """
         every = (self.weight, *self.tensors())
-        return tuple((t.data_ptr(), 0 if t.is_inference() else t._version, t.requires_grad, t.dtype) for t in every)
+        versions = ((t.data_ptr(), 0 if t.is_inference() else t._version, t.requires_grad, t.dtype) for t in every)
+        return *versions, self.alpha
+
+    def counted(self) -> bool:
+        """Whether autograd counts the changes of every tensor: it does not for those made in inference mode."""
+        return not any(t.is_inference() for t in (self.weight, *self.tensors()))
+
+    def identity(self) -> tuple[Any, ...]:
+        """Return what must be the same for the values to be written where they were before."""
+        every = (self.weight, *self.tensors())
+        tensors = tuple((id(t), t.shape, t.dtype, t.device) for t in every[1:])
+        weight = (self.weight.shape, self.weight.dtype, self.weight.device)
+        return *tensors, *weight, None if self.buffer is None else self.buffer.data_ptr()
 
 
 def snapshot(projection: Projection) -> Factors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -128,7 +129,7 @@ class Family(ABC):
             reached.append(args[0] if args else kwargs["hidden_states"])
             raise BlockReached
 
-        handle = blocks[0].register_forward_pre_hook(stop, with_kwargs=True) if blocks else None
+        handle = blocks[0].register_forward_pre_hook(own(stop), with_kwargs=True) if blocks else None
         try:
             with evaluating(model) if frozen else nullcontext(), torch.no_grad() if frozen else nullcontext():
                 return self.enter(model, modality, inputs)
@@ -189,6 +190,17 @@ class Family(ABC):
             return tokens
         tokens[:, 0], tokens[:, -1] = begin, end
         return tokens
+
+
+def own(hook: Callable[..., None]) -> Callable[..., None]:
+    """`hook` for calls of this thread alone: modules are everybody's."""
+    thread = threading.get_ident()
+
+    def guarded(*given: Any) -> None:
+        if threading.get_ident() == thread:
+            hook(*given)
+
+    return guarded
 
 
 class BlockReached(Exception):  # noqa: N818

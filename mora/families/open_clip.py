@@ -148,7 +148,7 @@ class OpenClip(Family):
         if not isinstance(attention, (nn.MultiheadAttention, MultiheadAttention, OpenClipAttention)):
             return None
         own = isinstance(attention, OpenClipAttention)
-        if own and not attention.enabled:
+        if own and not attention.is_on:
             return None
         mask = arguments.get("attn_mask")
         if mask is not None:

@@ -13,6 +13,7 @@ from mora.attention import PACKED, MultiheadAttention, OpenClipAttention, Packed
 from mora.config import MoraConfig
 from mora.factors import CommonFactors
 from mora.linear import MoraLinear
+from mora.siblings import Siblings
 
 
 class Site(ABC):
@@ -29,6 +30,7 @@ class Site(ABC):
         self.modality, self.layer = modality, layer
         self.parent, self.name, self.path = parent, name, path
         self.projections: dict[str, MoraLinear] = {}
+        self.siblings: Siblings | None = None
 
     @property
     def attention(self) -> Any:
@@ -47,9 +49,9 @@ class Site(ABC):
     def restore(self) -> None:
         """Put the original modules back, holding the parameters as they are now."""
 
-    @abstractmethod
-    def set_enabled(self, enabled: bool) -> None:
-        """Switch between the adapted and the pretrained computation."""
+    def watch(self, siblings: Siblings) -> None:
+        """Let projections of one input be computed together while the attention runs."""
+        self.siblings = siblings
 
     @abstractmethod
     def linear_names(self, targets: tuple[str, ...]) -> list[str]:
@@ -108,13 +110,16 @@ class SeparateSite(Site):
             setattr(self.attention, f"{target}_proj", projection)
 
     def restore(self) -> None:
+        if self.siblings is not None:
+            self.siblings.leave(self.attention)
+            self.siblings = None
         for target, linear in self.replaced.items():
             setattr(self.attention, f"{target}_proj", take_back(self.projections[target], linear))
         self.replaced, self.projections = {}, {}
 
-    def set_enabled(self, enabled: bool) -> None:
-        for projection in self.projections.values():
-            projection.enabled = enabled
+    def watch(self, siblings: Siblings) -> None:
+        super().watch(siblings)
+        siblings.watch(self.attention)
 
     def linear_names(self, targets: tuple[str, ...]) -> list[str]:
         return [f"{self.path}.{target}_proj" for target in targets]
@@ -162,11 +167,6 @@ class PackedSite(Site):
             take_back(self.projections["out"], original.out_proj)
         setattr(self.parent, self.name, original)
         self.projections = {}
-
-    def set_enabled(self, enabled: bool) -> None:
-        self.attention.enabled = enabled
-        for projection in self.projections.values():
-            projection.enabled = enabled
 
     def linear_names(self, targets: tuple[str, ...]) -> list[str]:
         return [f"{self.path}.{'out_proj' if target == 'out' else target}" for target in targets]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mora.adapters import Adapters
-from mora.families.family import Family, evaluating
+from mora.families.family import Family, evaluating, own
 
 # Relative L2 between a tower and the same tower cut, on its substitute: more is another computation, not rounding.
 SAME = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
@@ -110,7 +110,7 @@ def lowest_trained(model: Any, family: Family, modality: str, inputs: Tensor) ->
     def note(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         needs.append((args[0] if args else kwargs["hidden_states"]).requires_grad)
 
-    hooks = [block.register_forward_pre_hook(note, with_kwargs=True) for block in blocks]
+    hooks = [block.register_forward_pre_hook(own(note), with_kwargs=True) for block in blocks]
     try:
         with torch.enable_grad(), evaluating(model):
             embedding = family.enter(model, modality, inputs)

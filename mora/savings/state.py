@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from itertools import chain
 from typing import Any
@@ -9,12 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mora.adapters import Adapters
+from mora_kernels.kept import scope_of
+
 State = tuple[Any, ...]
 
 
-def version(tensor: Tensor) -> tuple[int, int, torch.dtype]:
-    """What changes when a tensor's value changes, unless through `.data`."""
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version, tensor.dtype
+def version(tensor: Tensor) -> tuple[Any, ...]:
+    """What changes when a tensor's value changes, as far as autograd counts; never the same for an inference tensor."""
+    return tensor.data_ptr(), object() if tensor.is_inference() else tensor._version, tensor.dtype
 
 
 def state_of(model: nn.Module) -> State:
@@ -23,13 +27,15 @@ def state_of(model: nn.Module) -> State:
 
 
 def switches_of(model: nn.Module) -> State:
-    """Which adapters are on, and which PEFT has folded into weights (through `.data`, which moves no counter)."""
-    names = ("enabled", "_disable_adapters", "merged_adapters")
-    return tuple(str(vars(module)[name]) for module in model.modules() for name in names if name in vars(module))
+    """Whether the adapters are on here, and which PEFT has switched off or folded into weights (uncounted)."""
+    record = getattr(model, "mora", None)
+    names = ("_disable_adapters", "merged_adapters")
+    theirs = tuple(str(vars(module)[name]) for module in model.modules() for name in names if name in vars(module))
+    return (record.switch.is_on if isinstance(record, Adapters) else None), *theirs
 
 
 def frozen_state(model: nn.Module) -> State:
-    """What changes when a frozen parameter or a buffer does."""
+    """What changes when a frozen parameter or a buffer does, as far as autograd counts."""
     return tuple(version(tensor) for tensor in chain(model.parameters(), model.buffers()) if not tensor.requires_grad)
 
 
@@ -38,20 +44,41 @@ def precision(device: torch.device) -> tuple[bool, torch.dtype]:
     return torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
 
 
+def kept(model: nn.Module, name: Any, state: Callable[[], State], make: Callable[[], Any]) -> Any:
+    """The value of `name`, made now, or the one kept of this state where somebody asked to keep values of `model`.
+
+    In the call of a model that nobody asked to keep anything of, one value serves that call.
+    """
+    scope = scope_of(model)
+    if scope is None:
+        return make()
+    now = state()
+    if name not in scope.values or scope.values[name][0] != now:
+        scope.values[name] = (now, make())
+    return scope.values[name][1]
+
+
 class Kept:
-    """Values kept until the state they were computed in is another one."""
+    """Findings about the structure of a model, kept until it is another one; no values of tensors."""
 
     def __init__(self) -> None:
+        self._lock = threading.RLock()
         self._values: dict[str, tuple[State, Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_values": {}}
+        return {}
+
+    def __setstate__(self, content: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]
 
     def get(self, name: str, state: State, make: Callable[[], Any]) -> Any:
-        """The value of `name` in this state; `make` is called when it is not the one it was made in."""
+        """The finding of `name` in this state; one thread calls `make` when it was made in another."""
         known = self._values.get(name)
         if known is None or known[0] != state:
-            self._values[name] = known = (state, make())
+            with self._lock:
+                known = self._values.get(name)
+                if known is None or known[0] != state:
+                    self._values[name] = known = (state, make())
         return known[1]
 
     def forget(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ from mora.adapters import is_patched, unwrap
 from mora.families.family import Family, evaluating
 from mora.savings.options import Hidden, Savings
 from mora.savings.plan import Plan, plan_of
-from mora.savings.state import Kept, frozen_state, precision, state_of
+from mora.savings.state import Kept, frozen_state, kept, precision, state_of, switches_of, version
 
 
 class Tower:
@@ -27,7 +28,7 @@ class Tower:
 
     def __init__(self, modality: str, family: Family, savings: Savings) -> None:
         self.modality, self.family, self.savings = modality, family, savings
-        self.plans, self.kept = Kept(), Kept()
+        self.plans = Kept()
 
     def clip(self, model: nn.Module) -> Any:
         """The CLIP inside wrappers that `mora.patch` is seen through."""
@@ -67,11 +68,15 @@ class Tower:
         return lone.repeat(len(present), 1).index_copy(0, present.nonzero().flatten(), embedded)
 
     def embedded_substitute(self, model: nn.Module, substitute: Tensor) -> Tensor:
-        """The substitute's embedding [1, e]: computed once per state of the model while no gradient is asked for."""
+        """The substitute's embedding [1, e]: once per call, or per state of the model where values are kept."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.run(model, substitute[None], substitute)
-        state = (state_of(model), precision(substitute.device), substitute.data_ptr(), substitute.dtype)
-        return self.kept.get("embedding", state, lambda: self.run(model, substitute[None], substitute))
+
+        def state() -> tuple[Any, ...]:
+            return state_of(model), precision(substitute.device), version(substitute), model.training
+
+        name = (id(self), "embedding", torch.is_inference_mode_enabled())
+        return kept(model, name, state, lambda: self.run(model, substitute[None], substitute))
 
     def every_row(self, model: nn.Module, given: Tensor | Hidden | None, present: Tensor, substitute: Tensor) -> Tensor:
         """Embeddings [B, e] with every row, present or not, through the blocks that are trained."""
@@ -117,9 +122,13 @@ class Tower:
         return self.run(model, Hidden(rows, tokens), substitute)
 
     def frozen_substitute(self, model: nn.Module, substitute: Tensor) -> Hidden:
-        """The substitute past the frozen blocks, one row: computed once while these are what they are."""
-        state = (frozen_state(model), precision(substitute.device), substitute.data_ptr(), substitute.dtype)
-        return self.kept.get("prefix", state, lambda: self.prefix(model, substitute[None], substitute))
+        """The substitute past the frozen blocks, one row: once per call, or per state of them where that is kept."""
+
+        def state() -> tuple[Any, ...]:
+            return frozen_state(model), precision(substitute.device), version(substitute), switches_of(model)
+
+        name = (id(self), "prefix", torch.is_inference_mode_enabled())
+        return kept(model, name, state, lambda: self.prefix(model, substitute[None], substitute))
 
     def end_of(self, model: Any, substitute: Tensor) -> int:
         """How many tokens of the substitute text count; 0 for images and for texts that are not cut."""
@@ -190,13 +199,32 @@ class Tower:
 
 @contextmanager
 def as_in_training() -> Iterator[None]:
-    """`nn.MultiheadAttention` without its fused path for eval: frozen blocks give in eval the bits of training."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    """`nn.MultiheadAttention` without its fused path for eval: frozen blocks give in eval the bits of training.
+
+    The switch is the process's: the last block to end, in whichever thread, puts it back.
+    """
+    with _fused.lock:
+        if not _fused.blocks:
+            _fused.before = torch.backends.mha.get_fastpath_enabled()
+        _fused.blocks += 1
+        torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+        with _fused.lock:
+            _fused.blocks -= 1
+            if not _fused.blocks:
+                torch.backends.mha.set_fastpath_enabled(_fused.before)
+
+
+class _Fused:
+    """How many blocks want the fused path off, and how it was before the first."""
+
+    def __init__(self) -> None:
+        self.lock, self.blocks, self.before = threading.Lock(), 0, True
+
+
+_fused = _Fused()
 
 
 def chosen(given: Tensor | Hidden, present: Tensor) -> Tensor | Hidden:

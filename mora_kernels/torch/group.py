@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,27 +16,36 @@ from mora_kernels.torch.weight import compose, factor_gradients, thin_factors
 
 
 class Engine:
-    """The values of a group in one compute dtype: per projection the flat [u | U | V'] and W_eff."""
+    """The values of a group in one compute dtype: per projection the flat [u | U | V'] and W_eff.
+
+    Both stay where they are for the engine's life, so that an autograd node that refers to them sees later builds.
+    """
+
+    at_once = False  # one after another: nothing is saved by building more than is asked for
 
     def __init__(self, factors: Sequence[Factors], dtype: torch.dtype, parameters: Sequence[Tensor]) -> None:
-        self.dtype, self.parameters = dtype, list(parameters)
-        self.thin: list[Tensor] = []
-        self.effective: list[Tensor] = []
+        self.dtype, self.parameters, self.factors = dtype, list(parameters), list(factors)
+        self.thin = [thin_buffer(one) for one in factors]
+        self.effective: list[Tensor] = [
+            torch.empty_like(one.weight, dtype=dtype) if one.buffer is None else one.buffer for one in factors
+        ]
+        self.norms: list[list[Tensor]] = [[] for _ in factors]
+        self.grams: list[Tensor] = [one.common for one in factors]
 
-    def build(self, factors: Sequence[Factors]) -> None:
-        """Compute `thin` and `effective` from the factors' present values; W_eff stays where it was."""
-        self.factors, self.norms, self.grams = list(factors), [], []
-        self.thin, effective = [], []
-        for place, one in enumerate(factors):
+    def build(self, factors: Sequence[Factors], indices: Iterable[int]) -> None:
+        """Compute `thin` and `effective` of these projections from the factors' present values."""
+        self.factors = list(factors)
+        for index in indices:
+            one = self.factors[index]
             gram = total_gram(one.common, one.other_common).to(accumulation_dtype(one.weight))
-            u, left, right, norms = thin_factors(one.weight, one.common, gram, *one[3:7], one.alpha)
-            result = compose(one.weight, u, left, right, self.dtype)
-            kept = one.buffer if one.buffer is not None else self.effective[place] if self.effective else None
-            effective.append(result if kept is None else kept.copy_(result))
-            self.thin.append(torch.cat([u, left.flatten(), right.flatten()]))
-            self.norms.append(norms)
-            self.grams.append(gram)
-        self.effective = effective
+            u, left, right, self.norms[index] = thin_factors(one.weight, one.common, gram, *one[3:7], one.alpha)
+            self.grams[index] = gram
+            with torch.autograd._unsafe_preserve_version_counter(self.thin[index]):  # no graph reads it meanwhile
+                self.thin[index].copy_(torch.cat([u, left.flatten(), right.flatten()]))
+            self.effective[index].copy_(compose(one.weight, u, left, right, self.dtype))
+
+    def release(self, index: int) -> None:
+        """Nothing of a projection waits for a backward pass here."""
 
     def parts(self, index: int, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return u [d], U [d, r], V' [d, r] of a flat [u | U | V']."""
@@ -79,3 +88,10 @@ class Engine:
         if mask is None:
             return [F.dropout(x, p).to(dtype) for _ in range(copies)]
         return [(x * kept * (1 / (1 - p))).to(dtype) for kept in mask]
+
+
+def thin_buffer(one: Factors) -> Tensor:
+    """Return where the flat [u | U | V'] of a projection is written."""
+    rank = one.common.shape[1] + (0 if one.specific_a is None else one.specific_a.shape[1])
+    size = one.weight.shape[0]
+    return torch.empty(size + 2 * size * rank, dtype=accumulation_dtype(one.weight), device=one.weight.device)

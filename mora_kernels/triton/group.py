@@ -1,9 +1,9 @@
-"""`build` for all projections at once: one table on the device, one launch forward, one launch backward."""
+"""`build` for many projections at once: one table on the device, one launch forward, one launch backward."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from mora_kernels.triton.build.backward import build_group_backward_kernel
 from mora_kernels.triton.build.forward import build_group_kernel
 from mora_kernels.triton.build.launchers import row_major, sizes
 from mora_kernels.triton.configs import padded_rank, settings
-from mora_kernels.triton.dropout import draw_seed, dropout, dropout_backward
+from mora_kernels.triton.dropout import MOST_COPIES, draw_seed, dropout, dropout_backward
 from mora_kernels.triton.gradient import thin_gradient
 
 TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
@@ -43,6 +43,20 @@ class Cut:
         offset = self.length
         self.length += -(-elements // LINE) * LINE
         return offset
+
+
+def places_of(one: Factors) -> tuple[Any, ...]:
+    """Return what a table says of a projection: where its tensors are, and the numbers beside them."""
+    return one.weight.data_ptr(), one.weight.stride(), one.alpha, *(part.data_ptr() for part in one.tensors())
+
+
+def runs(indices: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield (first, count) of each run of neighbours in ascending indices."""
+    for position, index in enumerate(indices):
+        if position == 0 or index != indices[position - 1] + 1:
+            first = index
+        if position + 1 == len(indices) or indices[position + 1] != index + 1:
+            yield first, index + 1 - first
 
 
 class Dropout(torch.autograd.Function):
@@ -69,6 +83,8 @@ class Engine:
     and a captured CUDA graph finds everything again. `factors` in the calls below must have the shapes of the first.
     """
 
+    at_once = True  # the launch of one projection costs what the launch of all does
+
     def __init__(self, factors: Sequence[Factors], dtype: torch.dtype, parameters: Sequence[Tensor]) -> None:
         self.device, self.dtype = factors[0].weight.device, dtype
         self.sizes = [sizes(one.common, one.specific_a) for one in factors]
@@ -93,30 +109,52 @@ class Engine:
             for shape, one in zip(self.sizes, factors, strict=True)
         ]
         self.pointers: tuple[int, ...] = ()
+        self.places: list[Any] = [None] * len(self.sizes)
+        self.copies = True  # something the table points at is a copy, to be made anew for every build
 
     def pieces(self, buffer: Tensor) -> list[Tensor]:
         """Return each projection's piece of a flat buffer laid out like the thin tensors."""
         return [buffer[start : start + shape.thin] for start, shape in zip(self.thin_offsets, self.sizes, strict=True)]
 
-    def build(self, factors: Sequence[Factors]) -> None:
-        """Fill `thin` and `effective` from the factors' present values: one launch."""
-        self.busy = [False] * len(self.sizes)  # what waited for a backward pass with the old values never will be read
+    def build(self, factors: Sequence[Factors], indices: Iterable[int]) -> None:
+        """Fill `thin` and `effective` of these projections from the factors' present values: one launch a run of them.
+
+        The first call must be for all: the backward launch reads every projection's.
+        """
+        wanted = sorted(indices)
+        places = {index: places_of(factors[index]) for index in wanted}
+        if self.copies or any(self.places[index] != place for index, place in places.items()):
+            self.read(factors)
+        options = self.options("build")
+        for first, count in runs(wanted):
+            widest = max(shape.size for shape in self.sizes[first : first + count])
+            launch(
+                build_group_kernel, (triton.cdiv(widest, options["BN"]), count),
+                self.projections[first * fields.PROJECTION_FIELDS.value :], self.others,
+                self.thin_buffer, self.saved_buffer,
+                WEIGHT_DTYPE=TYPES[self.weights[0].dtype], FACTOR_DTYPE=TYPES[self.kind],
+                EFFECTIVE_DTYPE=TYPES[self.dtype], **self.ranks(), ALIGN=self.align, **options,
+            )  # fmt: skip
+
+    def release(self, index: int) -> None:
+        """Free the gradient slot of a projection: what waited there belongs to values that are gone."""
+        self.busy[index] = False
+
+    def read(self, factors: Sequence[Factors]) -> None:
+        """See where the tensors are now, copy what a kernel cannot read as it is, and write the tables."""
+        self.places = [places_of(one) for one in factors]
         self.weights = [row_major(one.weight) for one in factors]
         kinds = {part.dtype for one in factors for part in one.tensors()}
-        self.kind = kinds.pop() if len(kinds) == 1 else torch.float32
+        kind = kinds.pop() if len(kinds) == 1 else torch.float32
+        self.kind = kind if kind in TYPES else torch.float32  # the kernels accumulate in float32
         if len({weight.dtype for weight in self.weights}) > 1:
             self.weights = [weight.float() for weight in self.weights]
         # Contiguous and of one dtype: mostly the parameters themselves; kept while the table points at them.
         self.parts = {id(part): part.detach().to(self.kind).contiguous() for one in factors for part in one.tensors()}
+        pairs = [(one.weight, weight) for one, weight in zip(factors, self.weights, strict=True)]
+        pairs += [(part, self.parts[id(part)]) for one in factors for part in one.tensors()]
+        self.copies = any(given.data_ptr() != taken.data_ptr() for given, taken in pairs)
         self.upload(factors)
-        options = self.options("build")
-        widest = max(shape.size for shape in self.sizes)
-        launch(
-            build_group_kernel, (triton.cdiv(widest, options["BN"]), len(self.sizes)),
-            self.projections, self.others, self.thin_buffer, self.saved_buffer,
-            WEIGHT_DTYPE=TYPES[self.weights[0].dtype], FACTOR_DTYPE=TYPES[self.kind], EFFECTIVE_DTYPE=TYPES[self.dtype],
-            **self.ranks(), ALIGN=self.align, **options,
-        )  # fmt: skip
 
     def options(self, op: str) -> dict[str, Any]:
         """Return the launch settings of `op` for this group's widest rank."""
@@ -179,9 +217,14 @@ class Engine:
                    fields.SPECIFIC_MAGNITUDE, fields.EFFECTIVE, fields.EFFECTIVE_STRIDE)  # fmt: skip
         return 16 if all(row[field.value] % 16 == 0 for row in rows for field in checked) else 1
 
-    def drop(self, x: Tensor, p: float, copies: int, dtype: torch.dtype, mask: Tensor | None) -> tuple[Tensor, ...]:
-        """Return `copies` dropped copies of x in `dtype`, each with its own mask: one launch."""
-        return Dropout.apply(x, p, copies, dtype, mask)
+    def drop(self, x: Tensor, p: float, copies: int, dtype: torch.dtype, mask: Tensor | None) -> list[Tensor]:
+        """Return `copies` dropped copies of x in `dtype`, each with its own mask: one launch for every four."""
+        dropped: list[Tensor] = []
+        for first in range(0, copies, MOST_COPIES):
+            chosen = slice(first, min(first + MOST_COPIES, copies))
+            part = None if mask is None else mask[chosen]
+            dropped += Dropout.apply(x, p, chosen.stop - first, dtype, part)
+        return dropped
 
     def thin_gradient(self, index: int, dense: Tensor) -> Tensor:
         """Return the gradient of `thin[index]` from that of W_eff, in its slot if that is free."""

@@ -196,19 +196,20 @@ def test_copies_train_apart():
 @families
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_eval_keeps_w_eff_until_a_factor_changes(family, dtype, monkeypatch):
-    """W_eff is built once for any number of forward calls in eval, and again after a change."""
+    """Where W_eff is kept it is built once for any number of forward calls, and again after a change that counts."""
     from mora_kernels.torch.group import Engine
 
     model = make(family).eval()
     built, build = [], Engine.build
-    monkeypatch.setattr(Engine, "build", lambda self, factors: built.append(len(factors)) or build(self, factors))
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+    monkeypatch.setattr(Engine, "build", lambda self, every, some: built.extend(some) or build(self, every, some))
+    half = torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+    with torch.no_grad(), half, mora.keeping(model):
         first = embed(model)
         assert all(torch.equal(a, b) for a, b in zip(first, embed(model), strict=True))
-        assert built == [16]
+        assert sorted(built) == [*range(16)]
         dict(mora.adapter_parameters(model))["common.1.text"].mul_(1.5)
         second = embed(model)
-        assert built == [16, 16]
+        assert len(built) == 16 + 8, "the upper pair of blocks again"
         assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
         model.load_state_dict(MODELS[family](seed=5).state_dict())  # new frozen weights count as a change, too
         assert not torch.equal(embed(model)[0], second[0])
@@ -219,13 +220,16 @@ def test_eval_keeps_w_eff_until_a_factor_changes(family, dtype, monkeypatch):
 
 @pytest.mark.parametrize("targets", [("q", "v"), ("q", "k", "v"), ("out",)], ids="".join)
 def test_packed_projections_are_one_product_in_eval(targets):
-    """q, k, v cost one product with the packed W_eff; a forward hook on one of them still sees its call."""
+    """q, k, v cost one product with a packed W_eff that is kept; a forward hook on one of them still sees its call."""
     model = randomise(mora.patch(open_clip_model(), targets=targets)).eval()
     expected = embed(model)  # gradients on: one product each
     with torch.no_grad():
         for name, one, other in zip(("image", "text"), embed(model), expected, strict=True):
             assert_parity(name, one, other, TABLE)
         attention, x, seen = model.visual.transformer.resblocks[3].attn, torch.randn(2, 5, 64), []
+    with torch.no_grad(), mora.keeping(model):
+        for name, one, other in zip(("image", "text"), embed(model), expected, strict=True):
+            assert_parity(name, one, other, TABLE)
         with torch.profiler.profile() as profile:
             attention(x, x, x, need_weights=False)
         products = [event.count for event in profile.key_averages() if event.key == "aten::linear"]

@@ -1,5 +1,7 @@
 """A patched model on the fused kernels, interpreted on the CPU: parity, launches, reuse."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -41,7 +43,7 @@ def test_launches_of_a_training_step(family, dropout):
     gradients(model)  # uploads the table, once
     with torch.no_grad():
         dict(mora.adapter_parameters(model))["common.0.image"].mul_(1.0)  # as an optimizer step would
-    with counted(library=False) as launches:
+    with counted(library=False) as launches, mora.keeping(model):
         gradients(model)
     builds = [name for name in launches if "build" in name]
     assert sorted(builds) == ["build_group_backward_kernel", "build_group_kernel"]
@@ -53,12 +55,14 @@ def test_launches_of_a_training_step(family, dropout):
 @families
 def test_builds_are_reused_until_a_factor_changes(family):
     model = make(family, dropout=0.0)
-    with counted(library=False) as launches:
-        for _ in range(2):  # gradient accumulation
-            energy(model).backward()
-        with torch.no_grad():
-            embed(model.eval())
-    assert [name for name in launches if name == "build_group_kernel"] == ["build_group_kernel"]
+    for keep, builds in ((True, 1), (False, 4 * 4 + 8)):
+        model.train()
+        with counted(library=False) as launches, mora.keeping(model) if keep else nullcontext():
+            for _ in range(2):  # gradient accumulation
+                energy(model).backward()
+            with torch.no_grad():
+                embed(model.eval())
+        assert launches.count("build_group_kernel") == builds
 
 
 @families

@@ -1,0 +1,159 @@
+"""What one build of a group left, and how autograd goes back through it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mora_kernels.kept import Scope
+from mora_kernels.precision import full_precision
+from mora_kernels.projection import Factors
+
+
+class Values:
+    """The engine that holds the values, and the fingerprints of the factors each projection was built from.
+
+    It refers to no autograd graph, so that a graph may refer to it. `marks[i]` moves when projection i is built from
+    other factors than before; built again from the same, it holds the same bits.
+    """
+
+    def __init__(self, engine: Any, factors: list[Factors], parameters: list[Tensor]) -> None:
+        self.engine, self.factors, self.parameters = engine, factors, parameters
+        self.touching = [{id(tensor) for tensor in one.tensors()} for one in factors]
+        self.keys: list[Any] = [None] * len(factors)
+        self.marks = [0] * len(factors)
+
+    def check(self, index: int, mark: int) -> None:
+        """Raise unless the values of a projection that a graph was recorded with are still there."""
+        if mark != self.marks[index]:
+            raise RuntimeError(
+                f"Group: a factor of projection {index} was changed after this graph was recorded and W_eff has been "
+                "rebuilt since; expected backward before the next forward with new factors"
+            )
+
+    def check_version(self, index: int) -> None:
+        """Raise if a factor of a projection was changed in place after the forward pass."""
+        if self.factors[index].fingerprint() != self.keys[index]:
+            raise RuntimeError(
+                f"Group: a factor of projection {index} was modified in place between forward and backward; "
+                "expected the optimizer to step after backward"
+            )
+
+
+class Ticket:
+    """One shared node: whether its backward has run, and the mark of every projection that went through it."""
+
+    def __init__(self, used: bool = False) -> None:
+        self.used = used
+        self.marks: dict[int, int] = {}
+
+
+class Node(torch.autograd.Function):
+    """All factors -> the thin tensors of all projections. Computes nothing forward; one build backward."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Values, ticket: Ticket, *parameters: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.values, ctx.ticket = values, ticket
+        return tuple(thin.detach() for thin in values.engine.thin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        values: Values = ctx.values
+        reached: set[int] = set()
+        for index, grad in enumerate(grads):
+            if grad is not None:
+                values.check(index, ctx.ticket.marks[index])
+                values.check_version(index)
+                reached |= values.touching[index]
+        ctx.ticket.used = True
+        if not reached:
+            return (None,) * len(ctx.needs_input_grad)
+        with full_precision(values.parameters[0]):
+            results = values.engine.backward(grads)
+        wanted = zip(values.parameters, results, ctx.needs_input_grad[2:], strict=True)
+        return None, None, *(result if needed and id(tensor) in reached else None for tensor, result, needed in wanted)
+
+
+class Linear(torch.autograd.Function):
+    """y = x W_eff^T + b with W_eff at hand; the way back to x and to thin is the engine's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, thin: Tensor, values: Values, index: int) -> Tensor:
+        ctx.save_for_backward(x if ctx.needs_input_grad[2] else None)
+        ctx.values, ctx.index, ctx.mark = values, index, values.marks[index]
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return F.linear(x, values.engine.effective[index], None if bias is None else bias.to(x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        values: Values = ctx.values
+        values.check(ctx.index, ctx.mark)
+        (x,) = ctx.saved_tensors
+        needs_x, needs_bias, needs_thin, _, _ = ctx.needs_input_grad
+        rows = grad.reshape(-1, grad.shape[-1])
+        grad_bias = None
+        with full_precision(grad):
+            inputs = x.reshape(-1, x.shape[-1]) if needs_thin else None
+            grad_x, grad_thin = values.engine.linear_backward(ctx.index, rows, inputs, needs_x)
+            if needs_x:
+                grad_x = grad_x.view(grad.shape)
+            if needs_bias:
+                grad_bias = rows.sum(dim=0, dtype=torch.float32).to(ctx.bias_dtype)
+        return grad_x, grad_bias, grad_thin, None, None
+
+
+class State:
+    """One compute dtype of a group in one thread: its values, and the node that the forward calls of a step share."""
+
+    def __init__(self, values: Values, identities: list[Any], epoch: int) -> None:
+        self.values, self.identities, self.epoch = values, identities, epoch
+        self.kept_in: list[Scope | None] = [None] * len(identities)
+        self.biases: dict[int, tuple[Any, Tensor]] = {}
+        self.capturing = False
+        self.stream: Any = None
+        self.ticket = Ticket(used=True)
+        self.outputs: tuple[Tensor, ...] = ()
+
+    def holds(self, index: int, scope: Scope | None, one: Factors, capturing: bool) -> bool:
+        """Whether the values of a projection are those of these factors, made where they may be kept."""
+        if scope is None or self.kept_in[index] is not scope or self.capturing != capturing:
+            return False
+        return one.counted() and self.values.keys[index] == one.fingerprint()
+
+    def thin(self, index: int) -> Tensor:
+        """Return thin of a projection as an output of the shared node, a new one once that node's backward has run."""
+        if self.ticket.used:
+            self.ticket = Ticket()
+            self.outputs = Node.apply(self.values, self.ticket, *self.values.parameters)
+        self.ticket.marks[index] = self.values.marks[index]
+        return self.outputs[index]
+
+    def note(self, indices: Iterable[int], factors: list[Factors], scope: Scope | None, capturing: bool) -> None:
+        """Record from what `indices` were built; a new value of one that went through the shared node ends that."""
+        values, ended = self.values, self.capturing != capturing
+        for index in indices:
+            before, key = values.keys[index], factors[index].fingerprint()
+            values.keys[index], self.kept_in[index] = key, scope
+            if before is not None and before != key:
+                values.marks[index] += 1
+                values.engine.release(index)
+                ended = ended or index in self.ticket.marks
+        values.factors, self.capturing = factors, capturing
+        if ended:
+            self.ticket, self.outputs = Ticket(used=True), ()
+
+    def wait(self, device: torch.device) -> None:
+        """Let this stream wait for what another one still does with the values, without waiting for it here."""
+        if device.type == "cuda" and not self.capturing:
+            stream = torch.cuda.current_stream(device)
+            if self.stream is not None and stream != self.stream:
+                stream.wait_stream(self.stream)
+            self.stream = stream
