@@ -20,7 +20,7 @@ from mora.adapters import (
     restore_sites,
     unwrap,
 )
-from mora.config import MoraConfig
+from mora.config import MoraConfig, check_fields
 from mora.families import FAMILIES, family_of
 from mora.families.admission import check_alone
 from mora.families.family import Family
@@ -38,11 +38,13 @@ def patch(model: nn.Module, config: MoraConfig | None = None, **overrides: Any) 
         overrides: fields of `MoraConfig` that replace those of `config`.
 
     Raises:
+        TypeError: an override that is no field of `MoraConfig`; the message lists them.
         ValueError: unknown model, already patched, no such block, unequal depths with `first_layer`, a projection
             that is not square, a rank above the width; nothing was changed then.
     """
     if config is not None and not isinstance(config, MoraConfig):
         raise TypeError(f"config: got {type(config).__name__}, expected a MoraConfig or None")
+    check_fields(overrides, TypeError)
     config = MoraConfig(**overrides) if config is None else replace(config, **overrides)
     if isinstance(model, nn.Module) and is_patched(model):
         raise ValueError("model: got a CLIP that is already patched, expected an untouched one: unpatch or merge first")

@@ -55,14 +55,14 @@ def refused(model, folder, message, error=ValueError):
 
 
 @families
-def test_round_trip_between_families(family, saved, tmp_path):
+def test_round_trip_between_families(family, tmp_path):
     first = randomise(mora.patch(MODELS[family](), targets=("k", "out")))
     folder = mora.save_adapter(first, tmp_path / "again")
     fresh = mora.load_adapter(MODELS[family](), folder)
     assert all(torch.equal(a, b) for a, b in zip(embeddings(first), embeddings(fresh), strict=True))
     assert fresh.mora.config == first.mora.config
     other = next(name for name in MODELS if name != family)
-    moved = mora.adapter_state_dict(mora.load_adapter(MODELS[other](), folder))
+    moved = mora.adapter_state_dict(mora.load_adapter(MODELS[other](), folder, base="any"))
     assert all(torch.equal(tensor, moved[name]) for name, tensor in mora.adapter_state_dict(first).items())
     assert sorted(path.name for path in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
 
