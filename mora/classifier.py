@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mora.adapters import is_patched, unwrap
 from mora.families import family_of
+from mora.first_step import begin_training
 from mora.savings.options import Hidden, Savings
 from mora.savings.plan import Plan
 from mora.savings.state import Kept, version
@@ -78,6 +79,8 @@ class MissingModalityClassifier(nn.Module):
 
         Raises ValueError when a row lacks both, or sizes do not agree.
         """
+        if self.training:
+            begin_training(self.model)
         batch = batch_size(image, text)
         for modality, given in (("image", image), ("text", text)):
             if isinstance(given, Hidden):

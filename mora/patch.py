@@ -25,6 +25,7 @@ from mora.families import FAMILIES, family_of
 from mora.families.admission import check_alone
 from mora.families.family import Family
 from mora.families.site import Site
+from mora.first_step import await_first_step
 from mora.liveness import check_runs
 from mora_kernels import backend as backends
 
@@ -57,6 +58,7 @@ def patch(model: nn.Module, config: MoraConfig | None = None, **overrides: Any) 
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in own)
     model.mora = adapters.train(model.training)
+    await_first_step(model, adapters)
     adapters.load_hook = model.register_load_state_dict_pre_hook(keep_adapters_of_a_base_checkpoint)
     return model
 

@@ -29,6 +29,7 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
     short is noticed when loading. Raises ValueError when `model` is not patched.
     """
     adapters = adapters_of(model)
+    base = fingerprint(adapters.sites(), adapters.config.targets)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = pack_tensors(adapter_state_dict(model), {"format": "mora-adapter"})
@@ -38,7 +39,7 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
         "mora_version": __version__,
         "config": adapters.config.to_dict(),
         "layers": {modality: [pair[modality].layer for pair in adapters.pairs] for modality in adapters.pairs[0]},
-        "base": fingerprint(adapters.sites(), adapters.config.targets),
+        "base": base,
         "weights_sha256": digest(weights),
     }
     write_bytes(folder / WEIGHTS, weights)
