@@ -12,8 +12,9 @@ from mora.config import MoraConfig
 from mora.factors import CommonFactors
 from mora.families.family import Family
 from mora.families.site import Site
-from mora.linear import MoraLinear, factor_dtype
+from mora.linear import MoraLinear
 from mora.siblings import Siblings
+from mora.start import factor_dtype
 from mora.switch import Switch
 from mora_kernels import Group
 
@@ -34,11 +35,18 @@ class Adapters(nn.Module):
         self.config, self.family, self.pairs = config, family, pairs
         self.trainable_before: list[str] = []
         self.load_hook: Any = None
+        self.begun = False  # whether a training forward has been looked at
         self.common = nn.ModuleList()
         for pair in pairs:
             weight = next(iter(pair.values())).linear(config.targets[0]).weight
             widths = {modality: site.width(config.targets) for modality, site in pair.items()}
             self.common.append(CommonFactors(widths, config.shared_rank, factor_dtype(weight), weight.device))
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        """As in `nn.Module`; the common factors have memory where the weights have (`load_state_dict(assign=True)`)."""
+        super()._load_from_state_dict(*args)
+        for common, pair in zip(self.common_factors(), self.pairs, strict=True):
+            common.materialise({name: site.weight(self.config.targets[0]).device for name, site in pair.items()})
 
     def common_factors(self) -> Iterator[CommonFactors]:
         """The shared factors of every pair, from bottom to top."""
@@ -128,7 +136,7 @@ def keep_adapters_of_a_base_checkpoint(
     own = {id(parameter) for _, parameter in adapter_parameters(model)}
     current = {prefix + name: tensor for name, tensor in model.named_parameters() if id(tensor) in own}
     if not any(name in state_dict for name in current):
-        state_dict.update({name: tensor.detach() for name, tensor in current.items()})
+        state_dict.update(current)  # the parameters themselves: so they are known not to come from the checkpoint
 
 
 def restore_sites(sites: list[Site]) -> None:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from mora.hooks import share_hooks
 from mora.linear import MoraLinear
 from mora_kernels.kept import Scope, scope_of
 from mora_kernels.precision import product_dtype
@@ -100,7 +101,12 @@ class PackedAttention(nn.Module):
                 self.register_parameter(name, None)
         for name in PACKED:
             self.register_module(name, None)
-        self.num_heads = original.num_heads
+        self._buffers.update(original._buffers)
+        self._non_persistent_buffers_set.update(original._non_persistent_buffers_set)
+        for name, value in vars(original).items():  # `head_dim`, `batch_first` and what users keep there
+            if name not in ("forward", "_compiled_call_impl"):
+                self.__dict__.setdefault(name, value)
+        share_hooks(self, original)
         self.train(original.training)
 
     @property
@@ -121,6 +127,8 @@ class PackedAttention(nn.Module):
             original._parameters[name] = self._parameters[name]
         if isinstance(self.out_proj, MoraLinear):
             original.out_proj.weight, original.out_proj.bias = self.out_proj.weight, self.out_proj.bias
+        original._buffers.update({name: self._buffers.get(name) for name in original._buffers})
+        share_hooks(original, self)
         return original.train(self.training)
 
     def project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -215,7 +223,7 @@ class MultiheadAttention(PackedAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """As `nn.MultiheadAttention.forward`: boolean masks are True where attention is NOT allowed."""
         if not self.is_on:
-            return self.give_back()(
+            return self.give_back().forward(  # not its hooks, which are this module's as well
                 query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
             )
         if query.dim() != 3:
@@ -270,7 +278,7 @@ class OpenClipAttention(PackedAttention):
             attn_mask = given.get("attn_mask", attn_mask)
         if not self.is_on:
             others = {"k_x": k_x, "v_x": v_x} if self.boolean_keeps else {}
-            return self.give_back()(x, attn_mask=attn_mask, **others)
+            return self.give_back().forward(x, attn_mask=attn_mask, **others)
         q, k, v = self.project(x, x if k_x is None else k_x, x if v_x is None else v_x)
         if attn_mask is not None and attn_mask.dtype == torch.bool and self.boolean_keeps:
             attn_mask = ~attn_mask

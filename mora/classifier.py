@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mora.adapters import adapters_of, is_patched, unwrap
 from mora.families import family_of
+from mora.first_step import begin_training
 from mora.keeping import forget
 from mora.savings.options import Hidden, Savings
 from mora.savings.plan import Plan
@@ -81,6 +82,8 @@ class MissingModalityClassifier(nn.Module):
 
         Raises ValueError when a row lacks both, or sizes do not agree.
         """
+        if self.training:
+            begin_training(self.model)
         batch = batch_size(image, text)
         for modality, given in (("image", image), ("text", text)):
             if isinstance(given, Hidden):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -98,7 +98,9 @@ class MoraConfig:
             raise ValueError(f"targets: got {self.targets!r}, expected a non-empty sequence out of {choices}")
         for target in self.targets:
             if target not in TARGETS:
-                raise ValueError(f"targets: got unknown target {target!r}, expected some of {choices}")
+                raise ValueError(
+                    f"targets: got unknown target {target!r}{target_hint(target)}, expected some of {choices}"
+                )
         if len(set(self.targets)) < len(self.targets):
             raise ValueError(f"targets: got {self.targets!r}, expected each target once")
         return tuple(target for target in TARGETS if target in self.targets)
@@ -119,10 +121,49 @@ class MoraConfig:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> MoraConfig:
         """The inverse of `to_dict`; an unknown field raises ValueError."""
-        unknown = sorted(set(fields) - set(cls.__dataclass_fields__))
-        if unknown:
-            raise ValueError(f"{unknown[0]}: got an unknown field, expected {', '.join(cls.__dataclass_fields__)}")
+        check_fields(fields)
         return cls(**fields)
+
+
+# What other libraries call a field, and what it is here.
+OTHER_NAMES = {
+    "r": "rank",
+    "lora_rank": "rank",
+    "lora_alpha": "alpha, which is not divided by the rank: alpha = lora_alpha / r",
+    "scaling": "alpha",
+    "lora_dropout": "dropout",
+    "target_modules": 'targets, out of "q", "k", "v", "out"',
+    "layers_to_transform": "last_layers or first_layer",
+    "layers": "last_layers or first_layer",
+    "init_lora_weights": "init",
+}
+OTHER_TARGETS = {
+    **{name: target for target in "qkv" for name in (f"{target}_proj", f"{target}_lin", f"to_{target}", f"w{target}")},
+    **dict.fromkeys(("out_proj", "o_proj", "o", "to_out", "proj", "c_proj"), "out"),
+    "query": "q",
+    "key": "k",
+    "value": "v",
+}
+PACKED_TARGETS = ("in_proj", "in_proj_weight", "qkv", "attn", "self_attn")
+
+
+def check_fields(fields: Iterable[str], error: type[Exception] = ValueError) -> None:
+    """Raise `error` that names the first unknown field, what it is called here, and every field there is."""
+    for name in fields:
+        if name not in MoraConfig.__dataclass_fields__:
+            hint = f" ({name} is {OTHER_NAMES[name]} here)" if name in OTHER_NAMES else ""
+            known = ", ".join(MoraConfig.__dataclass_fields__)
+            raise error(f"{name}: got an unknown field{hint}, expected some of {known}")
+
+
+def target_hint(target: object) -> str:
+    """What another library's name of a projection is called here, in parentheses; "" for a name that nobody uses."""
+    if not isinstance(target, str):
+        return ""
+    last = target.rpartition(".")[2]
+    if last in PACKED_TARGETS:
+        return " (its parts are 'q', 'k', 'v' here)"
+    return f" ({target} is {OTHER_TARGETS[last]!r} here)" if last in OTHER_TARGETS else ""
 
 
 # OpenAI CLIP ViT-B/16, blocks 10 and 11 of 12 in both towers (METHOD section 3 of the paper's notes; docs/design.md).

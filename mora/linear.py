@@ -12,6 +12,7 @@ import mora_kernels
 from mora.config import MoraConfig
 from mora.factors import CommonFactors
 from mora.siblings import Siblings
+from mora.start import check_call, column_norms, fill, follow
 from mora.switch import Switch
 from mora_kernels import backend as backends
 
@@ -46,9 +47,9 @@ class MoraLinear(nn.Module):
         self.join(mora_kernels.Group([self], config.backend), 0)
         self.siblings: Siblings | None = None
         size, rank = self.weight.shape[1], config.specific_rank(modality)
-        norm = torch.linalg.vector_norm(self.weight.detach().to(factor_dtype(self.weight)), dim=0)
-        identity = config.init == "identity"
-        self.common_magnitude = nn.Parameter(torch.zeros_like(norm) if identity else norm.clone())
+        norm, self.identity = column_norms(self.weight), config.init == "identity"
+        self.start: Tensor | None = None if norm.is_meta else norm.cpu()
+        self.common_magnitude = nn.Parameter(torch.zeros_like(norm) if self.identity else norm.clone())
         if config.variant == "no-specific":
             for name in ("specific_a", "specific_b", "specific_magnitude"):
                 self.register_parameter(name, None)
@@ -82,6 +83,8 @@ class MoraLinear(nn.Module):
 
     def factors(self) -> tuple[Tensor, list[Tensor] | None, Tensor | None, Tensor | None, Tensor, Tensor | None]:
         """The arguments of `mora_kernels.effective_weight` between `weight` and `alpha`."""
+        if not torch.compiler.is_compiling():
+            check_call(self)
         others = self.common.others(self.modality) if self.gram else None
         common = self.common.of(self.modality)
         return common, others, self.specific_a, self.specific_b, self.common_magnitude, self.specific_magnitude
@@ -108,6 +111,26 @@ class MoraLinear(nn.Module):
         group, index = self.place
         return group.linear(index, x, self.bias, self.dropout, self.training)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """As in `nn.Module`; memory that is new (`to_empty`) gets the start of an adapter."""
+        empty = self.common_magnitude.is_meta
+        super()._apply(fn, recurse)
+        if empty and not self.common_magnitude.is_meta:
+            fill(self)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """As in `nn.Module`; without tensors of its own, an untouched adapter follows the weights that were loaded."""
+        own = state_dict.get(f"{prefix}common_magnitude")
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        follow(self, loaded=own is not None and own is not self.common_magnitude)
+
+    def __prepare_scriptable__(self) -> Any:
+        raise RuntimeError(
+            "torch.jit.script cannot hold adapters; expected a merged model (mora.merge(copy.deepcopy(model))), or "
+            "torch.export"
+        )
+
     def path(self) -> tuple[str, str]:
         """(backend, reason): what computes this projection where it is now, or that its backend cannot run there."""
         try:
@@ -123,8 +146,3 @@ class MoraLinear(nn.Module):
             f"common_rank={self.common.rank}, specific_rank={specific}, alpha={self.alpha}, dropout={self.dropout}, "
             f"backend={backend}"
         )
-
-
-def factor_dtype(weight: Tensor) -> torch.dtype:
-    """float64 for a float64 weight, else float32: factors of a half-precision model are trained in float32."""
-    return torch.float64 if weight.dtype == torch.float64 else torch.float32

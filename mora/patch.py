@@ -20,9 +20,13 @@ from mora.adapters import (
     restore_sites,
     unwrap,
 )
-from mora.config import MoraConfig
-from mora.families import family_of
+from mora.config import MoraConfig, check_fields
+from mora.families import FAMILIES, family_of
+from mora.families.admission import check_alone
+from mora.families.family import Family
 from mora.families.site import Site
+from mora.first_step import await_first_step
+from mora.liveness import check_runs
 from mora_kernels import backend as backends
 
 
@@ -35,24 +39,26 @@ def patch(model: nn.Module, config: MoraConfig | None = None, **overrides: Any) 
         overrides: fields of `MoraConfig` that replace those of `config`.
 
     Raises:
+        TypeError: an override that is no field of `MoraConfig`; the message lists them.
         ValueError: unknown model, already patched, no such block, unequal depths with `first_layer`, a projection
             that is not square, a rank above the width; nothing was changed then.
     """
     if config is not None and not isinstance(config, MoraConfig):
         raise TypeError(f"config: got {type(config).__name__}, expected a MoraConfig or None")
+    check_fields(overrides, TypeError)
     config = MoraConfig(**overrides) if config is None else replace(config, **overrides)
     if isinstance(model, nn.Module) and is_patched(model):
         raise ValueError("model: got a CLIP that is already patched, expected an untouched one: unpatch or merge first")
-    family = family_of(model)
-    pairs = pair_blocks(family.towers(model), config)
-    check_pairs(pairs, config)
+    family = family_of_clip(model)
+    pairs = admitted(model, family, config)
     adapters = Adapters(config, family, pairs)
-    install(adapters)
+    install(model, adapters)
     own = {id(parameter) for _, parameter in adapters.named_tensors()}
     adapters.trainable_before = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in own]
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in own)
     model.mora = adapters.train(model.training)
+    await_first_step(model, adapters)
     adapters.load_hook = model.register_load_state_dict_pre_hook(keep_adapters_of_a_base_checkpoint)
     return model
 
@@ -115,8 +121,55 @@ def pair_blocks(towers: dict[str, list[Site]], config: MoraConfig) -> list[Pair]
     return [dict(zip(chosen, blocks, strict=True)) for blocks in zip(*chosen.values(), strict=True)]
 
 
+def family_of_clip(model: nn.Module) -> Family:
+    """The family of `model`; ValueError names the CLIP's place when `model` is something around it."""
+    inner = clips_inside(model) if isinstance(model, nn.Module) else []
+    here = ", ".join(f"model.{name}" for name in inner)
+    try:
+        family = family_of(model)
+    except ValueError as error:
+        if here and "before wrapping" not in str(error):
+            raise ValueError(f"model: got a {type(model).__name__}, expected the CLIP itself: pass {here}") from error
+        raise
+    if here and type(model).__getattr__ is not nn.Module.__getattr__:
+        raise ValueError(
+            f"model: got a {type(model).__name__} around the CLIP, expected the CLIP itself: patch {here}, then wrap it"
+        )
+    return family
+
+
+def clips_inside(model: nn.Module) -> list[str]:
+    """Dotted names of the CLIPs that `model` holds, those of wrappers that only forward to one left out."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if name
+        and type(module).__getattr__ is nn.Module.__getattr__
+        and any(family.matches(module) for family in FAMILIES)
+    ]
+
+
+def admitted(model: nn.Module, family: Family, config: MoraConfig) -> list[Pair]:
+    """Return the blocks to adapt; raises ValueError when one of them cannot be, and nothing is changed."""
+    towers = family.towers(model)
+    pairs = pair_blocks(towers, config)
+    check_pairs(pairs, config)
+    replaced: dict[str, nn.Module] = {}
+    for pair in pairs:
+        for site in pair.values():
+            replaced |= site.replaced(config.targets)
+    check_alone(model, [site for sites in towers.values() for site in sites], replaced)
+    return pairs
+
+
 def check_pairs(pairs: list[Pair], config: MoraConfig) -> None:
-    """Raise ValueError unless every target is there, square, at least as wide as its ranks, on a usable backend."""
+    """Raise ValueError unless every target is there, square, at least as wide as its ranks, on one usable device."""
+    places = {site.linear(config.targets[0]).weight.device: site.path for pair in pairs for site in pair.values()}
+    if len(places) > 1:
+        found = ", ".join(f"{path} on {device}" for device, path in places.items())
+        raise ValueError(
+            f"model: got adapted blocks on several devices ({found}), expected one: W_eff is built at once"
+        )
     for pair in pairs:
         for modality, site in pair.items():
             width = site.width(config.targets)
@@ -127,8 +180,8 @@ def check_pairs(pairs: list[Pair], config: MoraConfig) -> None:
             backends.explain(config.backend, weight.device, weight.dtype)
 
 
-def install(adapters: Adapters) -> None:
-    """Put every MoraLinear in its place; after an error everything stands as before."""
+def install(model: nn.Module, adapters: Adapters) -> None:
+    """Put every MoraLinear in its place and see that it runs; after an error everything stands as before."""
     done: list[Site] = []
     try:
         for common, pair in zip(adapters.common_factors(), adapters.pairs, strict=True):
@@ -136,6 +189,7 @@ def install(adapters: Adapters) -> None:
                 done.append(site)
                 site.install(adapters.config.targets, common, adapters.config)
         adapters.build_together()
+        check_runs(model, adapters)
     except BaseException:
         restore_sites(done)
         raise

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+import warnings
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from mora.adapters import adapter_state_dict, adapters_of, is_patched
+from mora.checkpoint.base import check_base, fingerprint
 from mora.checkpoint.tensors import assign, check_same_adapters, check_tensors, expected_shapes
-from mora.config import MoraConfig
-from mora.families import family_of
-from mora.patch import check_pairs, pair_blocks, patch
+from mora.config import MoraConfig, one_of
+from mora.patch import admitted, family_of_clip, patch
 from mora.system.files import digest, pack_tensors, read_json, read_tensors, write_bytes
 from mora.version import __version__
 
@@ -29,6 +29,7 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
     short is noticed when loading. Raises ValueError when `model` is not patched.
     """
     adapters = adapters_of(model)
+    base = fingerprint(adapters.sites(), adapters.config.targets)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = pack_tensors(adapter_state_dict(model), {"format": "mora-adapter"})
@@ -38,6 +39,7 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
         "mora_version": __version__,
         "config": adapters.config.to_dict(),
         "layers": {modality: [pair[modality].layer for pair in adapters.pairs] for modality in adapters.pairs[0]},
+        "base": base,
         "weights_sha256": digest(weights),
     }
     write_bytes(folder / WEIGHTS, weights)
@@ -45,14 +47,21 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def load_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
+def load_adapter(model: nn.Module, folder: str | os.PathLike[str], base: str = "same") -> nn.Module:
     """Load adapters saved by `save_adapter` and return the model, patched if it was not yet.
+
+    Args:
+        model: a CLIP of any family, patched or not.
+        folder: as `save_adapter` wrote it.
+        base: "same" refuses base weights that differ from those the adapter was trained on by more than half precision
+            does (0.5 % of their norm); "any" insists.
 
     Raises:
         FileNotFoundError: `folder` has no adapter.
-        ValueError: another rank, alpha, target, variant, layer or width; a missing, extra or non-finite tensor; a
-            pickle or a damaged file. The message names it, and the model is as it was.
+        ValueError: another rank, alpha, target, variant, layer or width; other base weights; a missing, extra or
+            non-finite tensor; a pickle or a damaged file. The message names it, and the model is as it was.
     """
+    one_of("base", base, ("same", "any"))
     folder = Path(folder)
     saved = read_config(folder)
     tensors, found = read_tensors(folder / WEIGHTS)
@@ -64,15 +73,18 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
         check_same_adapters(str(folder), config, adapters.config)
         pairs, config = adapters.pairs, adapters.config
     else:
-        pairs = pair_blocks(family_of(model).towers(model), config)
-        check_pairs(pairs, config)
+        pairs = admitted(model, family_of_clip(model), config)
     layers = {modality: [pair[modality].layer for pair in pairs] for modality in pairs[0]}
     if saved["layers"] != layers:
         raise ValueError(f"layers: {folder} adapts {saved['layers']}, the model {layers}: expected the same blocks")
     check_tensors(str(folder / WEIGHTS), tensors, expected_shapes(pairs, config))
+    present = fingerprint((site for pair in pairs for site in pair.values()), config.targets)
+    if base == "same" and "base" in saved:
+        check_base(present, saved["base"], str(folder))
+    elif base == "same":
+        warnings.warn(f"{folder / CONFIG} does not say which base weights it belongs to: not checked", stacklevel=2)
     if not is_patched(model):
-        patch(model, replace(config, init="official"))
-        adapters_of(model).config = config
+        patch(model, config)
     assign(adapters_of(model), tensors)
     return model
 

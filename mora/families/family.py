@@ -95,7 +95,7 @@ class Family(ABC):
         depth = len(towers[modality])
         if not 0 <= first <= depth:
             raise ValueError(f"first: got {first}, expected a block index from 0 to {depth} of the {modality} tower")
-        return [site.parent for site in towers[modality][first:]]
+        return [site.block for site in towers[modality][first:]]
 
     def enter(self, model: Any, modality: str, inputs: Tensor) -> Tensor:
         """Run one whole tower on its inputs; where texts can be cut, also on texts shorter than the context."""

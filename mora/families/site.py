@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mora.attention import PACKED, MultiheadAttention, OpenClipAttention, PackedMoraLinear, PackedSlice, unsupported
 from mora.config import MoraConfig
 from mora.factors import CommonFactors
+from mora.families.admission import check_linear, check_packed, class_name, inside
+from mora.hooks import share_hooks
 from mora.linear import MoraLinear
 from mora.siblings import Siblings
 
@@ -19,18 +21,33 @@ from mora.siblings import Siblings
 class Site(ABC):
     """The attention module of one block of one tower; `projections` holds what is adapted there, by target.
 
+    Where a wrapper (`checkpoint_wrapper`, `torch.compile`) stands around block or attention and forwards what is read,
+    `parent`, `name` and `path` are those inside it: what is set on a wrapper never runs.
+
     Args:
         modality: "image" or "text".
         layer: index of the block in its tower.
-        parent: the module that holds the attention, as attribute `name`.
-        path: dotted path of the attention in the model, for messages.
+        block: what stands in the tower's list of blocks; its attention is attribute `name`.
+        name: of the attention.
+        path: dotted path of the attention in the model.
     """
 
-    def __init__(self, modality: str, layer: int, parent: nn.Module, name: str, path: str) -> None:
-        self.modality, self.layer = modality, layer
-        self.parent, self.name, self.path = parent, name, path
+    key: str  # what tells the attention itself from a wrapper around it
+
+    def __init__(self, modality: str, layer: int, block: nn.Module, name: str, path: str) -> None:
+        self.modality, self.layer, self.block = modality, layer, block
+        base, owner = path.removesuffix(f".{name}"), inside(block, name)
+        attention = getattr(block, name)
+        deeper = inside(attention, self.key) if self.opens(attention) else ""
+        here = ".".join(part for part in (owner, name, deeper) if part)
+        above, _, self.name = here.rpartition(".")
+        self.parent, self.path = block.get_submodule(above), f"{base}.{here}"
         self.projections: dict[str, MoraLinear] = {}
         self.siblings: Siblings | None = None
+
+    def opens(self, attention: nn.Module) -> bool:
+        """Whether what is inside of `attention`, a wrapper, may be replaced there."""
+        return class_name(attention).startswith("torch.") and not isinstance(attention, nn.MultiheadAttention)
 
     @property
     def attention(self) -> Any:
@@ -39,7 +56,11 @@ class Site(ABC):
 
     @abstractmethod
     def linear(self, target: str) -> nn.Linear | PackedSlice:
-        """The frozen projection of a target; raises ValueError when this block has none."""
+        """The frozen projection of a target; raises ValueError when this block has none that can be adapted."""
+
+    @abstractmethod
+    def replaced(self, targets: tuple[str, ...]) -> dict[str, nn.Module]:
+        """The modules that `install` would replace, and whose weights `merge` would write, by path in the model."""
 
     @abstractmethod
     def install(self, targets: tuple[str, ...], common: CommonFactors, config: MoraConfig) -> None:
@@ -65,11 +86,16 @@ class Site(ABC):
     def unsplit(self, targets: tuple[str, ...]) -> None:
         """The original module back, with the weights that the split `nn.Linear`s hold now."""
 
+    def weight(self, target: str) -> Tensor:
+        """The frozen weight [d, d] of a target, adapted or not; raises ValueError when this block has none."""
+        adapted = self.projections.get(target)
+        return (self.linear(target) if adapted is None else adapted).weight
+
     def width(self, targets: tuple[str, ...]) -> int:
         """d of the block's projections; raises ValueError when a target is not square or widths differ."""
         widths = set()
         for target in targets:
-            rows, columns = self.linear(target).weight.shape
+            rows, columns = self.weight(target).shape
             if rows != columns:
                 raise ValueError(
                     f"targets: {self.path} {target!r} has a {rows} x {columns} weight, expected a square one: the "
@@ -89,33 +115,36 @@ class Site(ABC):
 class SeparateSite(Site):
     """Attention with one `nn.Linear` per projection: `q_proj`, `k_proj`, `v_proj`, `out_proj`."""
 
-    def __init__(self, modality: str, layer: int, parent: nn.Module, name: str, path: str) -> None:
-        super().__init__(modality, layer, parent, name, path)
-        self.replaced: dict[str, nn.Linear] = {}
+    key = "q_proj"
+
+    def __init__(self, modality: str, layer: int, block: nn.Module, name: str, path: str) -> None:
+        super().__init__(modality, layer, block, name, path)
+        self.originals: dict[str, nn.Linear] = {}
+
+    def opens(self, attention: nn.Module) -> bool:
+        return True  # the attention itself stays, so whatever is around it may stand there
 
     def linear(self, target: str) -> nn.Linear:
-        linear = getattr(self.attention, f"{target}_proj", None)
-        if not isinstance(linear, nn.Linear):
-            raise ValueError(
-                f"targets: {target!r} looked for an nn.Linear at {self.path}.{target}_proj, "
-                f"found {type(linear).__name__}"
-            )
-        return linear
+        return check_linear(getattr(self.attention, f"{target}_proj", None), f"{self.path}.{target}_proj", target)
+
+    def replaced(self, targets: tuple[str, ...]) -> dict[str, nn.Module]:
+        return {f"{self.path}.{target}_proj": self.linear(target) for target in targets}
 
     def install(self, targets: tuple[str, ...], common: CommonFactors, config: MoraConfig) -> None:
         for target in targets:
             linear = self.linear(target)
             projection = MoraLinear(linear, common, self.modality, config).train(linear.training)
-            self.replaced[target], self.projections[target] = linear, projection
+            share_hooks(projection, linear)
+            self.originals[target], self.projections[target] = linear, projection
             setattr(self.attention, f"{target}_proj", projection)
 
     def restore(self) -> None:
         if self.siblings is not None:
             self.siblings.leave(self.attention)
             self.siblings = None
-        for target, linear in self.replaced.items():
+        for target, linear in self.originals.items():
             setattr(self.attention, f"{target}_proj", take_back(self.projections[target], linear))
-        self.replaced, self.projections = {}, {}
+        self.originals, self.projections = {}, {}
 
     def watch(self, siblings: Siblings) -> None:
         super().watch(siblings)
@@ -135,10 +164,19 @@ class SeparateSite(Site):
 class PackedSite(Site):
     """Attention with packed q, k, v: `nn.MultiheadAttention` or open_clip's own `Attention`."""
 
+    key = "in_proj_weight"
+
     def linear(self, target: str) -> nn.Linear | PackedSlice:
+        check_packed(self.attention, self.path)
         if reasons := unsupported(self.attention):
             raise ValueError(f"model: {self.path} cannot be adapted: {'; '.join(reasons.values())}")
-        return self.attention.out_proj if target == "out" else PackedSlice(self.attention, PACKED.index(target))
+        if target == "out":
+            return check_linear(self.attention.out_proj, f"{self.path}.out_proj", target)
+        return PackedSlice(self.attention, PACKED.index(target))
+
+    def replaced(self, targets: tuple[str, ...]) -> dict[str, nn.Module]:
+        packed = {self.path: self.attention} if set(targets) & set(PACKED) else {}
+        return packed | ({f"{self.path}.out_proj": self.attention.out_proj} if "out" in targets else {})
 
     def stand_in(self) -> Any:
         """The module that can hold q, k, v one by one, with the parameters of the attention that stands there."""
@@ -152,6 +190,7 @@ class PackedSite(Site):
         for target in targets:
             if target == "out":
                 projection: MoraLinear = MoraLinear(original.out_proj, common, self.modality, config)
+                share_hooks(projection, original.out_proj)
                 adapted.out_proj = projection
             else:
                 part = PackedSlice(adapted, PACKED.index(target))
@@ -202,4 +241,5 @@ class PackedSite(Site):
 def take_back(projection: MoraLinear, linear: Any) -> Any:
     """Return `linear` holding the parameters and the mode of the MoraLinear that stood for it."""
     linear.weight, linear.bias = projection.weight, projection.bias
+    share_hooks(linear, projection)
     return linear.train(projection.training)

@@ -57,3 +57,41 @@ def test_presets_are_the_published_recipes():
         "hateful_memes": (("k", "v"), 8, 8, 0.1, 2),
     }
     assert all((c.dropout, c.init, c.variant) == (0.1, "official", "official") for c in mora.PRESETS.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "here"),
+    [
+        ("lora_alpha", "alpha, which is not divided by the rank: alpha = lora_alpha / r"),
+        ("r", "rank"),
+        ("target_modules", "targets, out of"),
+        ("lora_dropout", "dropout"),
+        ("layers_to_transform", "last_layers or first_layer"),
+    ],
+)
+def test_names_of_other_libraries_are_translated(name, here):
+    from tests.mora.models import open_clip_model
+
+    model = open_clip_model()
+    with pytest.raises(
+        TypeError, match=rf"^{name}: got an unknown field \({name} is {here}.*, expected some of rank, "
+    ):
+        mora.patch(model, mora.PRESETS["food101"], **{name: 8})
+    with pytest.raises(TypeError, match="^gamma: got an unknown field, expected some of rank, common_rank, .*backend$"):
+        mora.patch(model, gamma=1)
+    assert not hasattr(model, "mora")
+
+
+@pytest.mark.parametrize(
+    ("target", "here"),
+    [
+        ("q_proj", r"q_proj is 'q' here"),
+        ("self_attn.v_proj", r"self_attn\.v_proj is 'v' here"),
+        ("out_proj", r"out_proj is 'out' here"),
+        ("in_proj_weight", r"its parts are 'q', 'k', 'v' here"),
+        ("query", r"query is 'q' here"),
+    ],
+)
+def test_projections_as_other_libraries_call_them_are_translated(target, here):
+    with pytest.raises(ValueError, match=rf"^targets: got unknown target '{target}' \({here}\), expected some of 'q'"):
+        MoraConfig(targets=(target,))

@@ -1,0 +1,129 @@
+"""The start of an adapter: factors drawn, magnitudes the column norms of the weight it stands on, however that came."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from mora.linear import MoraLinear
+
+# Relative, of column norms: rounding to half precision and back stays below the first, other weights above the second.
+ROUNDING, CHANGED = 1e-2, 1e-3
+
+
+def factor_dtype(weight: Tensor) -> torch.dtype:
+    """float64 for a float64 weight, else float32: factors of a half-precision model are trained in float32."""
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+
+def column_norms(weight: Tensor) -> Tensor:
+    """|W[:, j]| [in] of a weight, in the dtype of its factors."""
+    return torch.linalg.vector_norm(weight.detach().to(factor_dtype(weight)), dim=0)
+
+
+@torch.no_grad()
+def draw(factor: Tensor | None, rank: int) -> None:
+    """Draw a factor N(0, 1 / rank), in place."""
+    if factor is not None:
+        nn.init.normal_(factor, std=rank**-0.5)
+
+
+@torch.no_grad()
+def settle(projection: MoraLinear) -> None:
+    """Set both magnitudes as `patch` does, from the weight that is there now."""
+    norm = column_norms(projection.weight)
+    projection.common_magnitude.copy_(torch.zeros_like(norm) if projection.identity else norm)
+    if projection.specific_magnitude is not None:
+        projection.specific_magnitude.copy_(norm)
+    projection.start = norm.cpu()
+
+
+@torch.no_grad()
+def fill(projection: MoraLinear) -> None:
+    """Give a projection whose memory is new its start: A drawn, B zero; the magnitudes wait for the weight."""
+    if projection.specific_a is not None and projection.specific_b is not None:
+        draw(projection.specific_a, projection.specific_a.shape[1])
+        projection.specific_b.zero_()
+    projection.start = None
+
+
+def materialise(projection: MoraLinear) -> None:
+    """Give parameters on the meta device memory beside the weight, and their start."""
+    for name in ("specific_a", "specific_b", "common_magnitude", "specific_magnitude"):
+        parameter = getattr(projection, name)
+        if parameter is not None:
+            empty = torch.empty_like(parameter, device=projection.weight.device)
+            setattr(projection, name, nn.Parameter(empty, requires_grad=parameter.requires_grad))
+    fill(projection)
+
+
+@torch.no_grad()
+def untouched(projection: MoraLinear) -> bool:
+    """Whether nothing was trained or loaded into a projection since its start, whatever dtypes it passed."""
+    if projection.start is None or projection.common_magnitude.is_meta:
+        return False
+    a, b = projection.common_magnitude.cpu(), projection.start
+    expected = torch.zeros_like(b) if projection.identity else b
+    if projection.specific_b is None or projection.specific_magnitude is None:
+        return torch.equal(a, expected.to(a.dtype))
+    other = projection.specific_magnitude.cpu().to(b.dtype)
+    same = torch.allclose(a.to(b.dtype), expected, rtol=ROUNDING, atol=0, equal_nan=True)
+    same &= torch.allclose(other, b, rtol=ROUNDING, atol=0, equal_nan=True)
+    return same and not bool(projection.specific_b.any())
+
+
+@torch.no_grad()
+def follow(projection: MoraLinear, loaded: bool) -> None:
+    """After weights were loaded: an untouched projection starts anew from them, a trained one says that it does not.
+
+    `loaded` says that the adapter's own tensors came with the weights, and so belong to them.
+    """
+    if projection.weight.is_meta:
+        return
+    if projection.common_magnitude.is_meta:
+        materialise(projection)
+    if loaded:
+        projection.start = column_norms(projection.weight).cpu()
+    elif projection.start is None or untouched(projection):
+        settle(projection)
+    elif moved(projection):
+        projection.start = column_norms(projection.weight).cpu()
+        warnings.warn(
+            "mora: other base weights were loaded under adapters trained on those before; expected the weights first "
+            "and the adapters then: mora.load_adapter again, or unpatch and patch anew",
+            stacklevel=2,
+        )
+
+
+def moved(projection: MoraLinear) -> bool:
+    """Whether the weight is no longer the one the projection started from."""
+    assert projection.start is not None
+    norm = column_norms(projection.weight).cpu().double()
+    start = projection.start.double()
+    return not bool(torch.linalg.vector_norm(norm - start) <= CHANGED * torch.linalg.vector_norm(start))
+
+
+def check_call(projection: MoraLinear) -> None:
+    """Raise RuntimeError where a call cannot be right, with the way out; give memory without a start its magnitudes."""
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        raise RuntimeError(
+            "torch.jit.trace and TorchScript ONNX export would record W_eff as a constant; expected a merged model "
+            "(mora.merge(copy.deepcopy(model))), torch.export, or torch.onnx.export(dynamo=True)"
+        )
+    weight, magnitude = projection.weight, projection.common_magnitude
+    if weight.is_meta != magnitude.is_meta or weight.is_meta != projection.common.of(projection.modality).is_meta:
+        raise RuntimeError(
+            "mora: an adapter and its frozen weight are not both in memory (one is on the meta device); expected both: "
+            "load weights with load_state_dict on the whole model, and do not offload adapted blocks (accelerate)"
+        )
+    if projection.backend != "reference" and torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            "torch.func transforms (grad, vmap, jvp) cannot pass the fused operations; expected "
+            "mora.patch(model, backend='reference') for them, or torch.autograd"
+        )
+    if projection.start is None and not weight.is_meta:
+        settle(projection)
