@@ -1,8 +1,7 @@
 """Small CLIPs of every kind that can be adapted, with the same weights where asked, and their inputs.
 
 Tests of verbs, checkpoints, training, savings and exports are parametrised over `MODELS`: a kind that is missing there
-is not tested at all, a kind that is there is tested by all of them. All have the same sizes, and towers whose texts end
-at id 99 where they are pooled at an end token.
+is not tested at all, a kind that is there is tested by all of them. All have the same sizes.
 """
 
 import json
@@ -13,6 +12,8 @@ import open_clip
 import torch
 import transformers
 from safetensors import safe_open
+
+from mora.families import family_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 VOCABULARY, CONTEXT, IMAGE = 100, 16, 32
@@ -125,7 +126,7 @@ MODELS = {
     "custom_text": custom_text_model,
     "own_blocks": own_blocks_model,
     "hugging_face": hugging_face_model,
-    "metaclip_2": partial(transformers_model, "MetaClip2"),
+    "metaclip_2": partial(transformers_model, "MetaClip2", bos_token_id=0, eos_token_id=2, pad_token_id=1),
     "clipseg": partial(transformers_model, "CLIPSeg"),
     "owlvit": partial(transformers_model, "OwlViT"),
     "siglip": siglip_model,
@@ -138,9 +139,25 @@ def images(batch=3, seed=1):
 
 
 def tokens(batch=3, seed=2):
-    text = torch.randint(1, VOCABULARY - 2, (batch, CONTEXT), generator=torch.Generator().manual_seed(seed))
-    text[:, 0], text[:, -1] = VOCABULARY - 2, VOCABULARY - 1
+    """Whole texts: they begin with 98 and end with 2, where `metaclip_2` is pooled, and 99, where the others are."""
+    text = torch.randint(3, VOCABULARY - 2, (batch, CONTEXT), generator=torch.Generator().manual_seed(seed))
+    text[:, 0], text[:, -2], text[:, -1] = VOCABULARY - 2, 2, VOCABULARY - 1
     return text
+
+
+def short_tokens(ends, seed=2, padding=0):
+    """Texts that begin and end alike, the last token of each at a place of its own, then padding."""
+    generator = torch.Generator().manual_seed(seed)
+    text = torch.full((len(ends), CONTEXT), padding)
+    for row, end in enumerate(ends):
+        text[row, 1 : end - 1] = torch.randint(3, VOCABULARY - 2, (end - 2,), generator=generator)
+        text[row, 0], text[row, end - 1], text[row, end] = VOCABULARY - 2, 2, VOCABULARY - 1
+    return text
+
+
+def attention_of(model, modality, layer):
+    """The attention module of one block."""
+    return family_of(model).towers(model)[modality][layer].attention
 
 
 def embed(model, image=None, text=None):
