@@ -75,6 +75,9 @@ def test_suffix_of_prefix_is_the_tower(clip, modality, patched, pooled_only):
 @clips
 def test_texts_may_be_trimmed_to_the_longest(clip):
     model, family = prepared(clip, patched=True)
+    if family.needs_full_texts(model):
+        assert family.needs_full_texts(model) == "attention is not causal: every token reads the padding"
+        return
     text = short_tokens(ENDS)[:2]
     whole = encode(family, model, "text", text)
     hidden = family.prefix(model, "text", text, 2)[:, :10]
@@ -110,8 +113,9 @@ def test_wrong_arguments_are_named(clip):
     with pytest.raises(ValueError, match="first: got 9, expected a block index from 0 to"):
         family.prefix(model, "text", text, 9)
     hidden = family.prefix(model, "text", text, 2)
-    with pytest.raises(ValueError, match="text: got None, expected the token ids"):
-        family.suffix(model, "text", hidden, 2)
+    if family.text_frame(model) is not None:
+        with pytest.raises(ValueError, match="text: got None, expected the token ids"):
+            family.suffix(model, "text", hidden, 2)
     with pytest.raises(ValueError, match=r"text: got shape \(3, 4\), expected \(3, 16\)"):
         family.suffix(model, "text", hidden, 2, text=text[:, :4])
 

@@ -1,7 +1,8 @@
 """Small CLIPs of every kind that can be adapted, with the same weights where asked, and their inputs.
 
-Tests of verbs, checkpoints, training, savings and exports are parametrised over `MODELS`: a kind that is missing there
-is not tested at all, a kind that is there is tested by all of them. All have the same sizes.
+Tests of verbs, checkpoints, training, savings and exports are parametrised over `MODELS`: what is there is tested by all
+of them. `KIN` are models that share every line of the library with one of `MODELS` under other names; one test leads
+each through the whole life of an adapter. All have the same sizes.
 """
 
 import json
@@ -113,24 +114,31 @@ def siglip_model(seed=0):
     return transformers.SiglipModel(transformers.SiglipConfig(vision_config=HF_VISION, text_config=text)).eval()
 
 
-def dual_encoder_model(seed=0):
-    """A `VisionTextDualEncoderModel` of a CLIP's two towers."""
+def dual_encoder_model(seed=0, siglip=False):
+    """A `VisionTextDualEncoderModel` of a CLIP's two towers, or of SigLIP's image tower and CLIP's text tower."""
     torch.manual_seed(seed)
-    towers = transformers.CLIPVisionConfig(**HF_VISION), transformers.CLIPTextConfig(**HF_TEXT)
+    kind = transformers.SiglipVisionConfig if siglip else transformers.CLIPVisionConfig
+    towers = kind(**HF_VISION), transformers.CLIPTextConfig(**HF_TEXT)
     config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(*towers, projection_dim=32)
     return transformers.VisionTextDualEncoderModel(config).eval()
 
 
 MODELS = {
     "open_clip": open_clip_model,
-    "custom_text": custom_text_model,
     "own_blocks": own_blocks_model,
     "hugging_face": hugging_face_model,
     "metaclip_2": partial(transformers_model, "MetaClip2", bos_token_id=0, eos_token_id=2, pad_token_id=1),
-    "clipseg": partial(transformers_model, "CLIPSeg"),
-    "owlvit": partial(transformers_model, "OwlViT"),
     "siglip": siglip_model,
     "dual_encoder": dual_encoder_model,
+}
+KIN = {
+    "custom_text": custom_text_model,
+    "clip_legacy": partial(transformers_model, "CLIP", bos_token_id=0, eos_token_id=2, pad_token_id=1),
+    "clip_end_inside": partial(transformers_model, "CLIP", eos_token_id=50),
+    "clipseg": partial(transformers_model, "CLIPSeg"),
+    "owlvit": partial(transformers_model, "OwlViT"),
+    "owlv2": partial(transformers_model, "Owlv2"),
+    "siglip_image": partial(dual_encoder_model, siglip=True),
 }
 
 

@@ -9,10 +9,11 @@ from tests.mora.models import CONTEXT, IMAGE, MODELS, VOCABULARY, images, open_c
 
 TABLE = {torch.float32: 2e-5}
 families = pytest.mark.parametrize("family", MODELS)
+OPEN_CLIP = ("open_clip", "own_blocks")
 # The substitutes of each family's own preprocessing: a white pixel, and how "" begins and goes on.
 CLIP_WHITE = (1.9303, 2.0749, 2.1459)
-WHITE = {"siglip": (1.0, 1.0, 1.0), "clipseg": (2.2489, 2.4286, 2.64)}
-EMPTY = {"siglip": (1, 1, 1), "metaclip_2": (0, 2, 1)}
+WHITE = {"siglip": (1.0, 1.0, 1.0)}
+EMPTY = {"siglip": (1, 1, 1), "metaclip_2": (0, 2, 1), **{name: (98, 99, 0) for name in OPEN_CLIP}}
 
 
 def make(family, **options):
@@ -26,8 +27,7 @@ def white(batch, family):
 
 
 def empty(batch, family):
-    own = family in ("open_clip", "custom_text", "own_blocks")
-    begin, end, padding = EMPTY.get(family, (VOCABULARY - 2, VOCABULARY - 1, 0 if own else VOCABULARY - 1))
+    begin, end, padding = EMPTY.get(family, (98, 99, 99))
     return torch.tensor([[begin, end, *[padding] * (CONTEXT - 2)]]).expand(batch, -1)
 
 
