@@ -56,6 +56,7 @@ def gradients_of(model: nn.Module, parameters: list[nn.Parameter]) -> list[Tenso
     loss = embedding_energy(model)
     if not loss.requires_grad:
         return [None] * len(parameters)
+    gradients: list[Tensor | None]
     try:
         gradients = list(torch.autograd.grad(loss, parameters, allow_unused=True))
     except RuntimeError as error:

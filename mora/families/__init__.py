@@ -28,7 +28,9 @@ def family_of(model: nn.Module) -> Family:
         if path and any(family.matches(module) for family in FAMILIES)
     ]
     if inside:
-        raise ValueError(f"model: got a {type(model).__name__} with a CLIP inside, expected the CLIP: pass its {inside[0]}")
+        raise ValueError(
+            f"model: got a {type(model).__name__} with a CLIP inside, expected the CLIP: pass its {inside[0]}"
+        )
     looked = "; ".join(f"{family.name}: {family.looked_for}" for family in FAMILIES)
     children = ", ".join(name for name, _ in model.named_children()) or "no child modules"
     raise ValueError(f"model: got a {type(model).__name__} with {children}, looked for {looked}")

@@ -93,10 +93,10 @@ class HuggingFace(Family):
 
     def run_block(self, model: Any, modality: str, block: Any, hidden: Tensor, arguments: Any, lean: bool) -> Tensor:
         checkpointed = getattr(block, "gradient_checkpointing", False)
-        if checkpointed and torch.is_grad_enabled() and not hidden.requires_grad:
+        trained = any(parameter.requires_grad for parameter in block.parameters())
+        if checkpointed and trained and torch.is_grad_enabled() and not hidden.requires_grad:
             # Reentrant checkpointing gives no gradient to a block whose input asks for none.
-            if any(parameter.requires_grad for parameter in block.parameters()):
-                hidden = hidden.detach().requires_grad_()
+            hidden = hidden.detach().requires_grad_()
         if not lean or not torch.is_grad_enabled() or checkpointed:
             return block(hidden, **arguments)
         attended, _ = block.self_attn(hidden_states=block.layer_norm1(hidden), **arguments)

@@ -150,7 +150,9 @@ def unsupported(model: Any) -> list[str]:
         elif not any(name in table for name in types):
             found = repr(types[0]) if types else f"a {type(tower).__name__} without a configuration"
             reasons.append(f"its {modality} tower is {found}, expected one of {', '.join(map(repr, table))}")
-    features = [name for name in ("get_image_features", "get_text_features") if not callable(getattr(model, name, None))]
+    features = [
+        name for name in ("get_image_features", "get_text_features") if not callable(getattr(model, name, None))
+    ]
     reasons += [f"it has no {name}" for name in features]
     return reasons or misfits(model)
 
@@ -162,7 +164,9 @@ def misfits(model: Any) -> list[str]:
         reasons.append("its image tower has no pooling head (vision_use_head=False)")
     size, end = model.text_model.config.vocab_size, end_token(model)
     if text_pool(model) == "first" and not is_token(end, size):
-        reasons.append(f"its eos_token_id is {end!r}, expected a token of its vocabulary of {size}: texts are pooled there")
+        reasons.append(
+            f"its eos_token_id is {end!r}, expected a token of its vocabulary of {size}: texts are pooled there"
+        )
     return reasons
 
 

@@ -7,7 +7,6 @@ import mora
 from mora.families import family_of
 from tests.mora.models import MODELS, images, open_clip_model, short_tokens, tokens
 
-
 clips = pytest.mark.parametrize("clip", MODELS)
 modalities = pytest.mark.parametrize("modality", ["image", "text"])
 

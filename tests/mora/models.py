@@ -1,8 +1,8 @@
 """Small CLIPs of every kind that can be adapted, with the same weights where asked, and their inputs.
 
-Tests of verbs, checkpoints, training, savings and exports are parametrised over `MODELS`: what is there is tested by all
-of them. `KIN` are models that share every line of the library with one of `MODELS` under other names; one test leads
-each through the whole life of an adapter. All have the same sizes.
+Tests of verbs, checkpoints, training, savings and exports are parametrised over `MODELS`: what is there is tested by
+all of them. `KIN` are models that share every line of the library with one of `MODELS` under other names; one test
+leads each through the whole life of an adapter. All have the same sizes.
 """
 
 import json
@@ -131,6 +131,8 @@ MODELS = {
     "siglip": siglip_model,
     "dual_encoder": dual_encoder_model,
 }
+# For tests of what depends on how projections are put in and no more: kernels, compilation.
+SITES = {name: MODELS[name] for name in ("open_clip", "hugging_face")}
 KIN = {
     "custom_text": custom_text_model,
     "clip_legacy": partial(transformers_model, "CLIP", bos_token_id=0, eos_token_id=2, pad_token_id=1),

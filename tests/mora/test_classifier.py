@@ -13,7 +13,7 @@ OPEN_CLIP = ("open_clip", "own_blocks")
 # The substitutes of each family's own preprocessing: a white pixel, and how "" begins and goes on.
 CLIP_WHITE = (1.9303, 2.0749, 2.1459)
 WHITE = {"siglip": (1.0, 1.0, 1.0)}
-EMPTY = {"siglip": (1, 1, 1), "metaclip_2": (0, 2, 1), **{name: (98, 99, 0) for name in OPEN_CLIP}}
+EMPTY = {"siglip": (1, 1, 1), "metaclip_2": (0, 2, 1), **dict.fromkeys(OPEN_CLIP, (98, 99, 0))}
 
 
 def make(family, **options):
@@ -56,7 +56,9 @@ def test_missing_rows_are_the_published_substitutes(family, mode):
 def test_none_means_missing(family, mode):
     classifier = make(family).train(mode == "train")
     with torch.no_grad():
-        assert_parity("text only", classifier(text=tokens()), classifier(white(3, family), tokens()), {torch.float32: 1e-4})
+        assert_parity(
+            "text only", classifier(text=tokens()), classifier(white(3, family), tokens()), {torch.float32: 1e-4}
+        )
         expected = classifier(images(), empty(3, family))
         assert_parity("image only", classifier(images()), expected, TABLE)
         assert_parity("mask", classifier(images(), None, torch.ones(3, dtype=torch.bool)), expected, TABLE)

@@ -265,7 +265,7 @@ def test_random_texts_end_at_places_of_their_own():
         if name != "siglip":
             ends = family.text_ends(model, text).tolist()
             assert len(set(ends)) == 5 and all(0 < end < text.shape[1] for end in ends), name
-        assert len({row for row in map(tuple, text.tolist())}) == 5
+        assert len(set(map(tuple, text.tolist()))) == 5
 
 
 def test_siglip_embeds_as_wide_as_its_towers():

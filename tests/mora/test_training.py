@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import mora
 from mora_kernels.testing import LINEAR_TOLERANCE, assert_parity
-from tests.mora.models import MODELS, embed, images, open_clip_model, randomise, tokens
+from tests.mora.models import MODELS, SITES, embed, images, open_clip_model, randomise, tokens
 
 families = pytest.mark.parametrize("family", MODELS)
 TABLE = {torch.float32: 2e-5}
@@ -98,7 +98,7 @@ def test_two_losses_and_two_backward_passes(family):
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
-@families
+@pytest.mark.parametrize("family", SITES)
 def test_compiles_without_a_graph_break(family, mode):
     model = make(family, dropout=0.1).train(mode == "train")
     tower, x = model.visual if hasattr(model, "visual") else model.vision_model, images()
@@ -237,7 +237,7 @@ def test_packed_projections_are_one_product_in_eval(targets):
             assert seen == [1]
 
 
-@families
+@pytest.mark.parametrize("family", SITES)
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_gradient_scaler_skips_a_step_that_overflowed(family, backend):
     model = randomise(mora.patch(MODELS[family](), dropout=0.0, backend=backend)).train()

@@ -51,6 +51,8 @@ def test_reentrant_checkpointing_is_not_dead(family, switch):
     model, plain = make(), make()
     if switch is enabled and not hasattr(model, "gradient_checkpointing_enable"):
         pytest.skip("open_clip has a switch of its own, which is not reentrant")
+    if family == "dual_encoder" and switch is enabled:
+        pytest.skip("transformers has none for it")
     model.load_state_dict(plain.state_dict())
     switch(model)
     for modality in ("image", "text"):
