@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mora.adapters import adapters_of, unwrap
 
@@ -32,8 +32,7 @@ def verify(model: nn.Module) -> nn.Module:
         raise RuntimeError(f"verify: adapters that do not require grad: {', '.join(frozen)}")
     try:
         with torch.random.fork_rng(devices=[device.index or 0 for device in devices]), torch.enable_grad():
-            loss = embedding_energy(inner)
-            gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+            gradients = gradients_of(inner, list(named.values()))
     finally:
         for hook in hooks:
             hook.remove()
@@ -42,20 +41,61 @@ def verify(model: nn.Module) -> nn.Module:
         raise RuntimeError(f"verify: adapted projections that never ran: {', '.join(dead)}")
     silent = [name for name, gradient in zip(named, gradients, strict=True) if gradient is None]
     if silent:
-        raise RuntimeError(f"verify: adapters without a gradient: {', '.join(silent)}")
+        raise RuntimeError(
+            f"verify: adapters without a gradient: {', '.join(silent)}; something runs without gradients, for example "
+            "reentrant checkpointing of a block whose input needs none: pass use_reentrant=False"
+        )
     broken = [name for name, g in zip(named, gradients, strict=True) if g is not None and not g.isfinite().all()]
     if broken:
         raise RuntimeError(f"verify: adapters whose gradient is NaN or infinite: {', '.join(broken)}")
     return model
 
 
-def embedding_energy(model: nn.Module) -> torch.Tensor:
+def gradients_of(model: nn.Module, parameters: list[nn.Parameter]) -> list[Tensor | None]:
+    """The gradient of each parameter of a patched CLIP, None where there is none; `.grad` is left as it was."""
+    loss = embedding_energy(model)
+    if not loss.requires_grad:
+        return [None] * len(parameters)
+    gradients: list[Tensor | None]
+    try:
+        gradients = list(torch.autograd.grad(loss, parameters, allow_unused=True))
+    except RuntimeError as error:
+        if "checkpoint" not in str(error):
+            raise
+        gradients = [None] * len(parameters)
+    if all(gradient is not None for gradient in gradients):
+        return gradients
+    if any(has_own_step(parameter) for parameter in model.parameters()):
+        raise RuntimeError(
+            "verify: adapters without a gradient by torch.autograd.grad; .backward(), which reentrant checkpointing "
+            "asks for, would run the hooks that act on parameters once their gradient is there: verify without them"
+        )
+    return accumulated(model, parameters)
+
+
+def has_own_step(parameter: nn.Parameter) -> bool:
+    """Whether something happens to a parameter as soon as its gradient is there, such as an optimizer's step."""
+    return bool(getattr(parameter, "_post_accumulate_grad_hooks", None))
+
+
+def accumulated(model: nn.Module, parameters: list[nn.Parameter]) -> list[Tensor | None]:
+    """The same by `.backward()`, the only way through reentrant checkpointing."""
+    before = [(parameter, parameter.grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in before:
+            parameter.grad = None
+        embedding_energy(model).backward()
+        return [parameter.grad for parameter in parameters]
+    finally:
+        for parameter, gradient in before:
+            parameter.grad = gradient
+
+
+def embedding_energy(model: nn.Module) -> Tensor:
     """Mean square of both towers' embeddings of random inputs."""
     adapters = adapters_of(model)
-    weight = next(adapters.projections())[1].weight
-    image = adapters.family.white_image(model)
-    image = torch.randn(2, *image.shape, device=weight.device).to(weight.dtype)
-    text = adapters.family.random_text(model, batch=2).to(weight.device)
-    image_embedding = adapters.family.encode_image(model, image)
-    text_embedding = adapters.family.encode_text(model, text)
-    return image_embedding.float().square().mean() + text_embedding.float().square().mean()
+    family, weight = adapters.family, next(adapters.projections())[1].weight
+    image = family.random_image(model, batch=2).to(weight)
+    text = family.random_text(model, batch=2).to(weight.device)
+    embedded = family.encode_image(model, image), family.encode_text(model, text)
+    return embedded[0].float().square().mean() + embedded[1].float().square().mean()

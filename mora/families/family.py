@@ -14,9 +14,6 @@ from torch import Tensor, nn
 from mora.families.site import Site
 from mora.linear import MoraLinear
 
-# What a model without preprocessing settings of its own is taken to use: OpenAI CLIP's channel statistics.
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-
 
 class Family(ABC):
     """One library's way to build a CLIP: where its blocks are, and how its towers are called."""
@@ -27,6 +24,10 @@ class Family(ABC):
     @abstractmethod
     def matches(self, model: Any) -> bool:
         """Whether `model` is of this family."""
+
+    @abstractmethod
+    def unsupported(self, model: Any) -> list[str]:
+        """Why a model of this family cannot be adapted, a reason each; empty when all of the library works on it."""
 
     @abstractmethod
     def towers(self, model: Any) -> dict[str, list[Site]]:
@@ -45,12 +46,23 @@ class Family(ABC):
         """e, the width of both embeddings."""
 
     @abstractmethod
-    def white_image(self, model: Any) -> Tensor:
-        """The substitute of a missing image: white, preprocessed, [3, H, W] float32."""
+    def image_size(self, model: Any) -> tuple[int, int]:
+        """Height and width of a preprocessed image."""
+
+    @abstractmethod
+    def normalisation(self, model: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel, with which the model's own preprocessing ends."""
 
     @abstractmethod
     def empty_text(self, model: Any) -> Tensor:
-        """The substitute of a missing text: the token ids of "", [L] int64."""
+        """The substitute of a missing text: the token ids of "", [L] int64; ValueError when they cannot be known."""
+
+    @abstractmethod
+    def text_frame(self, model: Any) -> tuple[int, int, int] | None:
+        """(begin, end, padding): tokens of a text that is pooled at its end token; None where it is pooled elsewhere.
+
+        Only the end token has to be the tokenizer's.
+        """
 
     @abstractmethod
     def vocabulary(self, model: Any) -> tuple[int, int]:
@@ -180,15 +192,28 @@ class Family(ABC):
             return self.project(model, modality, hidden, rows)
         return self.project(model, modality, pooled, None if rows is None else torch.zeros_like(rows))
 
-    def random_text(self, model: Any, batch: int) -> Tensor:
-        """Random token ids [batch, L] that the text tower can pool."""
+    def white_image(self, model: Any) -> Tensor:
+        """The substitute of a missing image: white, preprocessed, [3, H, W] float32."""
+        mean, std = self.normalisation(model)
+        return white(self.image_size(model), mean, std)
+
+    def random_image(self, model: Any, batch: int, generator: torch.Generator | None = None) -> Tensor:
+        """Random preprocessed images [batch, 3, H, W] float32."""
+        return torch.randn(batch, 3, *self.image_size(model), generator=generator)
+
+    def random_text(self, model: Any, batch: int, generator: torch.Generator | None = None) -> Tensor:
+        """Random token ids [batch, L] that the text tower can pool, ending at places of their own."""
         size, length = self.vocabulary(model)
-        tokens = torch.randint(1, max(2, size - 2), (batch, length))
-        try:
-            begin, end = self.empty_text(model)[:2]
-        except ValueError:  # a tower that pools by position needs no end token
+        tokens = torch.randint(1, max(2, size - 2), (batch, length), generator=generator)
+        frame = self.text_frame(model)
+        if frame is None:
             return tokens
-        tokens[:, 0], tokens[:, -1] = begin, end
+        begin, end, padding = frame
+        tokens = tokens.masked_fill(tokens == end, begin)
+        places = torch.arange(1, batch + 1)[:, None] * length // (batch + 1)
+        places, each = places.clamp(min=1, max=length - 1), torch.arange(length)
+        tokens = tokens.where(each < places, torch.full_like(tokens, padding).where(each > places, torch.tensor(end)))
+        tokens[:, 0] = begin
         return tokens
 
 

@@ -1,4 +1,4 @@
-"""Hugging Face `CLIPModel`: one `nn.Linear` per projection, configuration on the model."""
+"""Hugging Face `CLIPModel` and its kin: one `nn.Linear` per projection, configurations on the towers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mora.families.family import CLIP_MEAN, CLIP_STD, Family, alone, block_sites, descend, pick, text_needed, white
+from mora.families import kinds
+from mora.families.family import Family, alone, block_sites, descend, pick, text_needed
+from mora.families.processor import normalisation
 from mora.families.site import SeparateSite, Site
 from mora.savings.feed_forward import feed_forward
 
@@ -17,13 +19,19 @@ BLOCKS = {"image": "vision_model.encoder.layers", "text": "text_model.encoder.la
 
 
 class HuggingFace(Family):
-    """`transformers.CLIPModel`, and models that keep its names (`vision_model`, `text_model`, `self_attn`)."""
+    """`transformers.CLIPModel`, `MetaClip2Model`, `SiglipModel` and others whose towers `kinds` knows.
+
+    They keep its names: `vision_model`, `text_model`, `self_attn`.
+    """
 
     name = "Hugging Face"
     looked_for = "vision_model.encoder.layers and text_model.encoder.layers"
 
     def matches(self, model: Any) -> bool:
         return all(isinstance(descend(model, path), nn.ModuleList) for path in BLOCKS.values())
+
+    def unsupported(self, model: Any) -> list[str]:
+        return kinds.unsupported(model)
 
     def towers(self, model: Any) -> dict[str, list[Site]]:
         return {
@@ -40,26 +48,30 @@ class HuggingFace(Family):
         return pooled(model.get_text_features(input_ids=text))
 
     def embedding_size(self, model: Any) -> int:
-        return int(model.config.projection_dim)
+        projection = getattr(model, "text_projection", None)
+        return int((model.text_model.head if projection is None else projection).out_features)
 
-    def white_image(self, model: Any) -> Tensor:
-        size = model.config.vision_config.image_size
-        return white((size, size), CLIP_MEAN, CLIP_STD)
+    def image_size(self, model: Any) -> tuple[int, int]:
+        size = model.vision_model.config.image_size
+        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+    def normalisation(self, model: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        kind = kinds.image_kind(model)
+        return normalisation(model, model.vision_model) or (kind.mean, kind.std)
 
     def empty_text(self, model: Any) -> Tensor:
-        config = model.config.text_config
-        begin, end = config.bos_token_id, config.eos_token_id
-        if end is None or end == 2:  # the configuration of OpenAI's own checkpoints predates their token ids
-            begin, end = config.vocab_size - 2, config.vocab_size - 1
-        tokens = torch.full((config.max_position_embeddings,), end, dtype=torch.int64)
-        tokens[0] = begin
-        return tokens
+        tokens, length = kinds.empty_tokens(model), model.text_model.config.max_position_embeddings
+        return torch.tensor([*tokens, *[tokens[-1]] * length][:length])
+
+    def text_frame(self, model: Any) -> tuple[int, int, int] | None:
+        return kinds.text_frame(model)
 
     def vocabulary(self, model: Any) -> tuple[int, int]:
-        return model.config.text_config.vocab_size, model.config.text_config.max_position_embeddings
+        config = model.text_model.config
+        return config.vocab_size, config.max_position_embeddings
 
     def block_arguments(self, model: Any, modality: str, hidden: Tensor) -> dict[str, Any]:
-        if modality == "image":
+        if modality == "image" or kinds.text_pool(model) == "last":
             return {"attention_mask": None}
         from transformers.masking_utils import create_causal_mask
 
@@ -70,15 +82,22 @@ class HuggingFace(Family):
         return {"attention_mask": mask, "is_causal": True}
 
     def pooled_rows(self, model: Any, modality: str, hidden: Tensor, text: Tensor | None) -> Tensor | None:
+        first = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
         if modality == "image":
-            return torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
+            return None if kinds.image_kind(model).attends else first
+        if kinds.text_pool(model) == "last":
+            return first + hidden.shape[1] - 1
         if text is None:
             raise text_needed("end token")
-        end = model.text_model.eos_token_id
-        return text.argmax(dim=-1) if end == 2 else (text == end).int().argmax(dim=-1)
+        return kinds.pooled_positions(model, text)
 
     def run_block(self, model: Any, modality: str, block: Any, hidden: Tensor, arguments: Any, lean: bool) -> Tensor:
-        if not lean or not torch.is_grad_enabled() or getattr(block, "gradient_checkpointing", False):
+        checkpointed = getattr(block, "gradient_checkpointing", False)
+        trained = any(parameter.requires_grad for parameter in block.parameters())
+        if checkpointed and trained and torch.is_grad_enabled() and not hidden.requires_grad:
+            # Reentrant checkpointing gives no gradient to a block whose input asks for none.
+            hidden = hidden.detach().requires_grad_()
+        if not lean or not torch.is_grad_enabled() or checkpointed:
             return block(hidden, **arguments)
         attended, _ = block.self_attn(hidden_states=block.layer_norm1(hidden), **arguments)
         hidden = hidden + attended
@@ -87,10 +106,11 @@ class HuggingFace(Family):
         return hidden + (block.mlp(normed) if wide is None else wide)
 
     def needs_all_tokens(self, model: Any, modality: str) -> str:
-        return ""
+        attends = modality == "image" and kinds.image_kind(model).attends
+        return "pooled by attention, which reads every token" if attends else ""
 
     def needs_full_texts(self, model: Any) -> str:
-        return ""
+        return "attention is not causal: every token reads the padding" if kinds.text_pool(model) == "last" else ""
 
     def text_ends(self, model: Any, text: Tensor) -> Tensor:
         rows = self.pooled_rows(model, "text", text, text)
@@ -116,9 +136,16 @@ class HuggingFace(Family):
 
     def project(self, model: Any, modality: str, hidden: Tensor, rows: Tensor | None) -> Tensor:
         if modality == "image":
-            return model.visual_projection(model.vision_model.post_layernorm(hidden[:, 0]))
-        hidden = model.text_model.final_layer_norm(hidden)
-        return model.text_projection(hidden if rows is None else pick(hidden, rows))
+            tower, attends = model.vision_model, kinds.image_kind(model).attends
+            embedded = tower.post_layernorm(hidden if attends else hidden[:, 0])
+            embedded, projection = tower.head(embedded) if attends else embedded, "visual_projection"
+        else:
+            tower, projection = model.text_model, "text_projection"
+            embedded = tower.final_layer_norm(hidden)
+            embedded = embedded if rows is None else pick(embedded, rows)
+            embedded = tower.head(embedded) if kinds.text_pool(model) == "last" else embedded
+        layer = getattr(model, projection, None)
+        return embedded if layer is None else layer(embedded)
 
 
 def pooled(output: object) -> Tensor:

@@ -9,7 +9,8 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from mora.attention import MultiheadAttention, OpenClipAttention
-from mora.families.family import CLIP_MEAN, CLIP_STD, Family, block_sites, descend, pick, text_needed, white
+from mora.families.family import Family, block_sites, descend, pick, text_needed
+from mora.families.kinds import CLIP_MEAN, CLIP_STD, CLIP_VOCABULARY
 from mora.families.site import PackedSite, Site
 from mora.savings.feed_forward import feed_forward
 
@@ -25,6 +26,9 @@ class OpenClip(Family):
 
     def matches(self, model: Any) -> bool:
         return hasattr(model, "visual") and hasattr(model, "encode_image") and hasattr(model, "encode_text")
+
+    def unsupported(self, model: Any) -> list[str]:
+        return []
 
     def towers(self, model: Any) -> dict[str, list[Site]]:
         towers: dict[str, list[Site]] = {}
@@ -51,20 +55,34 @@ class OpenClip(Family):
     def embedding_size(self, model: Any) -> int:
         return int(model.visual.output_dim)
 
-    def white_image(self, model: Any) -> Tensor:
+    def image_size(self, model: Any) -> tuple[int, int]:
         size = model.visual.image_size
-        mean = getattr(model.visual, "image_mean", None) or CLIP_MEAN
-        std = getattr(model.visual, "image_std", None) or CLIP_STD
-        return white(tuple(size) if isinstance(size, (tuple, list)) else (size, size), tuple(mean), tuple(std))
+        return (int(size[0]), int(size[1])) if isinstance(size, (tuple, list)) else (size, size)
+
+    def normalisation(self, model: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        settings = getattr(model.visual, "preprocess_cfg", None) or {}
+        found = []
+        for key, otherwise in (("mean", CLIP_MEAN), ("std", CLIP_STD)):
+            own = settings.get(key, getattr(model.visual, f"image_{key}", None))
+            found.append(otherwise if own is None else tuple(map(float, own)))
+        return found[0], found[1]
 
     def empty_text(self, model: Any) -> Tensor:
-        pool = text_pool(model)
+        pool, (size, length) = text_pool(model), self.vocabulary(model)
         if pool != "argmax":
             raise ValueError(f"empty_text: got None for a text tower pooled by {pool!r}, expected tokenizer([''])[0]")
-        size, length = self.vocabulary(model)
-        tokens = torch.zeros(length, dtype=torch.int64)
-        tokens[0], tokens[1] = size - 2, size - 1
+        if size > CLIP_VOCABULARY:
+            raise ValueError(
+                f"empty_text: got None for a text tower of {size} tokens, more than CLIP's {CLIP_VOCABULARY}, expected "
+                "tokenizer([''])[0]"
+            )
+        begin, end, padding = end_frame(model, size)
+        tokens = torch.full((length,), padding, dtype=torch.int64)
+        tokens[0], tokens[1] = begin, end
         return tokens
+
+    def text_frame(self, model: Any) -> tuple[int, int, int] | None:
+        return end_frame(model, self.vocabulary(model)[0]) if text_pool(model) in ("argmax", "eos") else None
 
     def vocabulary(self, model: Any) -> tuple[int, int]:
         tower = text_tower(model)
@@ -92,8 +110,7 @@ class OpenClip(Family):
             return first if pool == "first" else first + hidden.shape[1] - 1
         if text is None:
             raise text_needed(pool)
-        end: Any = getattr(model, "text_eos_id", None) or getattr(text_tower(model), "eos_id", None)
-        return text.argmax(dim=-1) if pool == "argmax" else (text == end).int().argmax(dim=-1)
+        return text.argmax(dim=-1) if pool == "argmax" else (text == end_token(model)).int().argmax(dim=-1)
 
     def needs_all_tokens(self, model: Any, modality: str) -> str:
         attention = self.towers(model)[modality][-1].attention
@@ -178,6 +195,20 @@ class OpenClip(Family):
 def text_pool(model: Any) -> str:
     """How the text tower pools: "argmax" is the end token."""
     return str(getattr(model, "text_pool_type", None) or getattr(text_tower(model), "pool_type", "argmax"))
+
+
+def end_token(model: Any) -> int:
+    """The end token of a text tower that is pooled by "eos"."""
+    own = getattr(model, "text_eos_id", None)
+    return int(text_tower(model).eos_id if own is None else own)
+
+
+def end_frame(model: Any, size: int) -> tuple[int, int, int]:
+    """(begin, end, padding) of the texts of a tower that is pooled at an end token; `begin` by "eos" is any other."""
+    padding = int(getattr(text_tower(model), "pad_id", 0))
+    if text_pool(model) == "argmax":
+        return size - 2, size - 1, padding
+    return int(end_token(model) == 0), end_token(model), padding
 
 
 def text_tower(model: Any) -> Any:

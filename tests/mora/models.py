@@ -1,12 +1,20 @@
-"""Small CLIPs of both families, with the same weights where asked, and their inputs."""
+"""Small CLIPs of every kind that can be adapted, with the same weights where asked, and their inputs.
+
+Tests of verbs, checkpoints, training, savings and exports are parametrised over `MODELS`: what is there is tested by
+all of them. `KIN` are models that share every line of the library with one of `MODELS` under other names; one test
+leads each through the whole life of an adapter. All have the same sizes.
+"""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import open_clip
 import torch
 import transformers
 from safetensors import safe_open
+
+from mora.families import family_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 VOCABULARY, CONTEXT, IMAGE = 100, 16, 32
@@ -54,7 +62,86 @@ def hugging_face_model(seed=0):
     return transformers.CLIPModel(transformers.CLIPConfig(**config)).eval()
 
 
-MODELS = {"open_clip": open_clip_model, "hugging_face": hugging_face_model}
+VISION = {"layers": 4, "width": 64, "head_width": 16, "patch_size": 8, "image_size": IMAGE}
+TEXT = {"layers": 4, "width": 48, "heads": 4, "vocab_size": VOCABULARY, "context_length": CONTEXT}
+
+
+def custom_text_model(seed=0):
+    """open_clip's `CustomTextCLIP`: a text tower of its own, on `nn.MultiheadAttention`."""
+    torch.manual_seed(seed)
+    return open_clip.CustomTextCLIP(embed_dim=32, vision_cfg=VISION, text_cfg=TEXT).eval()
+
+
+def own_blocks_model(seed=0):
+    """The same on open_clip's own `Attention`."""
+    torch.manual_seed(seed)
+    vision, text = ({**sizes, "qk_norm": True} for sizes in (VISION, TEXT))
+    return open_clip.CustomTextCLIP(embed_dim=32, vision_cfg=vision, text_cfg=text).eval()
+
+
+HF_VISION = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "image_size": IMAGE,
+    "patch_size": 8,
+}
+HF_TEXT = {
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": CONTEXT,
+    "bos_token_id": VOCABULARY - 2,
+    "eos_token_id": VOCABULARY - 1,
+}
+
+
+def transformers_model(kind, seed=0, **text):
+    """A tiny model of a class of transformers that has CLIP's configuration, for example "MetaClip2"."""
+    torch.manual_seed(seed)
+    config = getattr(transformers, f"{kind}Config")
+    made = config(vision_config=HF_VISION, text_config={**HF_TEXT, **text}, projection_dim=32)
+    return getattr(transformers, f"{kind}Model")(made).eval()
+
+
+def siglip_model(seed=0):
+    """A tiny `SiglipModel`; SigLIP has no projection of images, so embeddings are as wide as its image tower."""
+    torch.manual_seed(seed)
+    text = {**HF_TEXT, "projection_size": HF_VISION["hidden_size"], "pad_token_id": 1, "eos_token_id": 1}
+    return transformers.SiglipModel(transformers.SiglipConfig(vision_config=HF_VISION, text_config=text)).eval()
+
+
+def dual_encoder_model(seed=0, siglip=False):
+    """A `VisionTextDualEncoderModel` of a CLIP's two towers, or of SigLIP's image tower and CLIP's text tower."""
+    torch.manual_seed(seed)
+    kind = transformers.SiglipVisionConfig if siglip else transformers.CLIPVisionConfig
+    towers = kind(**HF_VISION), transformers.CLIPTextConfig(**HF_TEXT)
+    config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(*towers, projection_dim=32)
+    return transformers.VisionTextDualEncoderModel(config).eval()
+
+
+MODELS = {
+    "open_clip": open_clip_model,
+    "own_blocks": own_blocks_model,
+    "hugging_face": hugging_face_model,
+    "metaclip_2": partial(transformers_model, "MetaClip2", bos_token_id=0, eos_token_id=2, pad_token_id=1),
+    "siglip": siglip_model,
+    "dual_encoder": dual_encoder_model,
+}
+# For tests of what depends on how projections are put in and no more: kernels, compilation.
+SITES = {name: MODELS[name] for name in ("open_clip", "hugging_face")}
+KIN = {
+    "custom_text": custom_text_model,
+    "clip_legacy": partial(transformers_model, "CLIP", bos_token_id=0, eos_token_id=2, pad_token_id=1),
+    "clip_end_inside": partial(transformers_model, "CLIP", eos_token_id=50),
+    "clipseg": partial(transformers_model, "CLIPSeg"),
+    "owlvit": partial(transformers_model, "OwlViT"),
+    "owlv2": partial(transformers_model, "Owlv2"),
+    "siglip_image": partial(dual_encoder_model, siglip=True),
+}
 
 
 def images(batch=3, seed=1):
@@ -62,9 +149,25 @@ def images(batch=3, seed=1):
 
 
 def tokens(batch=3, seed=2):
-    text = torch.randint(1, VOCABULARY - 2, (batch, CONTEXT), generator=torch.Generator().manual_seed(seed))
-    text[:, 0], text[:, -1] = VOCABULARY - 2, VOCABULARY - 1
+    """Whole texts: they begin with 98 and end with 2, where `metaclip_2` is pooled, and 99, where the others are."""
+    text = torch.randint(3, VOCABULARY - 2, (batch, CONTEXT), generator=torch.Generator().manual_seed(seed))
+    text[:, 0], text[:, -2], text[:, -1] = VOCABULARY - 2, 2, VOCABULARY - 1
     return text
+
+
+def short_tokens(ends, seed=2, padding=0):
+    """Texts that begin and end alike, the last token of each at a place of its own, then padding."""
+    generator = torch.Generator().manual_seed(seed)
+    text = torch.full((len(ends), CONTEXT), padding)
+    for row, end in enumerate(ends):
+        text[row, 1 : end - 1] = torch.randint(3, VOCABULARY - 2, (end - 2,), generator=generator)
+        text[row, 0], text[row, end - 1], text[row, end] = VOCABULARY - 2, 2, VOCABULARY - 1
+    return text
+
+
+def attention_of(model, modality, layer):
+    """The attention module of one block."""
+    return family_of(model).towers(model)[modality][layer].attention
 
 
 def embed(model, image=None, text=None):

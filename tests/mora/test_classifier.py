@@ -5,11 +5,15 @@ import torch
 
 import mora
 from mora_kernels.testing import assert_parity
-from tests.mora.models import IMAGE, MODELS, VOCABULARY, images, open_clip_model, randomise, tokens
+from tests.mora.models import CONTEXT, IMAGE, MODELS, VOCABULARY, images, open_clip_model, randomise, tokens
 
 TABLE = {torch.float32: 2e-5}
 families = pytest.mark.parametrize("family", MODELS)
-WHITE = (1.9303, 2.0749, 2.1459)
+OPEN_CLIP = ("open_clip", "own_blocks")
+# The substitutes of each family's own preprocessing: a white pixel, and how "" begins and goes on.
+CLIP_WHITE = (1.9303, 2.0749, 2.1459)
+WHITE = {"siglip": (1.0, 1.0, 1.0)}
+EMPTY = {"siglip": (1, 1, 1), "metaclip_2": (0, 2, 1), **dict.fromkeys(OPEN_CLIP, (98, 99, 0))}
 
 
 def make(family, **options):
@@ -18,16 +22,20 @@ def make(family, **options):
     return mora.MissingModalityClassifier(model, 5).eval()
 
 
-def white(batch):
-    return torch.tensor(WHITE)[:, None, None].expand(batch, 3, IMAGE, IMAGE).clone()
+def white(batch, family):
+    return torch.tensor(WHITE.get(family, CLIP_WHITE))[:, None, None].expand(batch, 3, IMAGE, IMAGE).clone()
 
 
 def empty(batch, family):
-    text = torch.zeros(batch, 16, dtype=torch.int64)
-    if family == "hugging_face":
-        text[:] = VOCABULARY - 1
-    text[:, 0], text[:, 1] = VOCABULARY - 2, VOCABULARY - 1
-    return text
+    begin, end, padding = EMPTY.get(family, (98, 99, 99))
+    return torch.tensor([[begin, end, *[padding] * (CONTEXT - 2)]]).expand(batch, -1)
+
+
+@families
+def test_the_substitutes_are_those_of_the_model_s_own_preprocessing(family):
+    classifier = make(family)
+    assert torch.equal(classifier.missing_text, empty(1, family)[0])
+    torch.testing.assert_close(classifier.missing_image, white(1, family)[0], rtol=0, atol=1e-4)
 
 
 @families
@@ -39,7 +47,7 @@ def test_missing_rows_are_the_published_substitutes(family, mode):
     text_present = torch.tensor([True, True, False, True])
     with torch.no_grad():
         actual = classifier(image, text, image_present, text_present)
-        image[~image_present], text[~text_present] = white(2), empty(1, family)
+        image[~image_present], text[~text_present] = white(2, family), empty(1, family)
         assert_parity("logits", actual, classifier(image, text), {torch.float32: 1e-4})
 
 
@@ -48,7 +56,9 @@ def test_missing_rows_are_the_published_substitutes(family, mode):
 def test_none_means_missing(family, mode):
     classifier = make(family).train(mode == "train")
     with torch.no_grad():
-        assert_parity("text only", classifier(text=tokens()), classifier(white(3), tokens()), {torch.float32: 1e-4})
+        assert_parity(
+            "text only", classifier(text=tokens()), classifier(white(3, family), tokens()), {torch.float32: 1e-4}
+        )
         expected = classifier(images(), empty(3, family))
         assert_parity("image only", classifier(images()), expected, TABLE)
         assert_parity("mask", classifier(images(), None, torch.ones(3, dtype=torch.bool)), expected, TABLE)

@@ -12,6 +12,7 @@ import mora
 from mora_kernels.testing import assert_parity
 from tests.mora.models import (
     MODELS,
+    attention_of,
     embed,
     hugging_face_model,
     images,
@@ -79,18 +80,12 @@ def test_patched_model_computes_equation_2(family):
         for name, projection in model.mora.projections():
             modality, layer, target = name.split(".")
             weight = projection.effective_weight()
-            if family == "open_clip":
-                tower = plain.visual.transformer if modality == "image" else plain.transformer
-                attention = tower.resblocks[int(layer)].attn
-                width = weight.shape[0]
-                if target == "out":
-                    attention.out_proj.weight.copy_(weight)
-                else:
-                    start = "qkv".index(target) * width
-                    attention.in_proj_weight[start : start + width] = weight
+            attention = attention_of(plain, modality, int(layer))
+            if target == "out" or hasattr(attention, "q_proj"):
+                getattr(attention, f"{target}_proj").weight.copy_(weight)
             else:
-                tower = plain.vision_model if modality == "image" else plain.text_model
-                getattr(tower.encoder.layers[int(layer)].self_attn, f"{target}_proj").weight.copy_(weight)
+                start = "qkv".index(target) * weight.shape[0]
+                attention.in_proj_weight[start : start + weight.shape[0]] = weight
     for name, actual, expected in zip(("image", "text"), embeddings(model), embeddings(plain), strict=True):
         assert_parity(name, actual, expected, TABLE)
 

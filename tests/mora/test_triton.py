@@ -8,14 +8,14 @@ import torch
 import mora
 from mora_kernels.launches import counted
 from mora_kernels.testing import assert_parity
-from tests.mora.models import MODELS, embed, randomise
+from tests.mora.models import SITES, embed, randomise
 
-families = pytest.mark.parametrize("family", MODELS)
+families = pytest.mark.parametrize("family", SITES)
 TABLE = {torch.float32: 2e-5}
 
 
 def make(family, backend="triton", **options):
-    return randomise(mora.patch(MODELS[family](), targets=("q", "v"), backend=backend, **options)).train()
+    return randomise(mora.patch(SITES[family](), targets=("q", "v"), backend=backend, **options)).train()
 
 
 def energy(model):
@@ -86,7 +86,7 @@ def test_merge_equals_forward(family):
 
 
 def test_a_backend_that_cannot_run_is_named():
-    model = MODELS["open_clip"]().double()
+    model = SITES["open_clip"]().double()
     with pytest.raises((RuntimeError, ValueError), match="triton.*float64"):
         mora.patch(model, backend="triton")
     assert not any(isinstance(module, mora.MoraLinear) for module in model.modules())

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import mora
-from tests.mora.models import MODELS, open_clip_model
+from mora.families import family_of
+from tests.mora.models import MODELS, embed, images, open_clip_model, tokens
 
 families = pytest.mark.parametrize("family", MODELS)
 
@@ -25,6 +27,73 @@ def test_a_projection_that_never_runs_is_named():
     model.transformer.resblocks[3].attn = model.transformer.resblocks[3].attn.original
     with pytest.raises(RuntimeError, match=r"never ran: text\.3\.q, text\.3\.v$"):
         mora.verify(model)
+
+
+def wrapped(model):
+    """Every block's forward called through torch's own reentrant checkpoint."""
+    for block in (site.parent for sites in family_of(model).towers(model).values() for site in sites):
+        block.forward = lambda x, *given, _forward=block.forward, **named: checkpoint(
+            lambda y: _forward(y, *given, **named), x, use_reentrant=True
+        )
+    return model
+
+
+def enabled(model):
+    return model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True}) or model
+
+
+@families
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:None of the inputs")
+@pytest.mark.parametrize("switch", [enabled, wrapped])
+def test_reentrant_checkpointing_is_not_dead(family, switch):
+    """Its adapters train as they do without, and `verify` says so; `.grad` is left as it was."""
+    make = lambda: mora.patch(MODELS[family](), dropout=0.0).train()  # noqa: E731
+    model, plain = make(), make()
+    if switch is enabled and not hasattr(model, "gradient_checkpointing_enable"):
+        pytest.skip("open_clip has a switch of its own, which is not reentrant")
+    if family == "dual_encoder" and switch is enabled:
+        pytest.skip("transformers has none for it")
+    model.load_state_dict(plain.state_dict())
+    switch(model)
+    for modality in ("image", "text"):
+        entered = family_of(model).towers(model)[modality][0].parent
+        entered.register_forward_pre_hook(lambda _, given: (given[0].detach().requires_grad_(), *given[1:]))
+    for one in (plain, mora.verify(model)):
+        assert all(parameter.grad is None for parameter in one.parameters())
+        sum(embedding.square().mean() for embedding in embed(one)).backward()
+    before = {name: parameter.grad.clone() for name, parameter in mora.adapter_parameters(mora.verify(model))}
+    for name, parameter in mora.adapter_parameters(plain):
+        torch.testing.assert_close(before[name], parameter.grad, rtol=1e-5, atol=1e-8)
+        assert torch.equal(dict(mora.adapter_parameters(model))[name].grad, before[name])
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs")
+def test_reentrant_checkpointing_that_gives_no_gradient_is_named():
+    """Nothing that enters a frozen tower's blocks asks for a gradient, so no block gives any."""
+    model = wrapped(mora.patch(open_clip_model()).train())
+    with pytest.raises(RuntimeError, match=r"without a gradient: common\.0.* pass use_reentrant=False"):
+        mora.verify(model)
+    next(mora.adapter_parameters(model))[1].register_post_accumulate_grad_hook(lambda parameter: parameter.zero_())
+    with torch.no_grad():
+        before = {name: tensor.clone() for name, tensor in mora.adapter_state_dict(model).items()}
+    with pytest.raises(RuntimeError, match="without a gradient"):
+        mora.verify(model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in mora.adapter_state_dict(model).items())
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:None of the inputs")
+def test_a_classifier_under_reentrant_checkpointing_trains():
+    """Rows past the frozen blocks ask for no gradient, so the first adapted block's input is made to."""
+    found = []
+    for switch in (enabled, lambda model: model):
+        torch.manual_seed(0)
+        model = switch(mora.patch(MODELS["hugging_face"](), dropout=0.0))
+        torch.manual_seed(1)
+        classifier = mora.MissingModalityClassifier(model, 3).train()
+        classifier(images(), tokens()).square().sum().backward()
+        found.append({name: parameter.grad for name, parameter in mora.adapter_parameters(model)})
+    for name, gradient in found[1].items():
+        torch.testing.assert_close(found[0][name], gradient, rtol=1e-4, atol=1e-7)
 
 
 def test_a_frozen_or_cut_off_adapter_is_named():

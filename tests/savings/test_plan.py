@@ -19,10 +19,18 @@ families = pytest.mark.parametrize("family", FAMILIES)
 
 @families
 def test_the_report(family):
-    assert classifier(family).saved() == [
+    expected = [
         "image: blocks 0 to 1 of 4 frozen, last block for the pooled row only",
         "text: blocks 0 to 1 of 4 frozen, last block for the pooled row only, texts trimmed",
     ]
+    if family == "siglip":
+        expected = [
+            "image: blocks 0 to 1 of 4 frozen",
+            "image: no pooled: pooled by attention, which reads every token",
+            "text: blocks 0 to 1 of 4 frozen, last block for the pooled row only",
+            "text: no trimmed: attention is not causal: every token reads the padding",
+        ]
+    assert classifier(family).saved() == expected
 
 
 def test_a_tower_that_needs_every_token_says_so():
@@ -114,9 +122,8 @@ def test_kept_embeddings_are_never_stale(family, change):
             if change == "adapter":
                 next(mora.adapter_parameters(one.model))[1].mul_(3)
             if change == "frozen":
-                one.model.get_submodule(
-                    "visual.ln_post" if family == "open_clip" else "vision_model.post_layernorm"
-                ).weight.mul_(2)
+                name = "visual.ln_post" if hasattr(one.model, "visual") else "vision_model.post_layernorm"
+                one.model.get_submodule(name).weight.mul_(2)
             if change == "merge":
                 next(mora.adapter_parameters(one.model))[1].mul_(3)
                 mora.merge(one.model)
@@ -217,13 +224,17 @@ def test_a_merged_model_runs_its_last_block_for_the_pooled_row_too(family, train
     for model in (saving, plain):
         mora.merge(model.model).requires_grad_(False)
         model.train(training)
-    lengths = []
-    for sites in family_of(saving.model).towers(saving.model).values():
-        sites[-1].parent.mlp.register_forward_pre_hook(lambda _, given: lengths.append(given[0].shape[1]))
+    pooled = [modality for modality in ("image", "text") if saving.plan(modality).pooled]
+    lengths = {"image": [], "text": []}
+    for modality, sites in family_of(saving.model).towers(saving.model).items():
+        sites[-1].parent.mlp.register_forward_pre_hook(
+            lambda _, given, seen=lengths[modality]: seen.append(given[0].shape[1])
+        )
     got, want = (model(samples.image, samples.text) for model in (saving, plain))
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
-    assert lengths[-2:] == [1, 1], lengths
-    assert sum("last block for the pooled row only" in line for line in saving.saved()) == 2
+    assert all((seen[-1] == 1) == (modality in pooled) for modality, seen in lengths.items()), lengths
+    assert pooled == {"siglip": ["text"], "own_blocks": []}.get(family, ["image", "text"])
+    assert sum("last block for the pooled row only" in line for line in saving.saved()) == len(pooled)
     cache = mora.PrefixCache(saving, samples)
     cached = saving(cache.image(torch.arange(len(samples))), cache.text(torch.arange(len(samples))))
     torch.testing.assert_close(cached, want, rtol=1e-5, atol=1e-5)

@@ -4,22 +4,15 @@ import torch
 
 import mora
 from mora.families import family_of
-from tests.demo.test_prefix import CLIPS
-from tests.mora.models import CONTEXT, IMAGE, VOCABULARY, randomise
+from tests.mora.models import IMAGE, MODELS, randomise, short_tokens
 
-FAMILIES = ("open_clip", "hugging_face")
+FAMILIES = tuple(MODELS)
 CLASSES = 5
 
 
 def short_texts(count, seed=2, longest=6):
     """Texts that end at places of their own, then padding."""
-    generator = torch.Generator().manual_seed(seed)
-    text = torch.zeros(count, CONTEXT, dtype=torch.int64)
-    for row in range(count):
-        end = 2 + (row * 5) % (longest - 1)
-        text[row, 1:end] = torch.randint(1, VOCABULARY - 2, (end - 1,), generator=generator)
-        text[row, 0], text[row, end] = VOCABULARY - 2, VOCABULARY - 1
-    return text
+    return short_tokens([2 + (row * 5) % (longest - 1) for row in range(count)], seed)
 
 
 def images(count, seed=1):
@@ -28,16 +21,12 @@ def images(count, seed=1):
 
 def classifier(family, savings=None, dropout=0.0, double=False, seed=0, **options):
     """A classifier whose CLIP is the same for the same arguments, whatever is saved."""
-    model = CLIPS[family]().requires_grad_(False)
-    if not hasattr(model, "visual"):
-        model.text_model.eos_token_id = VOCABULARY - 1
+    model = MODELS[family]().requires_grad_(False)
     options = {"alpha": 0.05, "targets": ("q", "v"), "last_layers": 2, **options}
     torch.manual_seed(seed)
     randomise(mora.patch(model, dropout=dropout, **options))
     torch.manual_seed(seed + 1)
-    empty = short_texts(1)[0] * 0
-    empty[0], empty[1] = VOCABULARY - 2, VOCABULARY - 1
-    made = mora.MissingModalityClassifier(model, CLASSES, empty_text=empty, savings=savings)
+    made = mora.MissingModalityClassifier(model, CLASSES, savings=savings)
     return made.double() if double else made
 
 
