@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch.utils.data
 from torch import Tensor
 
-from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
+from mora.data.missing import check_seed
+from mora.data.trainable import refuse_unlearnable
 from mora.system.messages import listed
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Dataset(torch.utils.data.Dataset[Sample], ABC):
         fingerprint: hexadecimal SHA-256 of what defines the rows: their order, texts, labels, and the size in bytes
             of every image. Two data sets of one fingerprint can share a missing table.
         broken: one message for every image that was left out because it could not be read.
+        plain: the name of every image of nearly one colour, where all were decoded to leave out the broken ones.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Dataset(torch.utils.data.Dataset[Sample], ABC):
     metric: str
     fingerprint: str
     broken: tuple[str, ...] = ()
+    plain: tuple[str, ...] = ()
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -125,8 +128,8 @@ def open_dataset(
         source: `"openmoji"`; a folder in the official Arrow layout; a folder saved by Hugging Face `datasets`; or a
             manifest, a file that ends in `.csv`, `.jsonl` or `.parquet`.
         split: `"train"`, `"validation"` or `"test"`; `"all"` takes every row of a manifest or saved data set.
-        name: of the data set, where the source does not tell. In the Arrow layout `"mmimdb"`, `"food101"` and
-            `"hateful_memes"` choose the published classes and metric.
+        name: of a folder in the official layout that does not tell its own: `"mmimdb"`, `"food101"` and
+            `"hateful_memes"` choose the published classes and metric. Anything else is called what its path is.
         metric: instead of the usual one: `"auroc"` for two classes, `"accuracy"` for one label per row, `"macro_f1"`
             for several.
         on_broken: what an image that is absent or cannot be read does: `"raise"` is an error that names it;
@@ -146,7 +149,13 @@ def open_dataset(
         raise ValueError(f"on_broken: got {on_broken!r}, expected one of {', '.join(map(repr, ON_BROKEN))}")
     if split not in (*SPLITS, "all"):
         raise ValueError(f"split: got {split!r}, expected one of {', '.join(map(repr, SPLITS))} or 'all'")
+    check_seed("seed (--split-seed)", seed)
     path, kind = Path(source), _kind(source)
+    if name is not None and kind != "arrow":
+        raise ValueError(
+            f"name (--data-name): got {name!r} for {source}, expected it for a folder in the official layout only: it "
+            "chooses published classes, which other data brings itself"
+        )
     if kind == "openmoji":
         from mora.data.openmoji import OpenMoji
 
@@ -158,14 +167,19 @@ def open_dataset(
     elif kind == "hugging_face":
         from mora.data.hugging_face import HuggingFaceSplit
 
-        dataset = HuggingFaceSplit(path, split, name, on_broken, classes=classes, multi_label=multi_label, seed=seed)
+        dataset = HuggingFaceSplit(path, split, on_broken, classes=classes, multi_label=multi_label, seed=seed)
     else:
         from mora.data.manifest import ManifestSplit
 
         dataset = ManifestSplit(
-            path, split, name, on_broken,
+            path, split, on_broken,
             classes=classes, multi_label=multi_label, seed=seed, extra_columns=extra_columns,
         )  # fmt: skip
+    if multi_label not in (None, dataset.multi_label):
+        kinds = [
+            ("one label per row", "several labels per row")[bool(several)] for several in (multi_label, not multi_label)
+        ]
+        raise ValueError(f"multi_label: got {multi_label} ({kinds[0]}), expected what {source} has: {kinds[1]}")
     _fit(dataset, source, classes, metric)
     return dataset
 
@@ -226,21 +240,3 @@ def _kind(source: str | Path) -> str:
 
 def _contents(folder: Path) -> str:
     return listed(sorted(entry.name for entry in folder.iterdir())) or "nothing in it"
-
-
-def refuse_unlearnable(dataset: Dataset) -> None:
-    """ValueError for a training split of no rows, of one class, or whose every row lacks the same modality."""
-    broken = f" (after leaving out {len(dataset.broken):,} broken images)" if dataset.broken else ""
-    where = f"{dataset.name}, {dataset.split}{broken}"
-    if len(dataset) == 0:
-        raise ValueError(f"{where}: got no rows, expected some")
-    if dataset.split not in ("train", "all"):
-        return
-    labels = dataset.labels()
-    if bool((labels == labels[:1]).all()):
-        only = dataset.classes[int(labels[0])] if labels.ndim == 1 else "the same labels"
-        raise ValueError(f"{where}: every row is of one class ({only}), expected two classes at least")
-    available = dataset.available()
-    for value, modality in ((TEXT_MISSING, "text"), (IMAGE_MISSING, "image")):
-        if bool((available == value).all()):
-            raise ValueError(f"{where}: every row lacks its {modality}, expected some rows to have one")
