@@ -42,7 +42,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Check:
-    """What `check` found; `str()` is a table. `refused` is why training would not take the data, broken images aside."""
+    """What `check` found; `str()` is a table. `refused` says what training would refuse, broken images aside."""
 
     name: str
     classes: tuple[str, ...]

@@ -86,7 +86,7 @@ def _cells(text: str, place: int, line: int) -> tuple[list[str], int, int, int]:
                 after = LINE_END.split(text[place : place + 80], maxsplit=1)[0][:20]
                 raise ValueError(
                     f"line {opened}: cell {len(cells) + 1} opens a quote, which closes in line {line + lines - 1} "
-                    f"before {after!r}, expected a comma there: one quote is not closed, or a quote in a text is not doubled"
+                    f"before {after!r}, expected a comma there: a quote is not closed, or one in a text not doubled"
                 )
         else:
             found = CELL_END.search(text, place)

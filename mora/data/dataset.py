@@ -151,11 +151,7 @@ def open_dataset(
         raise ValueError(f"split: got {split!r}, expected one of {', '.join(map(repr, SPLITS))} or 'all'")
     check_seed("seed (--split-seed)", seed)
     path, kind = Path(source), _kind(source)
-    if name is not None and kind != "arrow":
-        raise ValueError(
-            f"name (--data-name): got {name!r} for {source}, expected it for a folder in the official layout only: it "
-            "chooses published classes, which other data brings itself"
-        )
+    _refuse_name(name, source, kind)
     if kind == "openmoji":
         from mora.data.openmoji import OpenMoji
 
@@ -175,16 +171,30 @@ def open_dataset(
             path, split, on_broken,
             classes=classes, multi_label=multi_label, seed=seed, extra_columns=extra_columns,
         )  # fmt: skip
+    _fit(dataset, source, classes, metric, multi_label)
+    return dataset
+
+
+def _refuse_name(name: str | None, source: str | Path, kind: str) -> None:
+    if name is not None and kind != "arrow":
+        raise ValueError(
+            f"name (--data-name): got {name!r} for {source}, expected it for a folder in the official layout only: it "
+            "chooses published classes, which other data brings itself"
+        )
+
+
+def _fit(
+    dataset: Dataset,
+    source: str | Path,
+    classes: Sequence[str] | None,
+    metric: str | None,
+    multi_label: bool | None,
+) -> None:
     if multi_label not in (None, dataset.multi_label):
         kinds = [
             ("one label per row", "several labels per row")[bool(several)] for several in (multi_label, not multi_label)
         ]
         raise ValueError(f"multi_label: got {multi_label} ({kinds[0]}), expected what {source} has: {kinds[1]}")
-    _fit(dataset, source, classes, metric)
-    return dataset
-
-
-def _fit(dataset: Dataset, source: str | Path, classes: Sequence[str] | None, metric: str | None) -> None:
     if classes is None:
         refuse_unlearnable(dataset)
     elif tuple(classes) != dataset.classes:
