@@ -95,12 +95,17 @@ class Dataset(torch.utils.data.Dataset[Sample], ABC):
 
 
 def fingerprint(parts: Iterable[object]) -> str:
-    """SHA-256, in hexadecimal, over the JSON of every part."""
+    """SHA-256, in hexadecimal, over the JSON of every part; bytes are JSON already."""
     state = hashlib.sha256()
     for part in parts:
-        state.update(json.dumps(part, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass"))
+        state.update(part if isinstance(part, bytes) else compact_json(part))
         state.update(b"\n")
     return state.hexdigest()
+
+
+def compact_json(value: object) -> bytes:
+    """`value` as JSON without blanks, in UTF-8."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
 
 
 def stamp_of(fingerprint: str, files: Iterable[Path]) -> str:

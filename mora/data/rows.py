@@ -5,15 +5,16 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from mora.data.dataset import Dataset, Sample, fingerprint, stamp_of
+from mora.data.dataset import Dataset, Sample, compact_json, fingerprint, stamp_of
 from mora.data.images import LARGEST_IMAGE, BrokenImageError, decode, survey
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
 from mora.system.files import regular_file
@@ -214,8 +215,23 @@ class Rows(Dataset):
 
     def _fingerprint(self) -> str:
         columns = self._columns
-        samples = zip(columns.ids, columns.texts, columns.labels.tolist(), columns.images, strict=True)
-        return fingerprint([FINGERPRINT_VERSION, self.split, columns.sizes, *samples])
+        several = self.multi_label
+        labels: Iterable[Any] = multi_hot_json(columns.labels) if several else columns.labels.tolist()
+        samples = zip(columns.ids, columns.texts, labels, columns.images, strict=True)
+        rows = (
+            b"[%b,%b,%b,%d]" % (compact_json(name), compact_json(text), label, image)
+            for name, text, label, image in samples
+        )
+        return fingerprint(chain([FINGERPRINT_VERSION, self.split, columns.sizes], rows if several else samples))
+
+
+def multi_hot_json(labels: Tensor) -> Iterator[bytes]:
+    """The JSON of every row of multi-hot labels; a Python float for each of them would take gigabytes."""
+    for row in labels:
+        values = [b"0.0"] * len(row)
+        for place in row.nonzero().flatten().tolist():
+            values[place] = b"1.0"
+        yield b"[%b]" % b",".join(values)
 
 
 def why_unreadable(file: Path | None) -> str:
