@@ -140,11 +140,9 @@ def _refuse_swallowed(
 
 
 def _reads_as_row(cells: Sequence[str], names: Sequence[str], known: Mapping[int, set[str]]) -> bool:
-    if len(cells) < len(names):
-        return False
-    return all(  # a text with commas moves the cells behind it: they count from the end too
-        any(_key(names[place], cells[spot].strip('"')) in values for spot in (place, place - len(names)))
-        for place, values in known.items()
+    """Whether a line split at every comma is a row: an unquoted one, as those are that a stray quote swallows."""
+    return len(cells) == len(names) and all(
+        _key(names[place], cells[place].strip('"')) in values for place, values in known.items()
     )
 
 
