@@ -7,14 +7,14 @@ import pytest
 pytest.importorskip("PIL")
 pa = pytest.importorskip("pyarrow")
 
-from PIL import Image
+from PIL import Image  # noqa: E402
 
-from mora.cli import main
-from mora.data.check import check
-from mora.training.config import TrainConfig
-from mora.training.setup import open_splits
-from tests.data import synthetic
-from tests.data.test_arrow import write
+from mora.cli import main  # noqa: E402
+from mora.data.check import check  # noqa: E402
+from mora.training.config import TrainConfig  # noqa: E402
+from mora.training.setup import open_splits  # noqa: E402
+from tests.data import synthetic  # noqa: E402
+from tests.data.test_arrow import write  # noqa: E402
 
 TEXTS = [["a"], ["b"]] * 4
 
