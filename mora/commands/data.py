@@ -11,6 +11,7 @@ from mora.commands.parser import Parser
 if TYPE_CHECKING:
     from mora.commands.parser import Commands
 
+SPLITS = ("train", "validation", "test")
 SOURCE = "openmoji, a folder in the official layout or saved by datasets, or a CSV / JSONL / Parquet manifest"
 MISSING = "what to take away: KIND:RATE with KIND text, image or both; RATE counts what is missing"
 
@@ -53,13 +54,19 @@ def _add_build(actions: Commands) -> None:
 def _add_check(actions: Commands) -> None:
     parser = actions.add_parser(
         "check",
-        help="what a data set holds, and every image that cannot be read",
-        description="Open every split and decode every image; print counts by split and class and what is broken.",
+        help="what a data set holds, every image that cannot be read, and what training would refuse",
+        description="Open every split and decode every image; print counts by split and class, images that cannot be "
+        "read or are of nearly one colour, and what mora train refuses. Exit code 2 if it would.",
     )
     _add_source(parser)
     parser.add_argument(
         "--tables", type=Path, nargs="+", default=[], metavar="FILE", help="missing tables to check too"
     )
+    parser.add_argument("--metric", metavar="M", help="accuracy, macro_f1 or auroc (default: by the data set)")
+    parser.add_argument(
+        "--splits", nargs="+", metavar="S", choices=(*SPLITS, "all"),
+        help="only these, for data that is not to be trained on: train, validation, test or all",
+    )  # fmt: skip
     parser.set_defaults(run=_check)
 
 
@@ -87,7 +94,9 @@ def _add_table(actions: Commands) -> None:
 def _add_source(parser: Parser) -> None:
     parser.add_argument("source", metavar="D", help=SOURCE)
     parser.add_argument(
-        "--data-name", metavar="N", help="mmimdb, food101 or hateful_memes, where the folder does not tell"
+        "--data-name",
+        metavar="N",
+        help="mmimdb, food101 or hateful_memes, where a folder in the official layout does not tell",
     )
     parser.add_argument(
         "--split-seed", type=int, default=0, metavar="N", help="how a manifest without splits is split (default: 0)"
@@ -114,10 +123,12 @@ def _build(options: argparse.Namespace, command: str) -> None:
 def _check(options: argparse.Namespace, command: str) -> None:
     from mora.data.check import check
 
-    found = check(options.source, tables=options.tables, **_source(options))
+    splits = None if options.splits is None else tuple(dict.fromkeys(options.splits))
+    found = check(options.source, splits=splits, metric=options.metric, tables=options.tables, **_source(options))
     print(found)
-    if found.broken:
-        raise ValueError(f"{options.source}: {len(found.broken):,} images cannot be read; they are listed above")
+    broken = f"{len(found.broken):,} images cannot be read; they are listed above" if found.broken else ""
+    if reasons := [*found.refused, *([broken] if broken else [])]:
+        raise ValueError(f"{options.source}: {'; '.join(reasons)}")
 
 
 def _table(options: argparse.Namespace, command: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,9 @@ from torch import Tensor
 
 from mora.data.dataset import SPLITS
 from mora.data.published import PUBLISHED, SPLIT_NAMES, published_name
-from mora.data.rows import ABSENT, Columns, Rows, Task
-from mora.system.files import read_json
-from mora.system.messages import listed
+from mora.data.rows import ABSENT, MOST_CLASSES, Columns, Rows, Task, refuse_vast
+from mora.system.files import read_json, regular_file
+from mora.system.messages import listed, printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -57,11 +58,13 @@ class ArrowSplit(Rows):
             raise ValueError(f"split: got {split!r}, expected one that {folder} has an Arrow file of: {found}")
         self._path, self._opened, self._process = path, None, 0
         table = self._table()
+        _refuse_damaged(table, path)
         names = set(table.column_names)
         texts = "plots" if "plots" in names else "text"
         lacking = [column for column in ("image", texts, "label") if column not in names]
         if lacking:
             raise ValueError(f"{path}: got the columns {listed(sorted(names))}, expected {listed(lacking)} too")
+        _check_types(table, texts, path)
         labels = _labels(table["label"], path)
         task = _task(folder, name, labels, texts, tuple(classes or ()))
         if not task.multi_label and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(task.classes):
@@ -96,14 +99,56 @@ def _map(path: Path) -> pa.Table:
         import pyarrow as pa
     except ImportError as error:
         raise ImportError(f"reading Arrow files needs pyarrow: {INSTALL}") from error
+    regular_file(path)
     try:
         return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: got {error}, expected a whole Arrow IPC file (not a stream)") from error
+
+
+def _refuse_damaged(table: pa.Table, path: Path) -> None:
+    """ValueError for columns that point out of their file, which a look at the values would follow, or no UTF-8."""
+    import pyarrow as pa
+
+    try:
+        table.validate(full=True)
+    except pa.ArrowException as error:
+        raise ValueError(f"{path}: got {error}, expected a whole Arrow IPC file (not a stream)") from error
+    repeated = sorted(name for name, count in Counter(table.column_names).items() if count > 1)
+    if repeated:
+        raise ValueError(f"{path}: got the columns {listed(repeated)} twice, expected each once")
+
+
+def _check_types(table: pa.Table, texts: str, path: Path) -> None:
+    """ValueError for a column of another type than the official layout's."""
+    import pyarrow as pa
+
+    types = pa.types
+
+    def is_text(kind: Any) -> bool:
+        return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind))
+
+    def is_number(kind: Any) -> bool:
+        return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind))
+
+    def is_list_of(kind: Any, test: Callable[[Any], bool]) -> bool:
+        return bool((types.is_list(kind) or types.is_large_list(kind)) and test(kind.value_type))
+
+    image, text, label = (table.schema.field(name).type for name in ("image", texts, "label"))
+    if not (types.is_binary(image) or types.is_large_binary(image) or types.is_null(image)):
+        raise ValueError(f"{path}: got image of type {image}, expected binary: the bytes of encoded images")
+    if not (is_text(text) or is_list_of(text, is_text)):
+        raise ValueError(f"{path}: got {texts} of type {text}, expected string or list<string>")
+    if not (types.is_integer(label) or types.is_null(label) or is_list_of(label, is_number)):
+        raise ValueError(f"{path}: got labels of type {label}, expected int64 or list<int64>")
 
 
 def _labels(column: Any, path: Path) -> Tensor:
     """int64 [rows] or multi-hot float32 [rows, C]; ValueError when values are null or rows differ in length."""
+    import pyarrow.compute as pc
+
+    if hasattr(column.type, "value_type"):
+        refuse_vast(str(path), 1, sum(size or 0 for size in pc.list_value_length(column).to_pylist()))
     values = column.to_pylist()
     if None in values:
         raise ValueError(f"{path}: got no label in row {values.index(None) + 1}, expected one in every row")
@@ -114,8 +159,6 @@ def _labels(column: Any, path: Path) -> Tensor:
                 f"{path}: got labels of {listed(sorted(lengths))} values, expected one length of 0s and 1s"
             )
         return torch.tensor(values, dtype=torch.float32)
-    if not all(isinstance(value, int) for value in values):
-        raise ValueError(f"{path}: got labels of type {column.type}, expected int64 or list<int64>")
     return torch.tensor(values, dtype=torch.int64)
 
 
@@ -162,14 +205,25 @@ def _class_index(folder: Path) -> tuple[str, ...]:
     """Class names in the order of `class_idx.json`, where that file of Food-101 lies beside the Arrow files."""
     path = folder / "class_idx.json"
     index = read_json(path) if path.is_file() else {}
+    if not all(type(number) is int for number in index.values()):
+        raise ValueError(f"{path}: got numbers of another kind, expected a whole number for each class")
     return tuple(sorted(index, key=index.__getitem__))
 
 
 def _highest_label(folder: Path) -> int:
+    import pyarrow as pa
     import pyarrow.compute as pc
 
-    files = [file for split in SPLITS if (file := split_file(folder, split))]
-    return max(pc.max(_map(file)["label"]).as_py() or 0 for file in files)
+    highest = 0
+    for path in (file for split in SPLITS if (file := split_file(folder, split))):
+        table = _map(path)
+        kind = table.schema.field("label").type if table.column_names.count("label") == 1 else None
+        if kind is None or not (pa.types.is_integer(kind) or pa.types.is_null(kind)):
+            raise ValueError(f"{path}: got labels of type {kind}, expected int64, as in the folder's other files")
+        highest = max(highest, pc.max(table["label"]).as_py() or 0)
+    if highest >= MOST_CLASSES:
+        raise ValueError(f"{folder}: got the label {highest:,}, expected at most {MOST_CLASSES - 1:,}")
+    return highest
 
 
 def _columns(table: pa.Table, texts: str, labels: Tensor) -> Columns:
@@ -180,7 +234,7 @@ def _columns(table: pa.Table, texts: str, labels: Tensor) -> Columns:
     ids, words, images = [], [], []
     for row, found in enumerate(table[texts].to_pylist()):
         several = [None] if found is None else [found] if isinstance(found, str) else found
-        name = f"row {row + 1}" if keys[row] is None else f"row {row + 1}: {keys[row]}"
+        name = f"row {row + 1}" if keys[row] is None else f"row {row + 1}: {printable(str(keys[row]))}"
         for number, text in enumerate(several):
             ids.append(f"{name}, text {number + 1}" if len(several) > 1 else name)
             words.append(text if text is not None and text.strip() else None)

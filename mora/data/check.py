@@ -1,9 +1,9 @@
-"""`check`: everything about a data set that can be known before training on it."""
+"""`check`: everything about a data set that can be known before training on it, and all that training would refuse."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from mora.data.dataset import Dataset, open_dataset, splits_of
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
 from mora.data.table_files import load_table, read_table
 from mora.data.tables import MissingTable, per_sample
+from mora.data.trainable import refuse_incomplete, refuse_untrainable
+from mora.system.messages import printable
 
 SHOWN_CLASSES = 30
 
@@ -21,7 +23,8 @@ SHOWN_CLASSES = 30
 class Part:
     """One split: what is in it, how many samples of each class, and a message for every image that cannot be read.
 
-    `table` counts what samples lack once a missing table has been applied too; None without a table.
+    `plain` names the images of nearly one colour, as a picture that was saved or decoded wrong often is. `table` counts
+    what samples lack once a missing table has been applied too; None without a table.
     """
 
     split: str
@@ -33,18 +36,25 @@ class Part:
     classes: tuple[int, ...]
     fingerprint: str
     broken: tuple[str, ...]
+    plain: tuple[str, ...] = ()
     table: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
 class Check:
-    """What `check` found; `str()` is a table."""
+    """What `check` found; `str()` is a table. `refused` says what training would refuse, broken images aside."""
 
     name: str
     classes: tuple[str, ...]
     multi_label: bool
     metric: str
     parts: tuple[Part, ...]
+    refused: tuple[str, ...] = ()
+
+    @property
+    def plain(self) -> tuple[str, ...]:
+        """The name of every image of nearly one colour, of all splits."""
+        return tuple(name for part in self.parts for name in part.plain)
 
     @property
     def broken(self) -> tuple[str, ...]:
@@ -53,7 +63,7 @@ class Check:
 
     def __str__(self) -> str:
         labels = "several labels per row" if self.multi_label else "one label per row"
-        lines = [f"{self.name}: {len(self.classes)} classes, {labels}, scored by {self.metric}", ""]
+        lines = [f"{printable(self.name)}: {len(self.classes)} classes, {labels}, scored by {self.metric}", ""]
         heads = ["split", "samples", "images", "complete", "text missing", "image missing", "broken", "fingerprint"]
         rows = [
             [
@@ -66,12 +76,20 @@ class Check:
         if any(part.table for part in self.parts):
             heads = ["with the missing table", "complete", "text missing", "image missing"]
             lines += ["", *table_lines(heads, [[p.split, *(f"{n:,}" for n in p.table)] for p in self.parts if p.table])]
-        counts = [[name, *(f"{p.classes[i]:,}" for p in self.parts)] for i, name in enumerate(self.classes)]
-        lines += ["", *table_lines(["class", *(part.split for part in self.parts)], counts[:SHOWN_CLASSES])]
-        if len(counts) > SHOWN_CLASSES:
-            lines.append(f"and {len(counts) - SHOWN_CLASSES} more classes")
-        if self.broken:
-            lines += ["", f"images that cannot be read ({len(self.broken):,}):", *self.broken]
+        counts = [
+            [printable(name), *(f"{part.classes[index]:,}" for part in self.parts)]
+            for index, name in enumerate(self.classes[:SHOWN_CLASSES])
+        ]
+        lines += ["", *table_lines(["class", *(part.split for part in self.parts)], counts)]
+        if len(self.classes) > SHOWN_CLASSES:
+            lines.append(f"and {len(self.classes) - SHOWN_CLASSES} more classes")
+        for title, found in (
+            ("images of nearly one colour", self.plain),
+            ("images that cannot be read", self.broken),
+            ("what mora train refuses", self.refused),
+        ):
+            if found:
+                lines += ["", f"{title} ({len(found):,}):", *map(printable, found)]
         return "\n".join(lines)
 
 
@@ -92,28 +110,60 @@ def check(
     *,
     splits: tuple[str, ...] | None = None,
     name: str | None = None,
+    metric: str | None = None,
     extra_columns: bool = False,
     seed: int = 0,
     tables: Sequence[str | Path] = (),
 ) -> Check:
-    """Open every split, decode every image, count.
+    """Open every split, decode every image, count, and ask what training asks.
 
     Args:
-        source: see `open_dataset`, as `name`, `extra_columns` and `seed`.
-        splits: which ones; by default all the source has.
+        source: see `open_dataset`, as `name`, `metric`, `extra_columns` and `seed`.
+        splits: which ones; by default all the source has, which then have to be enough to train on.
         tables: files of missing tables, each applied to the split it is for.
 
     Raises:
-        ValueError: what `open_dataset` raises, broken images aside; a table made for other data.
+        ValueError: what `open_dataset` raises, broken images aside; a table made for other data, for a split that is
+            not checked, or for one that another is for.
     """
-    parts = []
-    files = {read_table(path).split: path for path in tables}
-    for split in splits or splits_of(source, extra_columns=extra_columns):
+    there = splits_of(source, extra_columns=extra_columns)
+    refused = [] if splits else _refusal(refuse_incomplete, source, there)
+    chosen = splits or there
+    if not chosen:
+        raise ValueError(refused[0])
+    files = _by_split(tables, chosen)
+    parts, datasets = [], {}
+    for split in chosen:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is left out is in the result
-            dataset = open_dataset(source, split, name=name, extra_columns=extra_columns, seed=seed, on_broken="skip")
+            dataset = open_dataset(
+                source, split, name=name, metric=metric, extra_columns=extra_columns, seed=seed, on_broken="skip"
+            )
         parts.append(_part(dataset, load_table(files[split], dataset) if split in files else None))
-    return Check(dataset.name, dataset.classes, dataset.multi_label, dataset.metric, tuple(parts))
+        datasets[split] = dataset
+    refused += _refusal(refuse_untrainable, datasets)
+    return Check(dataset.name, dataset.classes, dataset.multi_label, dataset.metric, tuple(parts), tuple(refused))
+
+
+def _refusal(refuse: Callable[..., None], *given: object) -> list[str]:
+    """What `refuse` says, if it does."""
+    try:
+        refuse(*given)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def _by_split(tables: Sequence[str | Path], splits: Sequence[str]) -> dict[str, str | Path]:
+    """Each table's file under the split it is for; ValueError for two of one split, and for one that is not checked."""
+    files: dict[str, str | Path] = {}
+    for path in tables:
+        split = read_table(path).split
+        if split in files or split not in splits:
+            other = f"another for {split} beside {files[split]}" if split in files else f"one for {split}"
+            raise ValueError(f"tables: got {path}, {other}, expected one at most for each of {', '.join(splits)}")
+        files[split] = path
+    return files
 
 
 def _part(dataset: Dataset, table: MissingTable | None) -> Part:
@@ -130,6 +180,7 @@ def _part(dataset: Dataset, table: MissingTable | None) -> Part:
         classes=tuple(classes.tolist()),
         fingerprint=dataset.fingerprint,
         broken=dataset.broken,
+        plain=dataset.plain,
         table=_counts(per_sample(table, dataset)) if table else None,
     )
 

@@ -79,7 +79,7 @@ class Corrupted(Dataset):
         self.dataset, self.corruption = dataset, corruption
         self.name, self.split, self.classes = dataset.name, dataset.split, dataset.classes
         self.multi_label, self.metric = dataset.multi_label, dataset.metric
-        self.fingerprint, self.broken = dataset.fingerprint, dataset.broken
+        self.fingerprint, self.broken, self.plain = dataset.fingerprint, dataset.broken, dataset.plain
 
     def stamp(self) -> str:
         return fingerprint([self.dataset.stamp(), asdict(self.corruption)])

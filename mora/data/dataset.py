@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch.utils.data
 from torch import Tensor
 
-from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
+from mora.data.missing import check_seed
+from mora.data.trainable import refuse_unlearnable
 from mora.system.messages import listed
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Dataset(torch.utils.data.Dataset[Sample], ABC):
         fingerprint: hexadecimal SHA-256 of what defines the rows: their order, texts, labels, and the size in bytes
             of every image. Two data sets of one fingerprint can share a missing table.
         broken: one message for every image that was left out because it could not be read.
+        plain: the name of every image of nearly one colour, where all were decoded to leave out the broken ones.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Dataset(torch.utils.data.Dataset[Sample], ABC):
     metric: str
     fingerprint: str
     broken: tuple[str, ...] = ()
+    plain: tuple[str, ...] = ()
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -92,12 +95,17 @@ class Dataset(torch.utils.data.Dataset[Sample], ABC):
 
 
 def fingerprint(parts: Iterable[object]) -> str:
-    """SHA-256, in hexadecimal, over the JSON of every part."""
+    """SHA-256, in hexadecimal, over the JSON of every part; bytes are JSON already."""
     state = hashlib.sha256()
     for part in parts:
-        state.update(json.dumps(part, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass"))
+        state.update(part if isinstance(part, bytes) else compact_json(part))
         state.update(b"\n")
     return state.hexdigest()
+
+
+def compact_json(value: object) -> bytes:
+    """`value` as JSON without blanks, in UTF-8."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
 
 
 def stamp_of(fingerprint: str, files: Iterable[Path]) -> str:
@@ -125,8 +133,8 @@ def open_dataset(
         source: `"openmoji"`; a folder in the official Arrow layout; a folder saved by Hugging Face `datasets`; or a
             manifest, a file that ends in `.csv`, `.jsonl` or `.parquet`.
         split: `"train"`, `"validation"` or `"test"`; `"all"` takes every row of a manifest or saved data set.
-        name: of the data set, where the source does not tell. In the Arrow layout `"mmimdb"`, `"food101"` and
-            `"hateful_memes"` choose the published classes and metric.
+        name: of a folder in the official layout that does not tell its own: `"mmimdb"`, `"food101"` and
+            `"hateful_memes"` choose the published classes and metric. Anything else is called what its path is.
         metric: instead of the usual one: `"auroc"` for two classes, `"accuracy"` for one label per row, `"macro_f1"`
             for several.
         on_broken: what an image that is absent or cannot be read does: `"raise"` is an error that names it;
@@ -146,7 +154,9 @@ def open_dataset(
         raise ValueError(f"on_broken: got {on_broken!r}, expected one of {', '.join(map(repr, ON_BROKEN))}")
     if split not in (*SPLITS, "all"):
         raise ValueError(f"split: got {split!r}, expected one of {', '.join(map(repr, SPLITS))} or 'all'")
+    check_seed("seed (--split-seed)", seed)
     path, kind = Path(source), _kind(source)
+    _refuse_name(name, source, kind)
     if kind == "openmoji":
         from mora.data.openmoji import OpenMoji
 
@@ -158,19 +168,38 @@ def open_dataset(
     elif kind == "hugging_face":
         from mora.data.hugging_face import HuggingFaceSplit
 
-        dataset = HuggingFaceSplit(path, split, name, on_broken, classes=classes, multi_label=multi_label, seed=seed)
+        dataset = HuggingFaceSplit(path, split, on_broken, classes=classes, multi_label=multi_label, seed=seed)
     else:
         from mora.data.manifest import ManifestSplit
 
         dataset = ManifestSplit(
-            path, split, name, on_broken,
+            path, split, on_broken,
             classes=classes, multi_label=multi_label, seed=seed, extra_columns=extra_columns,
         )  # fmt: skip
-    _fit(dataset, source, classes, metric)
+    _fit(dataset, source, classes, metric, multi_label)
     return dataset
 
 
-def _fit(dataset: Dataset, source: str | Path, classes: Sequence[str] | None, metric: str | None) -> None:
+def _refuse_name(name: str | None, source: str | Path, kind: str) -> None:
+    if name is not None and kind != "arrow":
+        raise ValueError(
+            f"name (--data-name): got {name!r} for {source}, expected it for a folder in the official layout only: it "
+            "chooses published classes, which other data brings itself"
+        )
+
+
+def _fit(
+    dataset: Dataset,
+    source: str | Path,
+    classes: Sequence[str] | None,
+    metric: str | None,
+    multi_label: bool | None,
+) -> None:
+    if multi_label not in (None, dataset.multi_label):
+        kinds = [
+            ("one label per row", "several labels per row")[bool(several)] for several in (multi_label, not multi_label)
+        ]
+        raise ValueError(f"multi_label: got {multi_label} ({kinds[0]}), expected what {source} has: {kinds[1]}")
     if classes is None:
         refuse_unlearnable(dataset)
     elif tuple(classes) != dataset.classes:
@@ -226,21 +255,3 @@ def _kind(source: str | Path) -> str:
 
 def _contents(folder: Path) -> str:
     return listed(sorted(entry.name for entry in folder.iterdir())) or "nothing in it"
-
-
-def refuse_unlearnable(dataset: Dataset) -> None:
-    """ValueError for a training split of no rows, of one class, or whose every row lacks the same modality."""
-    broken = f" (after leaving out {len(dataset.broken):,} broken images)" if dataset.broken else ""
-    where = f"{dataset.name}, {dataset.split}{broken}"
-    if len(dataset) == 0:
-        raise ValueError(f"{where}: got no rows, expected some")
-    if dataset.split not in ("train", "all"):
-        return
-    labels = dataset.labels()
-    if bool((labels == labels[:1]).all()):
-        only = dataset.classes[int(labels[0])] if labels.ndim == 1 else "the same labels"
-        raise ValueError(f"{where}: every row is of one class ({only}), expected two classes at least")
-    available = dataset.available()
-    for value, modality in ((TEXT_MISSING, "text"), (IMAGE_MISSING, "image")):
-        if bool((available == value).all()):
-            raise ValueError(f"{where}: every row lacks its {modality}, expected some rows to have one")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mora.data.dataset import SPLITS
+from mora.data.formats import check_type
+from mora.data.images import LARGEST_IMAGE
 from mora.data.labelled import SEPARATOR, Labelled
+from mora.data.manifest import leaves_folder
 from mora.data.published import split_name
-from mora.data.rows import ABSENT, NO_FILE, Columns, Rows
-from mora.system.files import digest
+from mora.data.rows import ABSENT, Columns, Rows, file_size
+from mora.system.files import digest, read_bytes, read_json, regular_file
 from mora.system.messages import listed
 
 COLUMNS = ("image", "text", "label")
@@ -30,7 +32,6 @@ class HuggingFaceSplit(Rows):
         self,
         folder: Path,
         split: str,
-        name: str | None,
         on_broken: str,
         *,
         classes: Sequence[str] | None,
@@ -42,7 +43,7 @@ class HuggingFaceSplit(Rows):
         parts = table.parts(seed)
         if classes is None and split != "all":
             table.refuse_unseen(parts)
-        task = table.task(name or folder.name, classes, multi_label)
+        task = table.task(folder.name, classes, multi_label)
         self._chosen = table.choose(split, parts)
         sizes = _sizes(self._data, folder)
         columns = Columns(
@@ -59,7 +60,12 @@ class HuggingFaceSplit(Rows):
         data, path = (image["bytes"], image["path"]) if isinstance(image, dict) else (image, image)
         if isinstance(data, bytes):
             return data
-        return (self._folder / str(path)).read_bytes()
+        return read_bytes(self._folder / str(path), LARGEST_IMAGE)
+
+    def image_file(self, source: int) -> Path | None:
+        image = self._data[self._chosen[source]]["image"]
+        path = image["path"] if isinstance(image, dict) else image
+        return self._folder / path if isinstance(path, str) else None
 
     def files(self) -> list[Path]:
         """Everything in the folder: Arrow files, and images that they name."""
@@ -82,6 +88,7 @@ def _load(folder: Path) -> tuple[Any, list[str] | None]:
         import datasets
     except ImportError as error:
         raise ImportError(f"reading saved data sets needs datasets: {INSTALL}") from error
+    _refuse_irregular(folder)
     try:
         loaded = datasets.load_from_disk(str(folder))
     except Exception as error:  # datasets raises what json, pyarrow and fsspec raise
@@ -98,6 +105,7 @@ def _load(folder: Path) -> tuple[Any, list[str] | None]:
         lacking = [column for column in COLUMNS if column not in part.column_names]
         if lacking:
             raise ValueError(f"{folder}: got the columns {listed(part.column_names)}, expected {listed(lacking)} too")
+        part = part.with_format(None)  # a format chooses columns, and other types
         is_image = isinstance(part.features["image"], datasets.Image)
         prepared.append(part.cast_column("image", datasets.Image(decode=False)) if is_image else part)
     try:
@@ -106,22 +114,62 @@ def _load(folder: Path) -> tuple[Any, list[str] | None]:
         raise ValueError(f"{folder}: got splits with different columns ({error}), expected the same in each") from error
 
 
+def _refuse_irregular(folder: Path) -> None:
+    """ValueError unless what `datasets` opens, itself, is regular files of the folder, and its JSON small and whole."""
+    states = []
+    for path in folder.rglob("*.json"):
+        if path.name in ("state.json", "dataset_info.json", "dataset_dict.json"):
+            content = read_json(path)
+            states += [(path, content)] if path.name == "state.json" else []
+    for path, content in states:
+        files = content.get("_data_files")
+        names = [file.get("filename") if isinstance(file, dict) else None for file in files or ()]
+        if not isinstance(files, list) or not all(isinstance(name, str) and Path(name).name == name for name in names):
+            raise ValueError(f"{path}: got the files {listed(map(repr, names))}, expected names of files beside it")
+        for name in names:
+            regular_file(path.parent / str(name))
+
+
+def _refuse_outside(folder: Path, data: Any) -> None:
+    """ValueError for an image that only a path names, and one that leads out of the folder."""
+    encoded, paths = _column(data)
+    for row, path in enumerate([] if paths is None else paths.to_pylist()):
+        if path and leaves_folder(path) and (encoded is None or not encoded[row].is_valid):
+            raise ValueError(
+                f"{folder}: got the image {path!r} in row {row + 1}, outside the folder; expected a path below it, or "
+                "an absolute one"
+            )
+
+
 def _labelled(folder: Path, data: Any, splits: list[str] | None) -> Labelled:
     import pyarrow as pa
 
+    try:
+        data.data.validate(full=True)
+    except pa.ArrowException as error:
+        raise ValueError(f"{folder}: got damaged columns ({error}), expected whole Arrow files") from error
     kind = data.data["text"].type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
         raise ValueError(f"{folder}: got text of type {kind}, expected string")
     texts = [text if text is not None and text.strip() else None for text in data.data["text"].to_pylist()]
+    try:
+        check_type("label", data.data["label"].type)
+    except TypeError as error:
+        raise ValueError(f"{folder}: {error}") from error
     feature = data.features["label"]
     inner = getattr(feature, "feature", feature)
     names = getattr(inner, "names", None)
-    labels = [_names(value, names) for value in data.data["label"].to_pylist()]
+    values = data.data["label"].to_pylist()
+    if names is not None:
+        _refuse_beyond(folder, values, len(names))
+    labels = [_names(value, names) for value in values]
     if splits is None and "split" in data.column_names:
         splits = [str(word or "") for word in data.data["split"].to_pylist()]
+    images = _keys(data, contents=splits is None)
+    _refuse_outside(folder, data)
     return Labelled(
         where=str(folder),
-        images=_keys(data, contents=splits is None),
+        images=images,
         texts=texts,
         labels=labels,
         splits=splits,
@@ -140,16 +188,28 @@ def _names(value: Any, names: list[str] | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(label).strip() for label in values if label is not None and str(label).strip()))
 
 
+def _refuse_beyond(folder: Path, values: list[Any], number: int) -> None:
+    """ValueError for a label that is the number of no class."""
+    for row, value in enumerate(values, 1):
+        for label in value if isinstance(value, list) else [value]:
+            if label is not None and not (isinstance(label, int) and label < number):
+                raise ValueError(f"{folder}: got the label {label!r} in row {row}, expected 0 to {number - 1}")
+
+
 def _column(data: Any) -> tuple[Any, Any]:
     """The image column as (bytes or None, paths or None), each an Arrow column."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     column = data.data["image"]
-    if pa.types.is_struct(column.type):
+    kind, types = column.type, pa.types
+    if types.is_struct(kind) and {"bytes", "path"} <= {field.name for field in kind}:
         return pc.struct_field(column, "bytes"), pc.struct_field(column, "path")
-    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-    return (None, column) if is_text else (column, None)
+    if types.is_string(kind) or types.is_large_string(kind):
+        return None, column
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_null(kind):
+        return column, None
+    raise ValueError(f"image: got a column of type {kind}, expected images, bytes or paths")
 
 
 def _keys(data: Any, contents: bool) -> list[str | None]:
@@ -176,6 +236,5 @@ def _sizes(data: Any, folder: Path) -> list[int]:
         elif not place:
             sizes.append(ABSENT)
         else:
-            file = folder / place
-            sizes.append(os.stat(file).st_size if file.is_file() else NO_FILE)
+            sizes.append(file_size(folder / place))
     return sizes

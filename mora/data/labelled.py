@@ -13,7 +13,7 @@ from torch import Tensor
 from mora.data.dataset import SPLITS
 from mora.data.division import divide
 from mora.data.published import split_name
-from mora.data.rows import Task
+from mora.data.rows import Task, refuse_vast
 from mora.system.messages import listed, rows_of
 
 SEPARATOR = "|"
@@ -43,9 +43,30 @@ class Labelled:
         unlabelled = [row for row, several in enumerate(self.labels, 1) if not several]
         if unlabelled:
             raise ValueError(f"{self.where}: got no label in {rows_of(unlabelled)}, expected one in every row")
+        self._refuse_unwritable()
         both = [row for row, pair in enumerate(zip(self.images, self.texts, strict=True), 1) if pair == (None, None)]
         if both:
             raise ValueError(f"{self.where}: got neither image nor text in {rows_of(both)}, expected one at least")
+
+    def _refuse_unwritable(self) -> None:
+        """ValueError for what no file, table or tokenizer takes: half of a character, a NUL in a path."""
+        labels = ("|".join(several) for several in self.labels)
+        for name, values in (
+            ("image", self.images),
+            ("text", self.texts),
+            ("label", labels),
+            ("split", self.splits or ()),
+        ):
+            for row, value in enumerate(values, 1):
+                if value is None or (value.isascii() and "\0" not in value):
+                    continue
+                try:
+                    value.encode()
+                except UnicodeEncodeError as error:
+                    reason = f"half a character ({value[error.start]!a})"
+                    raise ValueError(f"{self.where}: got {reason} in {name} of row {row}, expected text") from error
+                if name == "image" and "\0" in value:
+                    raise ValueError(f"{self.where}: got a NUL in image of row {row}, expected a path: {value[:80]!r}")
 
     def parts(self, seed: int) -> list[str]:
         """The split of every row, as written or divided by content; ValueError for a word that is no split."""
@@ -68,13 +89,18 @@ class Labelled:
         if crowded and not several:
             raise ValueError(f"{self.where}: got several labels in {rows_of(crowded)}, expected one in every row")
         names = tuple(classes) if classes is not None else self.classes or _natural(self.labels)
-        unknown = Counter(label for labels in self.labels for label in labels if label not in set(names))
+        known_names = set(names)
+        unknown = Counter(label for labels in self.labels for label in labels if label not in known_names)
         if unknown:
             found = listed(f"{label!r} ({count} rows)" for label, count in unknown.items())
             known = f"the {len(names)} known classes: {listed(names)}"
             raise ValueError(f"{self.where}: got the labels {found}, expected {known}")
         if classes is None and len(names) < 2:
-            raise ValueError(f"{self.where}: every row is of one class ({names[0]}), expected two classes at least")
+            raise ValueError(
+                f"{self.where}: every row is of one class ({listed(names)}), expected two classes at least"
+            )
+        if several:
+            refuse_vast(self.where, len(self.labels), len(names))
         return Task(name, names, several, "macro_f1" if several else "accuracy")
 
     def refuse_unseen(self, parts: Sequence[str]) -> None:

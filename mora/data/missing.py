@@ -7,6 +7,8 @@ import random
 import torch
 from torch import Tensor
 
+from mora.config import is_whole
+
 COMPLETE, TEXT_MISSING, IMAGE_MISSING = 0, 1, 2
 KINDS = ("text", "image", "both")
 
@@ -22,7 +24,7 @@ def missing_table(n: int, rate: float, kind: str, seed: int, both_ratio: float =
         rate: share of rows that lack a modality, in [0, 1].
         kind: ``"text"`` takes the text of the drawn rows, ``"image"`` the image; ``"both"`` takes the
             text, then the image instead of the text from ``both_ratio`` of them, at random.
-        seed: of a generator of its own; the global one is neither read nor advanced.
+        seed: from 0 to 2**63 - 1, of a generator of its own; the global one is neither read nor advanced.
         both_ratio: share of the drawn rows that lose the image under ``"both"``, in [0, 1].
 
     Returns:
@@ -38,6 +40,7 @@ def missing_table(n: int, rate: float, kind: str, seed: int, both_ratio: float =
             raise ValueError(f"{name}: got {value}, expected a share between 0 and 1")
     if kind not in KINDS:
         raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(map(repr, KINDS))}")
+    check_seed("seed", seed)
     generator = random.Random(seed)
     missing = generator.sample(range(n), int(n * rate))
     table = torch.zeros(n, dtype=torch.float32)
@@ -45,6 +48,13 @@ def missing_table(n: int, rate: float, kind: str, seed: int, both_ratio: float =
     if kind == "both":
         table[generator.sample(missing, int(len(missing) * both_ratio))] = IMAGE_MISSING
     return table
+
+
+def check_seed(name: str, seed: object) -> None:
+    """ValueError unless `seed` is a whole number from 0 to 2**63 - 1: Python's generator takes -1 for 1."""
+    if not is_whole(seed) or not 0 <= seed < 1 << 63:  # type: ignore[operator]
+        shown = repr(seed) if not is_whole(seed) or abs(seed) < 1 << 100 else "a longer number"  # type: ignore[arg-type]
+        raise ValueError(f"{name}: got {shown}, expected a whole number from 0 to 2**63 - 1")
 
 
 def combine_missing(available: Tensor, table: Tensor) -> Tensor:

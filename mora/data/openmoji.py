@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mora.data.dataset import SPLITS, Dataset, Sample, fingerprint
-from mora.system.files import pack_tensors, write_bytes
+from mora.system.files import pack_tensors, regular_file, write_bytes
 
 INSTALL = "pip install 'mora-kernels[train]'"
 
@@ -205,10 +205,11 @@ def _pixels(size: int, folder: Path, progress: bool) -> Tensor:
 
 def _read_cache(path: Path, shape: tuple[int, ...]) -> Tensor | None:
     try:
+        regular_file(path)
         with safe_open(path, framework="pt") as file:
             images: Tensor = file.get_tensor("images")
             digest = (file.metadata() or {}).get("sha256")
-    except (OSError, SafetensorError):  # absent or damaged
+    except (OSError, ValueError, SafetensorError):  # absent or damaged
         return None
     whole = tuple(images.shape) == shape and images.dtype == torch.uint8
     return images if whole and digest == _digest(images) else None

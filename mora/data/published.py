@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 GENRES = (
@@ -50,6 +51,7 @@ def published_name(word: str) -> str | None:
     return None
 
 
+@lru_cache(maxsize=256)
 def split_name(word: str) -> str | None:
     """`"train"`, `"validation"` or `"test"` for what files call it; None for any other word."""
     return next((split for split, words in SPLIT_NAMES.items() if word.lower() in words), None)

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from mora.data.dataset import Dataset, Sample, fingerprint, stamp_of
-from mora.data.images import BrokenImageError, broken_images, decode
+from mora.data.dataset import Dataset, Sample, compact_json, fingerprint, stamp_of
+from mora.data.images import LARGEST_IMAGE, BrokenImageError, decode, survey
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
-from mora.system.messages import listed
+from mora.system.files import regular_file
+from mora.system.messages import listed, printable
 
 if TYPE_CHECKING:
     from PIL import Image
+
+
+ABSENT, NO_FILE = -1, -2
+FINGERPRINT_VERSION = 1
+MOST_CLASSES = 1 << 20
+MOST_LABELS = 1 << 30  # values of a table of labels: 4 GB
 
 
 @dataclass(frozen=True)
@@ -30,13 +39,24 @@ class Task:
     multi_label: bool
     metric: str
 
+    def __post_init__(self) -> None:
+        """ValueError for more classes than a head is made for, one that comes twice, or one that is no text."""
+        if len(self.classes) > MOST_CLASSES:
+            raise ValueError(f"{self.name}: got {len(self.classes):,} classes, expected at most {MOST_CLASSES:,}")
+        if len(set(self.classes)) < len(self.classes):
+            twice = [name for name, count in Counter(self.classes).items() if count > 1]
+            raise ValueError(f"{self.name}: got the classes {listed(map(repr, twice))} twice, expected each once")
+        halves = [name for name in self.classes if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name)]
+        if halves:
+            raise ValueError(f"{self.name}: got half a character in the classes {listed(map(ascii, halves))}")
+
 
 @dataclass
 class Columns:
     """Samples in order, as columns: `ids`, `texts` (None where missing), `labels` (see `Dataset.labels`).
 
     `images` gives the image row each sample shows. `sizes` has one entry per image row, in their order: its bytes,
-    -1 where the image is missing, -2 where its file is.
+    -1 where the image is missing, -2 where its file is, or is none that can be read.
     """
 
     ids: list[str]
@@ -46,8 +66,20 @@ class Columns:
     sizes: list[int]
 
 
-ABSENT, NO_FILE = -1, -2
-FINGERPRINT_VERSION = 1
+def file_size(file: Path) -> int:
+    """The bytes of an image's file, `NO_FILE` where there is none that can be read; nothing is opened."""
+    try:
+        return regular_file(file, LARGEST_IMAGE).stat().st_size
+    except (OSError, ValueError):  # too long a name, a folder that may not be entered, a pipe
+        return NO_FILE
+
+
+def refuse_vast(where: str, rows: int, classes: int) -> None:
+    """ValueError for more labels, rows times classes, than memory is for."""
+    if rows * classes > MOST_LABELS:
+        raise ValueError(
+            f"{where}: got {rows:,} rows of {classes:,} classes each, expected at most {MOST_LABELS:,} labels in all"
+        )
 
 
 class Rows(Dataset):
@@ -66,7 +98,11 @@ class Rows(Dataset):
 
     @abstractmethod
     def read_image(self, source: int) -> bytes:
-        """The encoded bytes of the image that stands at `source`; OSError when they cannot be read."""
+        """The encoded bytes of the image that stands at `source`; OSError or ValueError when they cannot be read."""
+
+    def image_file(self, source: int) -> Path | None:
+        """The file of the image that stands at `source`; None where it has none of its own."""
+        return None
 
     @abstractmethod
     def image_name(self, source: int) -> str:
@@ -119,8 +155,10 @@ class Rows(Dataset):
         name = self.image_name(source)
         try:
             data = self.read_image(source)
-        except OSError as error:
-            raise BrokenImageError(f"{name}: the file cannot be read: {error.strerror or error}") from error
+        except (OSError, ValueError) as error:
+            gone = "No such file or directory" if isinstance(error, FileNotFoundError) else None
+            reason = gone or getattr(error, "strerror", None) or printable(str(error))
+            raise BrokenImageError(f"{name}: the file cannot be read: {reason}") from error
         return decode(data, name)
 
     def _refuse_empty_rows(self) -> None:
@@ -134,23 +172,34 @@ class Rows(Dataset):
             raise ValueError(f"{self.name}, {self.split}: got {listed(empty)} without image and text, expected one")
 
     def _refuse_absent_files(self, on_broken: str) -> None:
-        absent = [row for row, size in enumerate(self._columns.sizes) if size == NO_FILE]
-        if absent and on_broken == "raise":
-            names = listed(self.image_name(self._sources[row]) for row in absent)
-            raise ValueError(
-                f"{self.name}, {self.split}: {len(absent):,} of {self.rows:,} image files do not exist: {names}; "
-                "mend the paths, leave the cell empty where an image is missing, or skip broken images"
-            )
+        absent = [self._sources[row] for row, size in enumerate(self._columns.sizes) if size == NO_FILE]
+        if not absent or on_broken != "raise":
+            return
+        reasons = {source: why_unreadable(self.image_file(source)) for source in absent}
+        for what, sources in (
+            ("cannot be read", [source for source in absent if reasons[source]]),
+            ("do not exist", absent),
+        ):
+            if sources:
+                names = listed(f"{self.image_name(source)}{reasons[source]}" for source in sources)
+                raise ValueError(
+                    f"{self.name}, {self.split}: {len(sources):,} of {self.rows:,} image files {what}: {names}; "
+                    "mend the paths, leave the cell empty where an image is missing, or skip broken images"
+                )
 
     def _leave_out_broken(self) -> None:
         columns = self._columns
         rows = [row for row, size in enumerate(columns.sizes) if size != ABSENT]
-        found = dict(broken_images(self._decode, rows))
-        if not found:
+        found = list(survey(self._decode, rows))
+        self.plain = tuple(self.image_name(self._sources[one.row]) for one in found if one.plain)
+        broken = {one.row: one.broken for one in found if one.broken is not None}
+        if not broken:
             return
-        self.broken = tuple(found.values())
-        warnings.warn(f"{self.name}, {self.split}: left out {len(found):,} images: {listed(self.broken)}", stacklevel=4)
-        kept_rows = [row for row in range(self.rows) if row not in found]
+        self.broken = tuple(broken.values())
+        warnings.warn(
+            f"{self.name}, {self.split}: left out {len(broken):,} images: {listed(self.broken)}", stacklevel=4
+        )
+        kept_rows = [row for row in range(self.rows) if row not in broken]
         moved = {row: place for place, row in enumerate(kept_rows)}
         kept = [index for index, row in enumerate(columns.images) if row in moved]
         if not kept:
@@ -166,5 +215,32 @@ class Rows(Dataset):
 
     def _fingerprint(self) -> str:
         columns = self._columns
-        samples = zip(columns.ids, columns.texts, columns.labels.tolist(), columns.images, strict=True)
-        return fingerprint([FINGERPRINT_VERSION, self.split, columns.sizes, *samples])
+        several = self.multi_label
+        labels: Iterable[Any] = multi_hot_json(columns.labels) if several else columns.labels.tolist()
+        samples = zip(columns.ids, columns.texts, labels, columns.images, strict=True)
+        rows = (
+            b"[%b,%b,%b,%d]" % (compact_json(name), compact_json(text), label, image)
+            for name, text, label, image in samples
+        )
+        return fingerprint(chain([FINGERPRINT_VERSION, self.split, columns.sizes], rows if several else samples))
+
+
+def multi_hot_json(labels: Tensor) -> Iterator[bytes]:
+    """The JSON of every row of multi-hot labels; a Python float for each of them would take gigabytes."""
+    for row in labels:
+        values = [b"0.0"] * len(row)
+        for place in row.nonzero().flatten().tolist():
+            values[place] = b"1.0"
+        yield b"[%b]" % b",".join(values)
+
+
+def why_unreadable(file: Path | None) -> str:
+    """`": "` and the reason for which a file is not opened; nothing where there is none."""
+    try:
+        if file is not None:
+            regular_file(file, LARGEST_IMAGE)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        return f": {printable(str(error))}"
+    return ""

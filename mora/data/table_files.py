@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
+import io
 import re
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,11 +16,17 @@ from mora.data.dataset import Dataset
 from mora.data.missing import COMPLETE, IMAGE_MISSING, KINDS, TEXT_MISSING, refuse_other_values
 from mora.data.published import published_name, split_name
 from mora.data.tables import FORMAT, Missing, MissingTable, draw_table, refuse_stale, table_digest
+from mora.system.files import read_bytes, regular_file
 from mora.system.messages import listed
 
 # mmimdb_splittrain_missing_both_0.7.pt, and the peers' mmimdb_dev_missing_both_07.pt
 NAME = re.compile(r"(?P<data>.+?)_(?:split)?(?P<split>train|val|dev|test)_missing_(?P<kind>\w+?)_(?P<rate>[\d.]+)\.pt")
 FORMS = "{data}_split{split}_missing_{kind}_0.7.pt or {data}_{split}_missing_{kind}_07.pt"
+LARGEST_TABLE = 1 << 28  # bytes
+DTYPES = (
+    torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.bfloat16, torch.float32,
+    torch.float64,
+)  # fmt: skip
 FIELDS = ("data", "fingerprint", "split", "kind", "rate", "both_ratio", "seed", "sha256")
 
 
@@ -49,8 +56,10 @@ def load_table(path: str | Path, dataset: Dataset) -> MissingTable:
 def read_table(path: str | Path) -> MissingTable:
     """Read a missing table without asking which data it is for; errors as in `load_table`."""
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: got no such file, expected a missing table")
+    try:
+        regular_file(path, LARGEST_TABLE)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: got no such file, expected a missing table") from None
     return _read_own(path) if path.suffix == ".safetensors" else _read_published(path)
 
 
@@ -93,24 +102,45 @@ def parse_name(path: Path) -> Name:
     digits = found["rate"]
     if "." not in digits and len(digits) > 1:
         digits = f"{digits[0]}.{digits[1:]}"
-    return Name(found["data"], split_name(found["split"]) or "", Missing(found["kind"], float(digits)))
+    try:
+        missing = Missing(found["kind"], float(digits))
+    except ValueError as error:
+        raise ValueError(f"{path}: got a missing table of this name ({error}), expected {FORMS}") from error
+    return Name(found["data"], split_name(found["split"]) or "", missing)
 
 
 def _read_published(path: Path) -> MissingTable:
     name = parse_name(path)
-    try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        reason = str(error).split("\n", 1)[0]
-        raise ValueError(f"{path}: got a file that cannot be read safely ({reason}), expected one tensor") from error
-    if not isinstance(values, Tensor) or values.ndim != 1:
-        what = f"a tensor of shape {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-        raise ValueError(f"{path}: got {what}, expected a tensor of shape [rows]")
+    values = _published_values(path)
     refuse_other_values(str(path), values)
     _refuse_contradiction(path, values, name.missing)
     return MissingTable(
         values.to(torch.float32), name.missing, name.split, None, published_name(name.data) or name.data, None
     )
+
+
+def _published_values(path: Path) -> Tensor:
+    """The one tensor of a `torch.save`d file, a plain one that is no longer than its file; ValueError otherwise."""
+    data = read_bytes(path, LARGEST_TABLE)
+    try:
+        if zipfile.is_zipfile(io.BytesIO(data)):
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                if sum(entry.file_size for entry in archive.infolist()) > len(data):
+                    raise ValueError("it unpacks to more than it is")
+        values = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # of a damaged file torch raises whatever its unpickler comes across
+        reason = (str(error) or repr(error)).split("\n", 1)[0]
+        raise ValueError(f"{path}: got a file that cannot be read safely ({reason}), expected one tensor") from error
+    if not isinstance(values, Tensor):
+        raise ValueError(f"{path}: got {type(values).__name__}, expected a tensor of shape [rows]")
+    plain = values.layout == torch.strided and values.device.type == "cpu" and values.dtype in DTYPES
+    if not plain or values.ndim != 1 or values.numel() * values.element_size() > values.untyped_storage().nbytes():
+        kind = f"{values.layout} {values.dtype} on {values.device}".replace("torch.", "")
+        raise ValueError(
+            f"{path}: got a tensor of shape {list(values.shape)} ({kind}, {len(data):,} bytes of file), expected one "
+            "of shape [rows], plain numbers, all in the file"
+        )
+    return values.detach()
 
 
 def _refuse_contradiction(path: Path, values: Tensor, missing: Missing) -> None:
@@ -128,6 +158,7 @@ def _refuse_contradiction(path: Path, values: Tensor, missing: Missing) -> None:
 
 
 def _read_own(path: Path) -> MissingTable:
+    regular_file(path, LARGEST_TABLE)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -139,9 +170,15 @@ def _read_own(path: Path) -> MissingTable:
     lacking = [field for field in FIELDS if field not in metadata]
     if lacking:
         raise ValueError(f"{path}: got metadata without {listed(lacking)}, expected all of {listed(FIELDS)}")
+    if values.ndim != 1 or values.dtype != torch.uint8:
+        raise ValueError(f"{path}: got {values.dtype} of shape {list(values.shape)}, expected uint8 of shape [rows]")
     if table_digest(values, metadata) != metadata["sha256"]:
         raise ValueError(f"{path}: got a table that was changed after it was drawn, expected it as it was drawn")
     refuse_other_values(str(path), values)
-    missing = Missing(metadata["kind"], float(metadata["rate"]), float(metadata["both_ratio"]))
-    seed, data, split = int(metadata["seed"]), metadata["data"], metadata["split"]
+    try:
+        missing = Missing(metadata["kind"], float(metadata["rate"]), float(metadata["both_ratio"]))
+        seed = int(metadata["seed"])
+    except ValueError as error:
+        raise ValueError(f"{path}: got metadata of another form ({error}), expected a drawn table's") from error
+    data, split = metadata["data"], metadata["split"]
     return MissingTable(values.to(torch.float32), missing, split, seed, data, metadata["fingerprint"])

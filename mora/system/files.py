@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import stat
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -122,7 +123,21 @@ def encoding_hint(data: bytes) -> str:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """The value of a JSON text, nested at most `DEEPEST` levels; ValueError that begins with `where`."""
+    """The value of a JSON text, nested at most `DEEPEST` levels, no name twice; ValueError that begins with `where`."""
+    if text.count("[") + text.count("{") > DEEPEST and (deepest := depth_of(text)) > DEEPEST:
+        raise ValueError(f"{where}: got JSON nested {deepest:,} deep, expected at most {DEEPEST}")
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{where}: got text that is not JSON ({error}), expected JSON") from error
+    except KeyError as error:
+        raise ValueError(f"{where}: got {error.args[0]!r} twice in one object, expected each name once") from error
+    except ValueError as error:  # Python's limit on the digits of a number
+        raise ValueError(f"{where}: got a number of too many digits ({error}), expected JSON") from error
+
+
+def depth_of(text: str) -> int:
+    """How deep a JSON text is nested."""
     depth = deepest = 0
     inside = False
     for piece in MARKS.finditer(text):
@@ -132,14 +147,16 @@ def parse_json(text: str, where: str) -> Any:
         elif not inside and len(mark) == 1:
             depth += 1 if mark in "[{" else -1
             deepest = max(deepest, depth)
-    if deepest > DEEPEST:
-        raise ValueError(f"{where}: got JSON nested {deepest:,} deep, expected at most {DEEPEST}")
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{where}: got text that is not JSON ({error}), expected JSON") from error
-    except ValueError as error:  # Python's limit on the digits of a number
-        raise ValueError(f"{where}: got a number of too many digits ({error}), expected JSON") from error
+    return deepest
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of some names and values; KeyError for a name that comes twice, of which one would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        raise KeyError(next(name for name, count in counts.items() if count > 1))
+    return found
 
 
 def read_json(path: Path, most: int = LARGEST_JSON) -> dict[str, Any]:

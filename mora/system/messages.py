@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 SHOWN = 10
+LONGEST = 500  # letters of one name
 
 
 def listed(items: Iterable[object], shown: int = SHOWN) -> str:
-    """`a, b, c and 12 more`."""
-    every = [str(item) for item in items]
+    """`a, b, c and 12 more`, on one line whatever the items hold, each cut after `LONGEST` letters."""
+    every = list(items)
+    first = [printable(name if len(name) <= LONGEST else f"{name[:LONGEST]}...") for name in map(str, every[:shown])]
     more = len(every) - shown
-    return ", ".join(every) if more <= 0 else f"{', '.join(every[:shown])} and {more:,} more"
+    return ", ".join(first) if more <= 0 else f"{', '.join(first)} and {more:,} more"
 
 
 def rows_of(numbers: Sequence[int]) -> str:

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from mora.config import PRESETS
 from mora.data.corruption import Corrupted, Corruption
-from mora.data.dataset import SPLITS, Dataset, open_dataset, refuse_unlearnable, splits_of
+from mora.data.dataset import SPLITS, Dataset, open_dataset, splits_of
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
 from mora.data.table_files import find_table, load_table
 from mora.data.tables import Missing, MissingTable, draw_table, per_sample, table_seed
+from mora.data.trainable import refuse_incomplete, refuse_unlearnable, refuse_unscorable, refuse_untrainable
 from mora.system.files import digest
 from mora.training.backbone import Backbone, with_policy
 from mora.training.batches import Inputs, Subset, spread
@@ -76,18 +77,15 @@ def seed_everything(seed: int) -> None:
 
 
 def open_splits(config: TrainConfig, size: int) -> dict[str, Dataset]:
-    """The data set's splits by name; ValueError without training or validation split."""
+    """The data set's splits by name; ValueError without train or validation, or for what cannot be trained on."""
     there = splits_of(config.data, extra_columns=config.extra_columns)
-    for split in ("train", "validation"):
-        if split not in there:
-            found = ", ".join(there) or "none"
-            raise ValueError(
-                f"data: {config.data} has no {split} split (found: {found}), expected train and validation"
-            )
-    return {
+    refuse_incomplete(config.data, there)
+    datasets = {
         split: open_dataset(config.data, split, on_broken=config.on_broken, size=size, **options_of(config))
         for split in there
     }
+    refuse_untrainable(datasets)
+    return datasets
 
 
 def options_of(config: TrainConfig) -> dict[str, Any]:
@@ -123,16 +121,6 @@ def prepare(config: TrainConfig, backbone: Backbone, datasets: Mapping[str, Data
         inputs = Inputs(dataset, lacks, backbone.preprocess, tokenize, backbone.missing_image, backbone.empty_text)
         splits[split] = Split(dataset, lacks, describe_table(table), inputs)
     return splits
-
-
-def refuse_unscorable(dataset: Dataset) -> None:
-    """ValueError for a split whose metric is not defined: better now than after an epoch."""
-    labels = dataset.labels()
-    if dataset.metric == "auroc" and len(labels.unique()) == 1:
-        raise ValueError(
-            f"{dataset.name}, {dataset.split}: every row is of one class ({dataset.classes[int(labels[0])]}), expected "
-            "both: without positives and negatives the area under the ROC curve is not defined"
-        )
 
 
 def make_table(dataset: Dataset, split: str, config: TrainConfig) -> MissingTable:

@@ -148,7 +148,7 @@ def test_broken_labels_are_named_with_the_images(tmp_path: Path) -> None:
     (raw / "images" / "0000003.jpeg").unlink()
     with pytest.raises(ValueError, match="4 files are missing or broken") as caught:
         run("mmimdb", raw, tmp_path / "out")
-    for part in ("0000000.json: got a file that is not JSON", "0000001.json: no such file",
+    for part in ("0000000.json: got text that is not JSON", "0000001.json: no such file",
                  "0000002.json: no list of texts under 'plot'", "0000003.jpeg: no such file"):  # fmt: skip
         assert part in str(caught.value)
 

@@ -102,10 +102,10 @@ def test_heavy_packages_load_when_a_source_needs_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "name"), [("pyarrow", "manifest.csv"), ("pyarrow", "Food101"), ("datasets", "saved")]
+    ("package", "name"), [("pyarrow", "manifest.parquet"), ("pyarrow", "Food101"), ("datasets", "saved")]
 )
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch, package: str, name: str) -> None:
-    synthetic.manifest(tmp_path), synthetic.arrow(tmp_path, "food101")
+    synthetic.manifest(tmp_path, ".parquet"), synthetic.arrow(tmp_path, "food101")
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "state.json").write_text("{}")
     monkeypatch.setitem(sys.modules, package, None)

@@ -196,10 +196,10 @@ def test_empty_and_damaged_files_are_named(tmp_path: Path) -> None:
         ("a.csv", b"", "got an empty file, expected a line with the names of the columns"),
         ("b.csv", b"image,text,label\n", "got no rows"),
         ("c.csv", b"image,text,label\na,b\n", "got a file that is not CSV in UTF-8 .*Expected 3 columns, got 2"),
-        ("d.csv", b"image,text,label\n\xff\xfe,b,c\n", "got a file that is not CSV in UTF-8"),
+        ("d.csv", b"image,text,label\n\xff\xfe,b,c\n", "line 2 is not UTF-8"),
         ("e.csv", b"text,text,label\na,b,c\n", "got the columns text twice"),
         ("f.jsonl", b"\n", "got no rows"),
-        ("g.jsonl", b'{"text": "a"}\n{"text": \n', "got no JSON in line 2"),
+        ("g.jsonl", b'{"text": "a"}\n{"text": \n', "line 2: got text that is not JSON"),
         ("h.jsonl", b'["a"]\n', "got list in line 1, expected a JSON object"),
         ("i.jsonl", b'{"text": 5, "label": "a"}\n', "got text of type int in line 1, expected text or null"),
         ("j.parquet", b"PAR1", "got a damaged Parquet file"),
@@ -309,7 +309,7 @@ def test_what_is_no_manifest_says_what_it_looks_like(tmp_path: Path) -> None:
         open_dataset(path, "all")
     path = tmp_path / "manifest.jsonl"
     path.write_text("[" * 100_000)
-    with pytest.raises(ValueError, match="no JSON in line 1"):
+    with pytest.raises(ValueError, match="line 1: got JSON nested 100,000 deep, expected at most 64"):
         open_dataset(path, "all")
     path.write_text('{"text": "one", "label": {"a": 1}}\n')
     with pytest.raises(ValueError, match="label of type dict in line 1, expected text, a number, or a list"):

@@ -38,7 +38,10 @@ class Description:
             return description
         content = read_json(path)
         found = content.get("name"), content.get("format")
-        if found != (name, FORMAT) or not isinstance(content.get("splits"), dict):
+        if found != (name, FORMAT) or not (
+            isinstance(content.get("splits"), dict)
+            and all(isinstance(entry, dict) for entry in content["splits"].values())
+        ):
             raise ValueError(f"out: got {folder} with {found[0]} in format {found[1]}, expected a new folder")
         return cls(folder, name, classes, content["splits"])
 

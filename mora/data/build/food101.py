@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
+import re
 from pathlib import Path
 
-from mora.data.build.raw import Raw, RawRow, RawSplit, need, read_split_file, stays_inside
-from mora.system.files import read_json
+from mora.data.build.raw import Raw, RawRow, RawSplit, is_text, need, read_split_file, stays_inside
+from mora.system.files import read_json, read_text
+
+PICTURE = re.compile(r"[^,\"]+_\d+\.\w+,")
 
 
 def read(folder: Path) -> Raw:
@@ -14,7 +18,7 @@ def read(folder: Path) -> Raw:
     path = folder / "class_idx.json"
     need(path, 'the number of each class, such as {"apple_pie": 0, ...}')
     index = read_json(path)
-    if sorted(index.values(), key=str) != sorted(range(len(index)), key=str):
+    if not all(type(number) is int for number in index.values()) or sorted(index.values()) != list(range(len(index))):
         raise ValueError(f"{path}: got {len(index)} classes with other numbers, expected 0 to {len(index) - 1}")
     texts = _texts(folder)
     splits = {
@@ -44,7 +48,7 @@ def _texts(folder: Path) -> dict[str, list[str]]:
     path = folder / "text.json"
     if path.is_file():
         texts = {name: [text] if isinstance(text, str) else text for name, text in read_json(path).items()}
-        wrong = [name for name, several in texts.items() if not isinstance(several, list)]
+        wrong = [name for name, several in texts.items() if not is_texts(several)]
         if wrong:
             raise ValueError(f"{path}: got no text for {wrong[0]!r}, expected a text or a list of texts")
         return texts
@@ -52,14 +56,35 @@ def _texts(folder: Path) -> dict[str, list[str]]:
     if not files:
         raise FileNotFoundError(f"{folder}: got neither text.json nor texts/*.csv, expected the recipes' titles in one")
     texts = {}
-    for file in files:  # lines of picture, title, class; a title may hold commas that nobody quoted
-        with file.open(encoding="utf-8", newline="") as stream:
-            try:
-                for cells in csv.reader(stream):
-                    name, last = cells[0].strip() if cells else "", len(cells)
-                    last -= last > 2 and cells[-1].strip() == name.rpartition("_")[0]
-                    if title := ",".join(cells[1:last]).strip():
-                        texts[name] = [title]
-            except (UnicodeDecodeError, csv.Error) as error:
-                raise ValueError(f"{file}: got a file that is not CSV in UTF-8 ({error})") from error
+    for file in files:
+        texts |= _titles(file)
+    return texts
+
+
+def is_texts(value: object) -> bool:
+    """Whether this is a list of texts."""
+    return isinstance(value, list) and all(isinstance(text, str) and is_text(text) for text in value)
+
+
+def _titles(file: Path) -> dict[str, list[str]]:
+    """Lines of picture, title, class; a title may hold commas that nobody quoted.
+
+    ValueError for a quote that opens in one line and takes the lines of other pictures into its title.
+    """
+    texts: dict[str, list[str]] = {}
+    content = read_text(file)
+    lines, done = list(io.StringIO(content, newline="")), 0
+    reader = csv.reader(lines)
+    try:
+        for cells in reader:
+            name, last = cells[0].strip() if cells else "", len(cells)
+            kind = name.rpartition("_")[0]
+            if kind and any(PICTURE.match(line) for line in lines[done + 1 : reader.line_num]):
+                raise ValueError(f"{file}: line {done + 1} opens a quote that takes the next lines into its title")
+            done = reader.line_num
+            last -= last > 2 and cells[-1].strip() == kind
+            if title := ",".join(cells[1:last]).strip():
+                texts[name] = [title]
+    except csv.Error as error:
+        raise ValueError(f"{file}: got a file that is not CSV in UTF-8 ({error})") from error
     return texts

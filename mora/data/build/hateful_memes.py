@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from mora.data.build.raw import Raw, RawRow, RawSplit, refuse_repeated, stays_inside
+from mora.data.build.raw import Raw, RawRow, RawSplit, is_text, refuse_repeated, stays_inside
 from mora.data.published import PUBLISHED
+from mora.system.files import parse_json, read_text
+from mora.system.messages import printable
 
 FILES = {
     "train": ("train.jsonl",),
@@ -29,13 +30,13 @@ def read(folder: Path) -> Raw:
 
 
 def _split(folder: Path, path: Path) -> RawSplit:
-    lines = [(number, line) for number, line in enumerate(path.read_text("utf-8").split("\n"), 1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
     found = RawSplit(len(lines))
     for number, line in lines:
         try:
-            found.rows.append(_row(folder, json.loads(line)))
+            found.rows.append(_row(folder, parse_json(line, "JSON")))
         except ValueError as error:
-            found.problems.append(f"{path} line {number}: {error}")
+            found.problems.append(f"{path} line {number}: {printable(str(error))}")
     return found
 
 
@@ -47,6 +48,8 @@ def _row(folder: Path, content: object) -> RawRow:
         raise ValueError(f"img is {image!r}, expected a path such as img/01235.png")
     if not isinstance(text, str):
         raise ValueError(f"text is {text!r}, expected the text of the meme")
-    if label not in (0, 1):
+    if not is_text(text):
+        raise ValueError(f"text holds half a character: {text!a}")
+    if type(label) is not int or label not in (0, 1):
         raise ValueError(f"label is {label!r}, expected 0 or 1 (the challenge's own test file has none: use test_seen)")
-    return RawRow(folder / image, [text], int(label))
+    return RawRow(folder / image, [text], label)

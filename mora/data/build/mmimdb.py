@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mora.data.build.raw import Raw, RawRow, RawSplit, read_split_file, stays_inside
+from mora.data.build.raw import Raw, RawRow, RawSplit, is_text, read_split_file, stays_inside
 from mora.data.published import GENRES
 from mora.system.files import read_json
+from mora.system.messages import printable
 
 
 def read(folder: Path) -> Raw:
@@ -21,7 +22,7 @@ def _split(folder: Path, names: list[str]) -> RawSplit:
         try:
             plots, genres = _movie(folder, name)
         except (ValueError, OSError) as error:
-            split.problems.append(str(error))
+            split.problems.append(printable(str(error)))
             continue
         label = [int(genre in genres) for genre in GENRES]
         image = folder / "images" / f"{name}.jpeg"
@@ -40,7 +41,7 @@ def _movie(folder: Path, name: str) -> tuple[list[str], list[str]]:
     for key in ("plot", "genres"):
         value = content.get(key)
         value = [value] if isinstance(value, str) else value
-        if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+        if not isinstance(value, list) or not all(isinstance(entry, str) and is_text(entry) for entry in value):
             raise ValueError(f"{path}: no list of texts under {key!r}")
         lists.append(value)
     return lists[0], lists[1]

@@ -86,4 +86,9 @@ def need(path: Path, what: str) -> None:
 
 def stays_inside(name: str) -> bool:
     """Whether a path written in a raw folder's files stays in that folder."""
-    return not Path(name).is_absolute() and ".." not in Path(name).parts
+    return is_text(name) and "\0" not in name and not Path(name).is_absolute() and ".." not in Path(name).parts
+
+
+def is_text(value: str) -> bool:
+    """Whether a text is whole: no half of a character, which JSON can write and no other file can."""
+    return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)

@@ -90,8 +90,14 @@ def _build_split(split: str, found: RawSplit, description: Description, skip: bo
     path = description.folder / f"{SPLIT_NAMES[split][0]}.arrow"
     state = _digest(found, skip)
     done = description.splits.get(split, {})
-    if path.is_file() and done.get("source") == state and done.get("bytes") == path.stat().st_size:
-        return f"{done['rows']:,} images, unchanged", list(done["left_out"])
+    rows, left_out = done.get("rows"), done.get("left_out")
+    if (
+        path.is_file()
+        and (done.get("source"), done.get("bytes")) == (state, path.stat().st_size)
+        and isinstance(rows, int)
+        and isinstance(left_out, list)
+    ):
+        return f"{rows:,} images, unchanged", left_out
     rows, broken = write_split(path, split, found, PUBLISHED[description.name], keep=skip)
     broken = [*found.problems, *broken]
     if broken and not skip:
@@ -108,7 +114,10 @@ def _digest(found: RawSplit, skip: bool) -> str:
     """Of everything a split's file depends on; images count by path, size and time of change."""
 
     def state(path: Path) -> list[Any]:
-        stat = path.stat() if path.is_file() else None
+        try:
+            stat = path.stat() if path.is_file() else None
+        except (OSError, ValueError):  # a name that no file system takes
+            stat = None
         return [os.path.abspath(path), stat and stat.st_size, stat and stat.st_mtime_ns]
 
     rows = ([state(row.image), row.texts, row.label, row.extra] for row in found.rows)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mora.data.build.raw import RawRow, RawSplit
-from mora.data.images import BrokenImageError, decode, progress
+from mora.data.images import LARGEST_IMAGE, BrokenImageError, decode, progress
 from mora.data.published import SPLIT_NAMES, Published
-from mora.system.files import appearing
+from mora.system.files import appearing, read_bytes
+from mora.system.messages import printable
 
 BATCH = 128
 INSTALL = "pip install 'mora-kernels[train]'"
@@ -61,15 +62,18 @@ def _batches(rows: list[RawRow], broken: list[str], label: str) -> Iterator[list
 
 def _read(row: RawRow) -> bytes | str:
     """The bytes of an image that decodes, or what is wrong with it."""
+    name = printable(str(row.image))
     try:
-        data = row.image.read_bytes()
-        decode(data, str(row.image))
+        data = read_bytes(row.image, LARGEST_IMAGE)
+        decode(data, name)
     except FileNotFoundError:
-        return f"{row.image}: no such file"
+        return f"{name}: no such file"
     except OSError as error:
-        return f"{row.image}: {error.strerror or error}"
+        return f"{name}: {error.strerror or error}"
     except BrokenImageError as error:
         return str(error)
+    except ValueError as error:  # no regular file, too large, no path
+        return f"{name}: {printable(str(error))}"
     return data
 
 
