@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from mora.savings.determinism import why_random
 from mora.savings.fingerprint import sample_parts
 from mora.training.batches import Inputs
 from mora.training.config import TrainConfig
+from mora.training.log import Log
 from mora.training.setup import Split
 
 FOLDER = "prefixes"
@@ -27,7 +27,6 @@ DTYPES = {"exact": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 FILLED = 32  # samples at a time: rows do not depend on the batch that asks for them, nor on when a run was resumed
 # The test split passes once.
 SPLITS = ("train", "validation")
-Filling = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 class CachedInputs(torch.utils.data.Dataset[dict[str, Tensor]]):
@@ -123,8 +122,27 @@ def rows_of_images(dataset: Dataset) -> Tensor | None:
     return None if isinstance(dataset, Corrupted) else dataset.groups()
 
 
-def fill(caches: Mapping[str, PrefixCache], workers: int, filling: Filling) -> None:
-    """Compute what is not there, with a progress bar per split."""
+def keep_rows(
+    config: TrainConfig,
+    model: MissingModalityClassifier,
+    splits: Mapping[str, Split],
+    preprocess: Any,
+    processes: int,
+    workers: int,
+    log: Log,
+) -> dict[str, PrefixCache]:
+    """Compute what the frozen blocks give once for all epochs, and say what is saved, what is not and why."""
+    reason = why_not(config, model, preprocess)
+    caches: dict[str, PrefixCache] = {}
+    if not reason:
+        caches, reason = make_caches(config, model, splits, processes)
+    for line in model.saved():
+        log.say(f"savings ({config.savings}): {line}")
     for split, cache in caches.items():
-        with filling(f"frozen blocks, {split}", len(cache)) as advance:
+        log.say(f"cache, {split}: {cache}")
+    for split, cache in caches.items():
+        with log.filling(f"frozen blocks, {split}", len(cache)) as advance:
             cache.fill(FILLED, workers, advance)
+    if reason:
+        log.say(f"cache: none: {reason}")
+    return caches
