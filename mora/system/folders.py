@@ -46,10 +46,13 @@ def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
     with ExitStack() as stack:
         waiting = {name: stack.enter_context(appearing(folder / name)) for name in reversed(list(contents))}
         for name, content in contents.items():
-            with waiting[name].open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                with waiting[name].open("xb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:  # a full disk does not say which file
+                raise OSError(error.errno, error.strerror, str(folder / name)) from error
         (folder / last).unlink(missing_ok=True)
 
 

@@ -173,7 +173,7 @@ class Engine:
     def batches(self, split: str, rows: list[list[int]]) -> Iterator[dict[str, Tensor]]:
         """Batches of a split, decoded by worker processes where there are any."""
         cached = self.cached.get(split)
-        in_memory = cached is not None and cached.cache.folder is None
+        in_memory = cached is not None and cached.in_memory
         inputs = self.splits[split].inputs if cached is None else cached
         return loader(inputs, rows, 0 if in_memory else self.workers(), self.device.type == "cuda")
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+# How gloo's and NCCL's errors read that torch does not raise as its own kind.
+BROKEN = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo", "NCCL", "Socket")
 
 
 def on_main(accelerator: Any, work: Callable[[], None]) -> None:
@@ -37,3 +41,19 @@ def everyones(value: Any) -> list[Any]:
     from accelerate.utils import gather_object
 
     return gather_object([value])
+
+
+@contextmanager
+def lost_processes(accelerator: Any) -> Iterator[None]:
+    """Turn the error of an exchange with a process that ended into a ConnectionError that says how to go on."""
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, torch.distributed.DistError) or any(word in str(error) for word in BROKEN)
+        if accelerator.num_processes == 1 or not lost:
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise ConnectionError(
+            f"processes: process {accelerator.process_index} of {accelerator.num_processes} lost another one "
+            f"({reason}), expected all to live; start all again with --resume"
+        ) from error

@@ -29,7 +29,7 @@ from mora.training.engine import Engine, Step
 from mora.training.folder import RunFolder, check_folder, refuse_held
 from mora.training.log import LOGS, Log, clock
 from mora.training.methods import adapt
-from mora.training.processes import anywhere, on_main
+from mora.training.processes import anywhere, lost_processes, on_main
 from mora.training.result import Result
 from mora.training.run import BEST, CHECKPOINTS, save_best
 from mora.training.trust import Course, check_state
@@ -102,7 +102,7 @@ class Trainer:
             KeyboardInterrupt: a signal asked to end; the message says where it stopped.
         """
         self.place = RunFolder(self.folder, resume, self.accelerator, self.log)
-        with Stop() as self.stop, lost_workers(), self.place:
+        with Stop() as self.stop, lost_processes(self.accelerator), lost_workers(), self.place:
             return self.run()
 
     def run(self) -> Result:
