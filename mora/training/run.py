@@ -166,7 +166,11 @@ def save_best(
 def load_best(
     folder: Path, model: MissingModalityClassifier, method: str, config: MoraConfig, lora_scale: float
 ) -> None:
-    """Adapt `model` in place as `method` does and put the tensors that `save_best` wrote into it; strict."""
+    """Adapt `model` in place as `method` does and put the tensors that `save_best` wrote into it; strict.
+
+    Raises ValueError when a training replaced the folder meanwhile: adapter and head would be of two epochs.
+    """
+    began = folder.stat().st_ino
     if method in MORA_VARIANTS:
         load_adapter(model.model, folder)
     else:
@@ -180,6 +184,8 @@ def load_best(
         copy_strictly(folder / METHOD_WEIGHTS, tensors, trained_tensors(model.model, method))
     head, _ = read_tensors(folder / HEAD)
     copy_strictly(folder / HEAD, head, model.head.state_dict())
+    if folder.stat().st_ino != began:
+        raise ValueError(f"{folder}: a training replaced it while it was read, expected one epoch's files: try again")
 
 
 @torch.no_grad()
