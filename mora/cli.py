@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 
 from mora.commands import data, demo, doctor, evaluate, merge, predict, train
 from mora.commands.parser import Parser
+from mora.system.signals import heard
 from mora.version import __version__
 
 COMMANDS = (demo, data, train, evaluate, predict, merge, doctor)
@@ -29,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        options.run(options, shlex.join(["mora", *given]))
+        with heard():
+            options.run(options, shlex.join(["mora", *given]))
     except BrokenPipeError:  # `mora ... | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -38,9 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"mora {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"mora {options.command}: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        if not getattr(error, "told", False):
+            print(f"mora {options.command}: {error or 'interrupted'}", file=sys.stderr)
+        return 128 + getattr(error, "number", signal.SIGINT)
     return 0
 
 

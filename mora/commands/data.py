@@ -110,14 +110,18 @@ def _source(options: argparse.Namespace) -> dict[str, Any]:
 
 def _build(options: argparse.Namespace, command: str) -> None:
     from mora.data.build import build
+    from mora.system.folders import remove_leftovers
+    from mora.system.lock import FolderLock
 
-    build(
-        options.name,
-        options.raw,
-        options.out,
-        skip_broken=options.skip_broken,
-        accept_counts=options.accept_counts,
-    )
+    with FolderLock.beside(options.out):
+        remove_leftovers(options.out)
+        build(
+            options.name,
+            options.raw,
+            options.out,
+            skip_broken=options.skip_broken,
+            accept_counts=options.accept_counts,
+        )
 
 
 def _check(options: argparse.Namespace, command: str) -> None:

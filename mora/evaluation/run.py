@@ -19,6 +19,9 @@ from mora.evaluation import report
 from mora.evaluation.grid import SEEDS, Result, cells
 from mora.evaluation.metrics import INSTALL
 from mora.savings import Savings
+from mora.system.folders import remove_leftovers
+from mora.system.lock import FolderLock
+from mora.system.workers import check_workers, lost_workers
 from mora.training.config import TrainConfig
 from mora.training.run import LoadedRun, load_run
 from mora.training.setup import options_of
@@ -103,28 +106,33 @@ def evaluate_runs(
     console = console or make_console()
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: got {out}, which is a file, expected a folder")
+    check_workers(workers)
     chosen = Savings.parse(savings)
-    runs = load_runs(folders, device)
-    for run in runs:
-        run.model.save(chosen)
-    labels = labels_of(runs)
-    source = source._replace(data=str(runs[0].data["source"]) if source.data is None else source.data)
-    opened = [source.open(run) for run in runs]
-    changed = [label for label, run, data in zip(labels, runs, opened, strict=True) if has_changed(source, run, data)]
-    refuse_other_rows(runs, opened)
-    results: list[Result] = []
-    for label, run, dataset in zip(labels, runs, opened, strict=True):
-        read = {str(path): load_table(path, dataset) for path in tables}
-        with bar(console, f"embedding for {label}", len(dataset)) as advance:
-            results += cells(run, dataset, [Missing(), *conditions], seeds, read, label, batch, workers, advance)
-    evaluation = report.Evaluation(
-        results=results,
-        models=[about(label, run) for label, run in zip(labels, runs, strict=True)],
-        data={**described(opened[0], source), "changed_since": changed},
-        seeds=tuple(seeds),
-        command=command,
-    )
-    written = report.write(evaluation, out)
+    with FolderLock.beside(out, lambda line: console.print(line, highlight=False, markup=False)), lost_workers():
+        for name in report.FILES:
+            remove_leftovers(out, name)
+        runs = load_runs(folders, device)
+        for run in runs:
+            run.model.save(chosen)
+        labels = labels_of(runs)
+        source = source._replace(data=str(runs[0].data["source"]) if source.data is None else source.data)
+        opened = [source.open(run) for run in runs]
+        found = zip(labels, runs, opened, strict=True)
+        changed = [label for label, run, data in found if has_changed(source, run, data)]
+        refuse_other_rows(runs, opened)
+        results: list[Result] = []
+        for label, run, dataset in zip(labels, runs, opened, strict=True):
+            read = {str(path): load_table(path, dataset) for path in tables}
+            with bar(console, f"embedding for {label}", len(dataset)) as advance:
+                results += cells(run, dataset, [Missing(), *conditions], seeds, read, label, batch, workers, advance)
+        evaluation = report.Evaluation(
+            results=results,
+            models=[about(label, run) for label, run in zip(labels, runs, strict=True)],
+            data={**described(opened[0], source), "changed_since": changed},
+            seeds=tuple(seeds),
+            command=command,
+        )
+        written = report.write(evaluation, out)
     report.print_tables(console, evaluation)
     console.print(f"Written: {', '.join(map(str, written))}", highlight=False, soft_wrap=True)
     return evaluation

@@ -16,9 +16,11 @@ from mora.evaluation.metrics import THRESHOLD
 from mora.export import card
 from mora.export.formats import FORMATS, OPEN_CLIP, READERS, WRITERS
 from mora.system.files import pack_tensors, read_json, write_bytes
+from mora.system.folders import remove_leftovers, whole_folder
+from mora.system.lock import FolderLock
 from mora.training.backbone import Backbone
 from mora.training.methods import fold
-from mora.training.run import RESULT, LoadedRun, load_run, whole_folder
+from mora.training.run import RESULT, LoadedRun, load_run
 from mora.version import __version__
 
 HEAD, ABOUT, CARD = "classifier.safetensors", "classifier.json", "README.md"
@@ -48,8 +50,15 @@ def merge_run(
         OSError: no run there, or `out` cannot be written.
     """
     one_of("format", format, FORMATS)
-    folder = Path(out)
-    check_free(folder)
+    folder = Path(os.path.abspath(out))
+    check_free(Path(out))
+    with FolderLock.beside(folder):
+        remove_leftovers(folder.parent, folder.name)
+        return merge_into(folder, model, format)
+
+
+def merge_into(folder: Path, model: str | os.PathLike[str] | LoadedRun, format: str) -> dict[str, Any]:
+    """Do it, in a folder that nobody else writes."""
     run = model if isinstance(model, LoadedRun) else load_run(model)
     image, text = probes(run.model)
     adapted = patterns(run.model, image, text)

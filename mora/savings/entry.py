@@ -59,6 +59,8 @@ def open_entry(
     Raises ValueError for damaged files, OSError where nothing can be written.
     """
     path = folder / key(parts)[:LENGTH]
+    if path.is_symlink():
+        raise ValueError(f"cache: got a link at {path}, expected a folder of rows: they are written there")
     new = not path.is_dir()
     if new:
         create(path, parts, layouts)

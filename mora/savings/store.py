@@ -6,6 +6,7 @@ there. A kill at any moment leaves rows that are whole, and rows that do not cou
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -149,7 +150,7 @@ class FileStore(Store):
         header, count = self.layout.header(), self.layout.rows
         sums = self.path.with_suffix(".crc32")
         for path, expected in ((self.path, self.layout.file_bytes), (sums, 4 * count)):
-            size = path.stat().st_size if path.is_file() else None
+            size = path.stat().st_size if path.is_file() and not path.is_symlink() else None
             if size != expected:
                 raise ValueError(damaged(path, f"{size} bytes", f"{expected}"))
         with self.path.open("rb") as file:
@@ -193,15 +194,25 @@ class FileStore(Store):
                 whole = torch.zeros(self.layout.shape, dtype=self.layout.dtype)
                 part = rows[place]
                 (whole[: len(part)] if whole.dim() == 2 else whole).copy_(part)
-                os.pwrite(file.fileno(), content(part), begin + row * self.layout.row_bytes)
-                os.pwrite(file.fileno(), content(tokens), after + 8 * row * self.layout.tokens)
-                os.pwrite(file.fileno(), content(ends[place].cpu()), last + 8 * row)
+                write_at(file, content(part), begin + row * self.layout.row_bytes)
+                write_at(file, content(tokens), after + 8 * row * self.layout.tokens)
+                write_at(file, content(ends[place].cpu()), last + 8 * row)
                 sums[row] = checksum(whole, tokens, ends[place].cpu())
             os.fsync(file.fileno())
         with self.path.with_suffix(".crc32").open("rb+") as file:
             for row, value in sums.items():
-                os.pwrite(file.fileno(), value.to_bytes(4, "little"), 4 * row)
+                write_at(file, memoryview(value.to_bytes(4, "little")), 4 * row)
             os.fsync(file.fileno())
+
+
+def write_at(file: Any, data: memoryview, place: int) -> None:
+    """Write all of `data` at `place`; OSError that names the file where there is no room for all of it."""
+    try:
+        written = os.pwrite(file.fileno(), data, place)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file.name)) from error
+    if written != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file.name))
 
 
 def content(tensor: Tensor) -> memoryview:

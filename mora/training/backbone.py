@@ -141,17 +141,27 @@ def with_policy(
     if policy not in TOKEN_POLICIES:
         raise ValueError(f"token_policy: got {policy!r}, expected one of {', '.join(map(repr, TOKEN_POLICIES))}")
     if policy == "plain":
-        return lambda texts: tokenizer(list(texts))
+        return Tokenize(tokenizer)
     end = int(empty_text.max())
     if int(empty_text[1]) != end:
         raise ValueError(
             "token_policy: got 'official', expected 'plain': the tokenizer does not end texts as CLIP's does"
         )
+    return Tokenize(tokenizer, end)
 
-    def tokenize(texts: Sequence[str]) -> Tensor:
-        tokens = tokenizer(list(texts)).clone()
-        full = (tokens == end).int().argmax(dim=-1) == tokens.shape[1] - 1
-        tokens[full, -2] = end
+
+@dataclass(frozen=True)
+class Tokenize:
+    """Texts to int64 [B, L]; with `end`, a text that fills the context ends one token earlier. Pickled for workers."""
+
+    tokenizer: Callable[[list[str]], Tensor]
+    end: int | None = None
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        tokens = self.tokenizer(list(texts))
+        if self.end is None:
+            return tokens
+        tokens = tokens.clone()
+        full = (tokens == self.end).int().argmax(dim=-1) == tokens.shape[1] - 1
+        tokens[full, -2] = self.end
         return tokens
-
-    return tokenize

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from mora.data.openmoji import cache_folder
 from mora.savings.cache import PrefixCache, refusal
 from mora.savings.determinism import why_random
 from mora.savings.fingerprint import sample_parts
+from mora.savings.options import Hidden
 from mora.training.batches import Inputs
 from mora.training.config import TrainConfig
+from mora.training.log import Log
 from mora.training.setup import Split
 
 FOLDER = "prefixes"
@@ -27,7 +29,6 @@ DTYPES = {"exact": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 FILLED = 32  # samples at a time: rows do not depend on the batch that asks for them, nor on when a run was resumed
 # The test split passes once.
 SPLITS = ("train", "validation")
-Filling = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 class CachedInputs(torch.utils.data.Dataset[dict[str, Tensor]]):
@@ -39,17 +40,38 @@ class CachedInputs(torch.utils.data.Dataset[dict[str, Tensor]]):
     """
 
     def __init__(self, cache: PrefixCache, inputs: Inputs) -> None:
-        self.cache, self.labels = cache, inputs.dataset.labels()
+        self.cache: PrefixCache | None = cache
+        self.labels = inputs.dataset.labels()
+        self.stores, self.place, self.present, self.multiple = cache.stores, cache.place, cache.present, cache.multiple
+        self.in_memory = cache.folder is None
         self.image_present, self.text_present = inputs.lacks != IMAGE_MISSING, inputs.lacks != TEXT_MISSING
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            **vars(self),
+            "cache": None,
+        }  # a worker that is not forked reads rows that are there; no model goes along
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def take(self, modality: str, index: Tensor, present: Tensor) -> Hidden:
+        """Rows of one modality; where `present` is False, the substitute's."""
+        if self.cache is not None:
+            return self.cache.take(modality, index, present)
+        store = self.stores[modality]
+        rows = self.place[modality][index].masked_fill(
+            ~(present & self.present[modality][index]), store.layout.rows - 1
+        )
+        if not bool(store.complete(rows).all()):
+            raise ValueError("cache: a row is not there, expected all of them before a worker process reads")
+        return replace(store.read(rows, self.multiple), filled=True)
 
     def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """One batch: image_rows, text_rows, text_tokens (where a text has tokens), flags, label, index."""
         index = torch.tensor(rows)
         image_present, text_present = self.image_present[index], self.text_present[index]
-        image, text = self.cache.image(index, image_present), self.cache.text(index, text_present)
+        image, text = self.take("image", index, image_present), self.take("text", index, text_present)
         batch = {
             "image_rows": image.rows,
             "text_rows": text.rows,
@@ -123,8 +145,27 @@ def rows_of_images(dataset: Dataset) -> Tensor | None:
     return None if isinstance(dataset, Corrupted) else dataset.groups()
 
 
-def fill(caches: Mapping[str, PrefixCache], workers: int, filling: Filling) -> None:
-    """Compute what is not there, with a progress bar per split."""
+def keep_rows(
+    config: TrainConfig,
+    model: MissingModalityClassifier,
+    splits: Mapping[str, Split],
+    preprocess: Any,
+    processes: int,
+    workers: int,
+    log: Log,
+) -> dict[str, PrefixCache]:
+    """Compute what the frozen blocks give once for all epochs, and say what is saved, what is not and why."""
+    reason = why_not(config, model, preprocess)
+    caches: dict[str, PrefixCache] = {}
+    if not reason:
+        caches, reason = make_caches(config, model, splits, processes)
+    for line in model.saved():
+        log.say(f"savings ({config.savings}): {line}")
     for split, cache in caches.items():
-        with filling(f"frozen blocks, {split}", len(cache)) as advance:
+        log.say(f"cache, {split}: {cache}")
+    for split, cache in caches.items():
+        with log.filling(f"frozen blocks, {split}", len(cache)) as advance:
             cache.fill(FILLED, workers, advance)
+    if reason:
+        log.say(f"cache: none: {reason}")
+    return caches

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor
 
-from mora.system.files import pack_tensors, write_bytes
+from mora.system.files import pack_tensors, parse_json, read_bytes, write_bytes
+from mora.system.messages import printable
 
 KEPT = 2
+DAMAGED = ".damaged"
 
 
 @dataclass
@@ -66,33 +70,70 @@ def pack(progress: Progress, parts: Mapping[str, Mapping[str, Tensor]], values: 
 
 
 def write_checkpoint(folder: Path, state: State) -> Path:
-    """Write it as `{step}.safetensors`, and keep the last two."""
+    """Write it as `{step}-{epoch}.safetensors` with the SHA-256 of all that is in it, and keep the last two."""
     folder.mkdir(parents=True, exist_ok=True)
-    progress = state.values["progress"]
+    progress, values = state.values["progress"], json.dumps(state.values)
     path = folder / f"{progress['step']:09d}-{progress['epoch']:04d}.safetensors"
-    write_bytes(path, pack_tensors(state.tensors, {"state": json.dumps(state.values)}))
+    write_bytes(path, pack_tensors(state.tensors, {"state": values, "sha256": fingerprint(state.tensors, values)}))
     for old in checkpoint_files(folder)[:-KEPT]:
         old.unlink(missing_ok=True)
     return path
 
 
-def read_checkpoint(folder: Path) -> State | None:
-    """The newest checkpoint that is whole; None where there is none.
+def read_checkpoint(folder: Path, check: Callable[[State], None]) -> tuple[State | None, dict[Path, str]]:
+    """(the newest checkpoint that is whole and passes `check`, or None, why each newer one does not).
 
-    Raises ValueError when there are checkpoints and all are damaged.
+    Raises ValueError when there are checkpoints and none is usable, or when the folder is a link out of the run.
     """
-    files = checkpoint_files(folder)
-    reasons = []
-    for path in reversed(files):
+    if folder.is_symlink():
+        raise ValueError(f"{folder}: got a link, expected a folder of the run: old checkpoints in it are deleted")
+    refused: dict[Path, str] = {}
+    for path in reversed(checkpoint_files(folder)):
         try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                return State({name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata["state"]))  # noqa: SIM118
-        except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
-            reasons.append(f"{path.name}: {error}")
-    if reasons:
-        raise ValueError(f"{folder}: got damaged checkpoints only ({'; '.join(reasons)}), expected one that is whole")
-    return None
+            state = unpack(path)
+            check(state)
+        except (OSError, ValueError) as error:
+            refused[path] = printable(str(error).removeprefix(f"{path}: "))
+            continue
+        return state, refused
+    if refused:
+        reasons = "; ".join(f"{path.name}: {reason}" for path, reason in refused.items())
+        raise ValueError(f"{folder}: got damaged checkpoints only ({reasons}), expected one that is whole")
+    return None, {}
+
+
+def unpack(path: Path) -> State:
+    """The content of a checkpoint's file; ValueError unless it is what was written, bit for bit."""
+    data = read_bytes(path)
+    length = int.from_bytes(data[:8], "little")
+    try:
+        tensors = load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ValueError(f"{path}: {error}, expected a safetensors file") from error
+    metadata = parse_json(data[8 : 8 + length].decode(), str(path)).get("__metadata__", {})
+    text = metadata.get("state", "")
+    if metadata.get("sha256") != fingerprint(tensors, text):
+        raise ValueError(f"{path}: got content that is not what its SHA-256 says, expected it as it was written")
+    values = parse_json(text, str(path))
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: got a state of type {type(values).__name__}, expected an object")
+    return State(tensors, values)
+
+
+def fingerprint(tensors: Mapping[str, Tensor], values: str) -> str:
+    """SHA-256 of the JSON text and of every tensor's name, dtype, shape and bytes, in hexadecimal."""
+    total = hashlib.sha256(f"{len(values)}\n{values}".encode(errors="surrogatepass"))
+    for name, tensor in sorted(tensors.items()):
+        flat = tensor.detach().cpu().contiguous()
+        total.update(f"{name} {flat.dtype} {tuple(flat.shape)}\n".encode(errors="surrogatepass"))
+        total.update(memoryview(flat.reshape(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
+    return total.hexdigest()
+
+
+def set_aside(paths: Mapping[Path, str]) -> None:
+    """Give checkpoints that cannot be used a name under which they neither count nor push out others."""
+    for path in paths:
+        path.replace(path.with_name(path.name + DAMAGED))
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
@@ -115,8 +156,7 @@ def restore_optimizer(optimizer: Any, tensors: Mapping[str, Tensor], groups: lis
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
         slots.setdefault(int(index), {})[key] = tensor
-    for group in groups:
-        group["betas"] = tuple(group["betas"])  # JSON knows lists only
+    groups = [{**group, "betas": tuple(group["betas"])} for group in groups]  # JSON knows lists only
     optimizer.load_state_dict({"state": slots, "param_groups": groups})
 
 

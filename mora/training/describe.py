@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Mapping
 from importlib import metadata
@@ -9,8 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from mora.system.messages import listed
+from mora.system.files import digest
+from mora.system.messages import listed, printable
 from mora.training.backbone import Backbone
+from mora.training.checkpoints import Progress
 from mora.training.config import FREE_ON_RESUME, TrainConfig
 from mora.training.setup import Split, one_modality, options_of
 from mora.version import __version__
@@ -63,19 +66,39 @@ def describe(
     }
 
 
+def identity(description: Mapping[str, Any]) -> dict[str, Any]:
+    """By dotted name, what a run to be continued must have as it was."""
+    wanted = ("train", "data", "backbone", "tables", "token_policy", "processes")
+    free = {*(f"train.{name}" for name in FREE_ON_RESUME), "data.source", "backbone.pretrained"}
+    pairs = (pair for part in wanted for pair in flat(part, description.get(part)))
+    return {key: value for key, value in pairs if key not in free}
+
+
+def run_digest(description: Mapping[str, Any]) -> str:
+    """SHA-256 of a run's identity, in hexadecimal."""
+    return digest(json.dumps(identity(description), sort_keys=True).encode())
+
+
 def check_same_run(stored: Mapping[str, Any], now: Mapping[str, Any], folder: str) -> None:
     """Raise ValueError that names the first thing in which a run to be continued differs from the one in `folder`."""
-    wanted = ("train", "data", "backbone", "tables", "token_policy", "processes")
-    old, new = (
-        {key: value for part in wanted for key, value in flat(part, given.get(part))} for given in (stored, now)
-    )
-    free = {*(f"train.{name}" for name in FREE_ON_RESUME), "data.source", "backbone.pretrained"}
+    old, new = identity(stored), identity(now)
     for key in [*new, *(key for key in old if key not in new)]:
-        if key not in free and old.get(key) != new.get(key):
+        if old.get(key) != new.get(key):
             raise ValueError(
                 f"{key.removeprefix('train.')}: {folder} was started with {old.get(key)!r}, this call has "
                 f"{new.get(key)!r}: expected the same to resume; use another --out for another run"
             )
+
+
+def other_versions(stored: Mapping[str, Any]) -> str | None:
+    """A warning when a run was started under other versions of what can move a number; else None."""
+    before, now = stored.get("versions"), versions()
+    before = before if isinstance(before, dict) else {}
+    changed = [f"{name} {before.get(name)} then, {now.get(name)} now" for name in {**before, **now}
+               if before.get(name) != now.get(name)]  # fmt: skip
+    if not changed:
+        return None
+    return printable(f"warning: resumed under other versions, numbers may differ: {', '.join(changed)}")
 
 
 def flat(prefix: str, value: Any) -> list[tuple[str, Any]]:
@@ -121,3 +144,14 @@ def introduction(
     ]
     warning = one_modality(splits["train"])
     return lines if warning is None else [*lines, warning]
+
+
+def where(progress: Progress, steps: int, epochs: int, written: int | None) -> str:
+    """Where a run stops, and how it goes on, in words; `written` is the step of its last checkpoint."""
+    kept = "there is no checkpoint yet" if written is None else f"the last checkpoint is of step {written}"
+    kept = "its checkpoint is written" if written == progress.step else kept
+    epoch = min(progress.epoch, epochs)
+    return (
+        f"after step {progress.step} of {steps} (epoch {epoch} of {epochs}); {kept}: the same command with --resume "
+        "goes on"
+    )

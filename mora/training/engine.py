@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -138,8 +138,11 @@ class Engine:
         return explain(where, loss, self.trained, batch, ids)
 
     @torch.no_grad()
-    def evaluate(self, split: str) -> dict[str, float]:
-        """Metrics of the model as it is on a split; every process takes a part of the rows."""
+    def evaluate(self, split: str, stopping: Callable[[], bool]) -> dict[str, float] | None:
+        """Metrics of the model as it is on a split; every process takes a part of the rows.
+
+        None when `stopping`, asked before every batch, says that one of the processes is to end.
+        """
         from accelerate.utils import gather_object
 
         from mora.evaluation.metrics import Metric
@@ -147,15 +150,21 @@ class Engine:
         dataset = self.splits[split].dataset
         own = list(range(self.rank, len(dataset), self.processes))
         self.model.eval()
-        found = []
+        found: list[Any] = []
         for batch in self.batches(
             split, [own[at : at + self.config.batch] for at in range(0, len(own), self.config.batch)]
         ):
+            if stopping():
+                found.append(None)
+                break
             placed = self.to_device(batch)
             with self.accelerator.autocast():
                 logits = self.forward(self.model, placed)
             found.append((batch["index"], logits.float().cpu(), batch["label"]))
-        index, logits, labels = (torch.cat(column) for column in zip(*gather_object(found), strict=True))
+        everything = gather_object(found)
+        if any(part is None for part in everything):
+            return None
+        index, logits, labels = (torch.cat(column) for column in zip(*everything, strict=True))
         order = index.argsort()
         metric = Metric(dataset.metric, len(dataset.classes), dataset.multi_label)
         metric.update(logits[order], labels[order], dataset.groups())
@@ -164,7 +173,7 @@ class Engine:
     def batches(self, split: str, rows: list[list[int]]) -> Iterator[dict[str, Tensor]]:
         """Batches of a split, decoded by worker processes where there are any."""
         cached = self.cached.get(split)
-        in_memory = cached is not None and cached.cache.folder is None
+        in_memory = cached is not None and cached.in_memory
         inputs = self.splits[split].inputs if cached is None else cached
         return loader(inputs, rows, 0 if in_memory else self.workers(), self.device.type == "cuda")
 
@@ -189,6 +198,7 @@ class Engine:
         parts |= {f"random.{rank}": tensors for rank, (tensors, _) in enumerate(generators)}
         return parts, {
             "groups": groups,
+            "optimized": sorted({int(name.partition(".")[0]) for name in slots}),
             "schedule": self.schedule.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "random": [values for _, values in generators],

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from mora.training.run import LOG, METRICS
 
+LOGS = (METRICS, LOG)
 PLAIN_SECONDS, SHORT_SECONDS = 30.0, 5.0
 
 
@@ -46,25 +48,44 @@ class Log:
         if self.main:
             self.said = time.perf_counter()
             append(self.folder / LOG, f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}")
-            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self.show(text)
+
+    def show(self, text: str) -> None:
+        """Show a line, and do not write it; a terminal that is gone is no reason to end a run."""
+        if self.main:
+            with suppress(OSError):
+                self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def check(self) -> None:
+        """Raise ValueError when one of the two files is a link or no file: it is appended to and cut."""
+        for path in (self.folder / name for name in LOGS):
+            if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+                raise ValueError(
+                    f"{path}: got {'a link' if path.is_symlink() else 'no file'}, expected a file of the run"
+                )
 
     def sizes(self) -> dict[str, int]:
         """Bytes of both files, which are on disk then: what a checkpoint remembers."""
         sizes = {}
-        for name in (METRICS, LOG):
+        for name in LOGS:
             path = self.folder / name
+            sizes[name] = 0
             if path.is_file():
                 with path.open("rb+") as file:
                     os.fsync(file.fileno())
-            sizes[name] = path.stat().st_size if path.is_file() else 0
+                    sizes[name] = os.fstat(file.fileno()).st_size
         return sizes
 
     def cut(self, sizes: Mapping[str, int]) -> None:
-        """Forget what was written after a checkpoint: the steps it tells of are done again."""
-        for name, size in sizes.items():
+        """Forget what was written after a checkpoint: the steps it tells of are done again.
+
+        Whatever other names `sizes` has, only the two files of this run are touched.
+        """
+        for name in LOGS:
             path = self.folder / name
-            if self.main and path.is_file() and path.stat().st_size > size:
-                os.truncate(path, size)
+            if self.main and path.is_file() and path.stat().st_size > sizes[name]:
+                with open(path, "rb+", opener=no_link) as file:
+                    file.truncate(sizes[name])
 
     def start(self, steps: int, done: int) -> None:
         """Begin to show progress, `done` of `steps` steps being over."""
@@ -134,9 +155,22 @@ def progress_bar(console: Any) -> Any:
 
 
 def append(path: Path, line: str) -> None:
-    """Append a line to a file, at once."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    """Append a line to a file, at once and whole."""
+    try:
+        with open(path, "ab", buffering=0, opener=no_link) as file:
+            data = (line + "\n").encode(errors="backslashreplace")
+            if (written := file.write(data)) != len(data):
+                os.truncate(path, os.fstat(file.fileno()).st_size - (written or 0))
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk does not say which file
+        raise
+
+
+def no_link(path: str, flags: int) -> int:
+    """Open a file of the run, never through a link: that could lead to any file."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def clock(seconds: float) -> str:

@@ -41,4 +41,9 @@ class Result:
     def read(cls, folder: Path) -> Result | None:
         """The result of the run in `folder`; None while it is not over."""
         path = folder / RESULT
-        return cls(**{**read_json(path), "folder": folder}) if path.is_file() else None
+        if not path.is_file():
+            return None
+        found = {**read_json(path), "folder": folder}
+        if set(found) != set(cls.__dataclass_fields__):
+            raise ValueError(f"{path}: got {', '.join(sorted(found))}, expected {', '.join(cls.__dataclass_fields__)}")
+        return cls(**found)

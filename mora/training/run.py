@@ -10,11 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import secrets
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +23,7 @@ from mora.checkpoint.tensors import check_tensors
 from mora.classifier import MissingModalityClassifier
 from mora.config import MoraConfig
 from mora.system.files import digest, pack_tensors, read_json, read_tensors, write_bytes
-from mora.system.messages import listed
+from mora.system.folders import whole_folder
 from mora.training.backbone import Backbone, load_backbone, with_policy
 from mora.training.methods import MORA_VARIANTS, adapt, trained_tensors
 
@@ -36,8 +32,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 CONFIG, BEST, CHECKPOINTS, METRICS, LOG = "config.json", "best", "checkpoints", "metrics.jsonl", "train.log"
-# What `write_bytes` and `whole_folder` make beside the final name.
-LEFTOVER = re.compile(r"\..+\.[0-9a-f]{16}(\.old)?")
 HEAD, RESULT, METHOD, METHOD_WEIGHTS = "head.safetensors", "result.json", "method.json", "method.safetensors"
 
 
@@ -172,7 +166,11 @@ def save_best(
 def load_best(
     folder: Path, model: MissingModalityClassifier, method: str, config: MoraConfig, lora_scale: float
 ) -> None:
-    """Adapt `model` in place as `method` does and put the tensors that `save_best` wrote into it; strict."""
+    """Adapt `model` in place as `method` does and put the tensors that `save_best` wrote into it; strict.
+
+    Raises ValueError when a training replaced the folder meanwhile: adapter and head would be of two epochs.
+    """
+    began = folder.stat().st_ino
     if method in MORA_VARIANTS:
         load_adapter(model.model, folder)
     else:
@@ -186,6 +184,8 @@ def load_best(
         copy_strictly(folder / METHOD_WEIGHTS, tensors, trained_tensors(model.model, method))
     head, _ = read_tensors(folder / HEAD)
     copy_strictly(folder / HEAD, head, model.head.state_dict())
+    if folder.stat().st_ino != began:
+        raise ValueError(f"{folder}: a training replaced it while it was read, expected one epoch's files: try again")
 
 
 @torch.no_grad()
@@ -194,41 +194,3 @@ def copy_strictly(path: Path, tensors: Mapping[str, Tensor], targets: Mapping[st
     check_tensors(str(path), tensors, {name: tuple(target.shape) for name, target in targets.items()})
     for name, target in targets.items():
         target.copy_(tensors[name])
-
-
-def check_folder(folder: Path, resume: bool) -> None:
-    """Raise ValueError for a run folder that is in use and not to be resumed, holds something else, or is no folder."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"out: got {folder}, which is a file, expected a folder")
-    if (folder / CONFIG).is_file():
-        if not resume:
-            raise ValueError(f"out: got {folder}, which holds a run, expected a new folder, or --resume to go on")
-    elif folder.is_dir() and (others := [e.name for e in folder.iterdir() if not LEFTOVER.fullmatch(e.name)]):
-        raise ValueError(
-            f"out: got {folder}, which is not empty ({listed(sorted(others))}) and holds no run, expected a new folder"
-        )
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a kill left of files and folders that were about to appear."""
-    for place in (folder, folder / CHECKPOINTS):
-        for left in place.glob(".*"):
-            if LEFTOVER.fullmatch(left.name):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-
-
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A work folder beside `folder` that takes its place at the end of the block, or vanishes after an error."""
-    work = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}")
-    work.mkdir(parents=True)
-    try:
-        yield work
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
-    old = work.with_name(f"{work.name}.old")
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(work, folder)
-    shutil.rmtree(old, ignore_errors=True)

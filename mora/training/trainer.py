@@ -4,41 +4,35 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mora.classifier import MissingModalityClassifier
 from mora.data.dataset import Dataset
 from mora.savings import Savings
-from mora.savings.cache import PrefixCache
+from mora.system.signals import Stop, Stopped
+from mora.system.workers import check_workers, lost_workers
 from mora.training import setup
 from mora.training.backbone import Backbone, load_backbone
 from mora.training.batches import epoch_order, shares
-from mora.training.caching import fill, make_caches, why_not
-from mora.training.checkpoints import Progress, State, pack, read_checkpoint, write_checkpoint
+from mora.training.caching import keep_rows
+from mora.training.checkpoints import Progress, State, pack, write_checkpoint
 from mora.training.config import TrainConfig
-from mora.training.describe import check_same_run, describe, introduction
+from mora.training.describe import describe, introduction, run_digest, where
 from mora.training.engine import Engine, Step
-from mora.training.log import Log, clock
+from mora.training.folder import RunFolder, check_folder, refuse_held
+from mora.training.log import LOGS, Log, clock
 from mora.training.methods import adapt
+from mora.training.processes import anywhere, lost_processes, on_main
 from mora.training.result import Result
-from mora.training.run import (
-    BEST,
-    CHECKPOINTS,
-    CONFIG,
-    LOG,
-    METRICS,
-    check_folder,
-    read_config,
-    remove_leftovers,
-    save_best,
-    write_config,
-)
+from mora.training.run import BEST, CHECKPOINTS, save_best
+from mora.training.trust import Course, check_state
 
 
 class Trainer:
@@ -63,7 +57,9 @@ class Trainer:
         console: Any = None,
     ) -> None:
         self.config, self.folder = config, Path(config.out)
+        check_workers(config.workers)
         self.accelerator = setup.make_accelerator(config)
+        on_main(self.accelerator, lambda: refuse_held(self.folder))
         processes = self.accelerator.num_processes
         setup.seed_everything(config.seed)
         self.backbone = load_backbone(config.backbone, config.pretrained) if backbone is None else backbone
@@ -80,25 +76,38 @@ class Trainer:
         adapters = adapt(self.model.model, config.method, config.mora, config.lora_scale)
         self.rows = len(self.splits["train"].dataset)
         passes = math.ceil(self.rows / (config.batch * processes))
-        self.steps_per_epoch = math.ceil(passes / config.accumulation)
-        self.steps = config.epochs * self.steps_per_epoch
+        self.course = Course(
+            run_digest(self.description), config.epochs, passes, config.accumulation, self.task.metric, LOGS
+        )
+        self.steps = config.epochs * self.course.steps
         self.engine = Engine(self.accelerator, config, self.model, adapters, self.splits, self.steps)
         self.log = Log(self.folder, self.accelerator.is_main_process, console)
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
+        self.written: int | None = None  # step of the last checkpoint
         self.saved = self.started = time.perf_counter()
 
     def fit(self, resume: bool = False) -> Result:
         """Train, keep the best validation epoch, test it once.
 
+        SIGINT, SIGTERM and SIGHUP write a checkpoint after the step at hand and end the run; a second one at once.
+
         Args:
             resume: go on from the last checkpoint of the run folder; from the beginning where there is none.
 
         Raises:
-            ValueError: the folder holds a run and `resume` is False, or another run than this; NaN or infinity.
-            OSError: the folder cannot be written.
+            ValueError: the folder holds a run and `resume` is False, or another run than this, or is being written by
+                another one; NaN or infinity.
+            OSError: the folder cannot be written, or a process that reads images was killed.
+            KeyboardInterrupt: a signal asked to end; the message says where it stopped.
         """
-        state = self.open_folder(resume)
+        self.place = RunFolder(self.folder, resume, self.accelerator, self.log)
+        with Stop() as self.stop, lost_processes(self.accelerator), lost_workers(), self.place:
+            return self.run()
+
+    def run(self) -> Result:
+        """Everything that happens while the folder is held."""
+        state = self.place.open(self.description, lambda state: check_state(state, self.engine, self.course))
         if (done := Result.read(self.folder)) is not None:
             self.log.say(f"{self.folder}: finished already")
             return done
@@ -109,41 +118,28 @@ class Trainer:
         if state is not None:
             self.restore(state)
         self.introduce(state)
-        self.keep_rows()
-        self.log.start(self.steps, self.progress.step)
         try:
+            self.keep_rows()
+            self.log.start(self.steps, self.progress.step)
+            self.stop.waiting = True
             while self.progress.epoch <= self.config.epochs:
                 self.train_epoch()
                 self.end_epoch()
-        except KeyboardInterrupt:
-            self.log.say("interrupted; the same command with --resume goes on from the last checkpoint")
+            result = self.finish()
+        except Stopped as stopped:
+            self.tell(stopped)
             raise
         finally:
             self.log.stop()
-        result = self.finish()
         self.accelerator.end_training()
         return result
 
-    def open_folder(self, resume: bool) -> State | None:
-        """Make the run folder, or check that it is this run's; returns the checkpoint to go on from."""
-        check_folder(self.folder, resume)
-        stored = (self.folder / CONFIG).is_file()
-        self.accelerator.wait_for_everyone()
-        if stored:
-            check_same_run(read_config(self.folder), self.description, str(self.folder))
-            state = read_checkpoint(self.folder / CHECKPOINTS)
-            self.accelerator.wait_for_everyone()
-            if self.accelerator.is_main_process:
-                remove_leftovers(self.folder)
-            if state is None:
-                self.log.cut({METRICS: 0, LOG: 0})
-            return state
-        if self.accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(self.folder)
-            write_config(self.folder, self.description)
-        self.accelerator.wait_for_everyone()
-        return None
+    def tell(self, stopped: Stopped) -> None:
+        """Say where the run stopped, and how it goes on."""
+        self.log.stop()
+        stopped.told = self.log.main
+        with suppress(OSError):  # a disk that is full is no reason to hide what happened
+            self.log.say(f"stopped by {stopped} {where(self.progress, self.steps, self.config.epochs, self.written)}")
 
     def start_trackers(self, state: State | None) -> None:
         """Begin to report to the trackers asked for."""
@@ -160,26 +156,18 @@ class Trainer:
             return
         place, processes = self.accelerator.device.type, self.accelerator.num_processes
         for line in introduction(
-            self.config, self.splits, self.engine.trained, self.model.model, place, processes, self.steps_per_epoch
+            self.config, self.splits, self.engine.trained, self.model.model, place, processes, self.course.steps
         ):
             self.log.say(line)
 
     def keep_rows(self) -> None:
-        """Compute what the frozen blocks give once for all epochs, and say what is saved, what is not and why."""
-        config, accelerator = self.config, self.accelerator
+        """Take batches from rows past the frozen blocks, where they can be kept."""
         self.engine.train_mode()
-        with accelerator.autocast():
-            reason = why_not(config, self.model, self.backbone.preprocess)
-            caches: dict[str, PrefixCache] = {}
-            if not reason:
-                caches, reason = make_caches(config, self.model, self.splits, accelerator.num_processes)
-            for line in self.model.saved():
-                self.log.say(f"savings ({config.savings}): {line}")
-            for split, cache in caches.items():
-                self.log.say(f"cache, {split}: {cache}")
-            fill(caches, self.engine.workers(), self.log.filling)
-        if reason:
-            self.log.say(f"cache: none: {reason}")
+        with self.accelerator.autocast():
+            caches = keep_rows(
+                self.config, self.model, self.splits, self.backbone.preprocess, self.accelerator.num_processes,
+                self.engine.workers(), self.log,
+            )  # fmt: skip
         self.engine.use(caches)
 
     def train_epoch(self) -> None:
@@ -197,8 +185,11 @@ class Trainer:
             progress.done += len(group)
             samples += step.rows
             self.report(step, samples / (time.perf_counter() - began))
-            if begin + len(group) < len(plan) and self.is_time():
+            due, stopping = self.boundary() if begin + len(group) < len(plan) else (False, False)
+            if due or stopping:
                 self.checkpoint()
+            if stopping:
+                raise Stopped(self.stop.number or signal.SIGTERM)
 
     def report(self, step: Step, throughput: float) -> None:
         """Count a step and tell of it."""
@@ -220,7 +211,7 @@ class Trainer:
     def end_epoch(self) -> None:
         """Validate, keep the best, write a checkpoint."""
         progress, name = self.progress, self.task.metric
-        figures = self.engine.evaluate("validation")
+        figures = self.evaluate("validation")
         loss = progress.loss[0] / progress.loss[1]
         better = progress.best is None or figures[name] > progress.best["validation"][name]
         if better:
@@ -242,26 +233,36 @@ class Trainer:
         """Seconds of this run, earlier parts included."""
         return self.progress.seconds + time.perf_counter() - self.started
 
-    def is_time(self) -> bool:
-        """Whether a checkpoint is due; the main process's clock decides for all."""
+    def boundary(self) -> list[bool]:
+        """Whether a checkpoint is due, by the main process's clock, and whether any process is to end."""
         due = time.perf_counter() - self.saved > 60 * self.config.checkpoint_minutes
-        if self.accelerator.num_processes == 1:
-            return due
-        flag = torch.tensor(float(due and self.accelerator.is_main_process), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum") > 0)
+        return anywhere(self.accelerator, due and self.log.main, self.stop.asked())
+
+    def evaluate(self, split: str) -> dict[str, float]:
+        """Metrics of a split; Stopped, with a checkpoint of the last step, when a signal comes meanwhile."""
+        figures = self.engine.evaluate(split, self.stop.asked)
+        if figures is None:
+            if self.progress.epoch <= self.config.epochs:
+                self.checkpoint()
+            raise Stopped(self.stop.number or signal.SIGTERM)
+        return figures
 
     def checkpoint(self) -> None:
         """Write everything that decides how the run goes on."""
         parts, values = self.engine.state()
         self.saved = time.perf_counter()
         if self.accelerator.is_main_process:
+            self.place.check()
             progress = Progress(**{**vars(self.progress), "seconds": self.spent()})
-            state = pack(progress, {**parts, "best": self.best}, {**values, "log": self.log.sizes()})
+            values |= {"log": self.log.sizes(), "run": self.course.run}
+            state = pack(progress, {**parts, "best": self.best}, values)
             write_checkpoint(self.folder / CHECKPOINTS, state)
+        self.written = self.progress.step
 
     def restore(self, state: State) -> None:
         """Be where the checkpoint was taken, files of the run folder included."""
         self.progress = state.progress
+        self.written = self.progress.step
         self.best = {name: tensor.to(self.accelerator.device) for name, tensor in state.part("best").items()}
         if self.best:
             self.engine.put(self.best)
@@ -273,6 +274,7 @@ class Trainer:
         """Write the trained tensors as they are to best/."""
         assert self.progress.best is not None
         if self.accelerator.is_main_process:
+            self.place.check()
             save_best(self.folder / BEST, self.model, self.config.method, self.config.mora, self.progress.best)
 
     def finish(self) -> Result:
@@ -280,7 +282,7 @@ class Trainer:
         progress = self.progress
         assert progress.best is not None
         self.engine.put(self.best)
-        test = self.engine.evaluate("test") if "test" in self.splits else None
+        test = self.evaluate("test") if "test" in self.splits else None
         count = sum(parameter.numel() for parameter in self.engine.trained.values())
         result = Result(
             self.folder, progress.best["epoch"], progress.best["validation"], test,

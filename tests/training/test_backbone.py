@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from mora.families import family_of
+from mora.system.folders import whole_folder
 from mora.training import load_backbone, load_run
 from mora.training.backbone import with_policy
-from mora.training.run import copy_strictly, whole_folder
+from mora.training.run import copy_strictly
 from tests.training import fakes
 
 SIZES = {

@@ -1,4 +1,7 @@
-"""Killed at any moment, a run goes on from its last checkpoint and ends in the same bits."""
+"""Killed at any moment, a run goes on from its last checkpoint and ends in the same bits.
+
+`MORA_KILLS=30` kills it 30 times, instead of 6.
+"""
 
 import json
 import multiprocessing
@@ -16,6 +19,7 @@ from mora.training.checkpoints import checkpoint_files
 from tests.training import fakes
 
 RECIPE = dict(epochs=4, batch=4, checkpoint_minutes=1e-4, accumulation=2)
+KILLS = int(os.environ.get("MORA_KILLS", "6"))
 
 
 def weights(folder):
@@ -54,9 +58,9 @@ def lines(folder):
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
-def run_and_kill(processes, folder, more, pause):
+def run_and_kill(processes, folder, more, pause, fields=RECIPE):
     """Start the run and kill -9 it a moment after it wrote so many lines more; whether it was still at it."""
-    process = processes.Process(target=work, args=(folder, RECIPE))
+    process = processes.Process(target=work, args=(folder, fields))
     process.start()
     before = lines(folder)
     while process.is_alive() and (more is None or lines(folder) < before + more):
@@ -72,12 +76,14 @@ def run_and_kill(processes, folder, more, pause):
 
 def test_killed_at_random_moments(processes, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    run_and_kill(processes, whole, None, 0)
+    fields = {**RECIPE, "epochs": 4 * max(1, KILLS // 6)}
+    run_and_kill(processes, whole, None, 0, fields)
     draw, kills = random.Random(7), 0
-    while kills < 6 and run_and_kill(processes, broken, draw.randint(1, 5), draw.uniform(0, 0.03)):
+    while kills < KILLS and run_and_kill(processes, broken, draw.randint(1, 5), draw.uniform(0, 0.03), fields):
         kills += 1
-    assert kills >= 3
-    run_and_kill(processes, broken, None, 0)
+    print(f"train: killed {kills} times")
+    assert kills >= min(3, KILLS)
+    run_and_kill(processes, broken, None, 0, fields)
     same(whole, broken)
     assert events(whole) == events(broken)
     results = [json.loads((folder / "result.json").read_text()) for folder in (whole, broken)]

@@ -1,0 +1,133 @@
+"""Processes that read samples: started in any way, bounded, and named when one is killed."""
+
+import io
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from multiprocessing.reduction import ForkingPickler
+
+import open_clip
+import pytest
+import torch
+
+from mora.cli import main
+from mora.data.dataset import open_dataset
+from mora.system import workers
+from mora.training.backbone import load_backbone, with_policy
+from mora.training.batches import Inputs
+from mora.training.caching import CachedInputs
+from tests.data import synthetic
+from tests.savings import worlds
+from tests.training import fakes
+
+# As on macOS and Windows, and on Linux from Python 3.14 on.
+SCRIPT = """
+import multiprocessing, sys
+from mora.cli import main
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv[1])
+    multiprocessing.set_forkserver_preload(["mora.training.trainer", "mora.data.manifest"])
+    sys.exit(main(sys.argv[2:]))
+"""
+
+
+def started(method, tmp_path, *arguments):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, script, method, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+
+
+@pytest.mark.parametrize("method", os.environ.get("MORA_START_METHODS", "forkserver").split(","))
+def test_workers_that_are_not_forked(tmp_path, method):
+    """Decoding, the fill of the cache and cached rows on disk, all through worker processes."""
+    data, run = synthetic.manifest(tmp_path), tmp_path / "run"
+    common = ["--data", data, "--workers", "1"]
+    options = ["--epochs", "2", "--batch", "16", "--device", "cpu", "--cache", "disk", "--cache-folder", tmp_path / "c"]
+    done = started(method, tmp_path, "train", *common, "--out", run, *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (run / "result.json").is_file()
+
+
+def picklable(thing):
+    """What a worker that is not forked is handed, there and back."""
+    buffer = io.BytesIO()
+    ForkingPickler(buffer).dump(thing)
+    return pickle.loads(buffer.getvalue())
+
+
+@pytest.mark.parametrize("policy", ["plain", "official"])
+def test_what_workers_are_given_can_be_pickled(tmp_path, policy):
+    backbone = load_backbone("tiny")
+    tokenize = with_policy(backbone.tokenizer, policy, backbone.empty_text)
+    data = [synthetic.manifest(tmp_path), synthetic.manifest(tmp_path, ".parquet"), synthetic.arrow(tmp_path, "mmimdb")]
+    for source in data:
+        dataset = open_dataset(str(source), "train")
+        inputs = Inputs(
+            dataset, dataset.available(), backbone.preprocess, tokenize, backbone.missing_image, backbone.empty_text
+        )
+        again = picklable(inputs)
+        for one, other in zip(inputs[3].values(), again[3].values(), strict=True):
+            assert torch.equal(one, other)
+    long = ["word " * 100, "a b"]
+    assert torch.equal(picklable(tokenize)(long), tokenize(long))
+
+
+def test_what_open_clip_gives_can_be_pickled():
+    for mode in ("shortest", "longest", "squash"):
+        picklable(open_clip.image_transform(64, is_train=False, resize_mode=mode))
+    picklable(with_policy(open_clip.get_tokenizer("ViT-B-16-quickgelu"), "official", torch.tensor([49406, 49407, 0])))
+
+
+def test_cached_rows_are_sent_to_workers_without_the_model(tmp_path):
+    import mora
+
+    samples = worlds.Samples()
+    model = worlds.classifier("open_clip")
+    cache = mora.PrefixCache(model, samples, folder=tmp_path, parts={"data": "worlds"})
+    cache.fill()
+    splits = fakes.splits(12)
+    inputs = Inputs(splits["train"], splits["train"].available(), None, None, None, None)
+    cached = CachedInputs(cache, inputs)
+    again = picklable(cached)
+    assert again.cache is None
+    for name, tensor in cached.__getitems__([1, 4]).items():
+        assert torch.equal(tensor, again.__getitems__([1, 4])[name]), name
+
+
+def test_a_killed_worker_is_named(tmp_path, capsys, monkeypatch):
+    from mora.data.manifest import ManifestSplit
+
+    def killed(self, index):
+        if multiprocessing.current_process().name != "MainProcess":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    data = synthetic.manifest(tmp_path)
+    monkeypatch.setattr(ManifestSplit, "__getitem__", killed)
+    given = ["--data", str(data), "--device", "cpu", "--workers", "1", "--epochs", "1", "--batch", "8"]
+    assert main(["train", "--out", str(tmp_path / "run"), *given]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("mora train: workers: the process ") and "that reads samples" in said, said
+    with (
+        pytest.raises(ChildProcessError, match="the process 7 that reads samples was killed by signal Killed"),
+        workers.lost_workers(),
+    ):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    with pytest.raises(RuntimeError, match="another"), workers.lost_workers():
+        raise RuntimeError("another")
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_the_number_of_workers_is_bounded_by_the_cores(tmp_path, capsys, command):
+    given = ["--data", str(synthetic.manifest(tmp_path)), "--out", str(tmp_path / "out"), "--workers", "1000000"]
+    assert main([command, *given, *(["--model", "run"] if command == "evaluate" else [])]) == 2
+    cores = len(os.sched_getaffinity(0))
+    assert (
+        f"workers: got 1000000, expected at most {8 * cores}: 8 for each of the {cores} cores"
+        in capsys.readouterr().err
+    )
+    assert not (tmp_path / "out").exists()
