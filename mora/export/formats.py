@@ -9,12 +9,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from mora.families.conversion import to_hugging_face
 from mora.system.files import pack_tensors, write_bytes
-from mora.training.backbone import TINY, Backbone, white_image
+from mora.training.backbone import TINY, Backbone, make, white_image
+from mora.training.described import LOCAL
 
 OPEN_CLIP, HUGGING_FACE = "open_clip", "hugging_face"
 FORMATS = (OPEN_CLIP, HUGGING_FACE)
@@ -71,13 +71,7 @@ def open_clip_config(model: Any, backbone: Backbone) -> dict[str, Any]:
 
 def read_open_clip(folder: Path, backbone: Backbone) -> Loaded:
     """Load the folder as its model card says: with open_clip alone."""
-    import open_clip
-
-    name = f"local-dir:{folder}"
-    with torch.random.fork_rng(devices=[]):
-        model, _, preprocess = open_clip.create_model_and_transforms(name)
-    special = {"bpe_path": str(folder / MERGES)} if (folder / MERGES).is_file() else {}
-    tokenizer = open_clip.get_tokenizer(name, **special)
+    model, preprocess, tokenizer = make(f"{LOCAL}{folder}")
     return Loaded(model.eval(), white_image(preprocess), tokenizer([""])[0])
 
 
