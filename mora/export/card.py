@@ -137,7 +137,7 @@ def scores(run: LoadedRun, about: dict[str, Any]) -> str:
 
 def training(run: LoadedRun) -> Table:
     """Method and recipe."""
-    adapters, recipe = run.config["mora"], run.config.get("train", {})
+    adapters, recipe = run.mora_config.to_dict(), run.config.get("train", {})
     rows = [["method", run.method]]
     if run.method not in ("linear", "bitfit"):
         blocks = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 SHOWN = 10
+LONGEST = 2000
 
 
 def listed(items: Iterable[object], shown: int = SHOWN) -> str:
@@ -24,3 +25,9 @@ def printable(text: str) -> str:
     Python writes them ("\\n", "\\x1b"), the rest as it is.
     """
     return "".join(letter if letter == " " or letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def one_line(text: str) -> str:
+    """A message of others on one line, safe to print, cut off where it is longer than `LONGEST`."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} ... ({len(line) - LONGEST:,} characters more)"
