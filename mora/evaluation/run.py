@@ -19,6 +19,7 @@ from mora.evaluation import report
 from mora.evaluation.grid import SEEDS, Result, cells
 from mora.evaluation.metrics import INSTALL
 from mora.savings import Savings
+from mora.system.messages import printable
 from mora.training.config import TrainConfig
 from mora.training.run import LoadedRun, load_run
 from mora.training.setup import options_of
@@ -126,7 +127,8 @@ def evaluate_runs(
     )
     written = report.write(evaluation, out)
     report.print_tables(console, evaluation)
-    console.print(f"Written: {', '.join(map(str, written))}", highlight=False, soft_wrap=True)
+    shown = printable(", ".join(map(str, written)))
+    console.print(f"Written: {shown}", highlight=False, markup=False, soft_wrap=True)
     return evaluation
 
 
@@ -200,10 +202,14 @@ def bar(console: Any, title: str, total: int) -> Iterator[Callable[[int], None]]
     """A progress bar where somebody watches; gives what moves it."""
     from rich import progress
 
-    columns = [progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn()]
+    columns = [
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+    ]
     columns += [progress.TimeElapsedColumn(), progress.TextColumn("left"), progress.TimeRemainingColumn()]
     with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
-        task = shown.add_task(title, total=total)
+        task = shown.add_task(printable(title), total=total)
         yield lambda done: shown.advance(task, done)
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from mora.system.messages import printable
 from mora.training.run import LOG, METRICS
 
 PLAIN_SECONDS, SHORT_SECONDS = 30.0, 5.0
@@ -44,7 +45,7 @@ class Log:
     def say(self, text: str) -> None:
         """Append a line to train.log and show it."""
         if self.main:
-            self.said = time.perf_counter()
+            self.said, text = time.perf_counter(), printable(text)
             append(self.folder / LOG, f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}")
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
