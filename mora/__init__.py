@@ -6,20 +6,26 @@
 The method is that of "MoRA: Missing Modality Low-Rank Adaptation for Visual Recognition" (ICLR 2026, arXiv 2511.06225).
 """
 
-from typing import Any
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from mora.adapters import adapter_parameters, adapter_state_dict
-from mora.checkpoint import load_adapter, load_official, save_adapter, save_official
-from mora.classifier import MissingModalityClassifier
-from mora.config import PRESETS, MoraConfig
-from mora.keeping import forget, keeping
-from mora.linear import MoraLinear
-from mora.patch import disabled, merge, patch, unpatch
-from mora.savings import Hidden, Savings
-from mora.savings.cache import PrefixCache
-from mora.summary import summary
-from mora.verify import verify
 from mora.version import __version__
+
+if TYPE_CHECKING:
+    from mora.adapters import adapter_parameters, adapter_state_dict
+    from mora.checkpoint import load_adapter, load_official, save_adapter, save_official
+    from mora.classifier import MissingModalityClassifier
+    from mora.config import PRESETS, MoraConfig
+    from mora.keeping import forget, keeping
+    from mora.linear import MoraLinear
+    from mora.patch import disabled, merge, patch, unpatch
+    from mora.savings import Hidden, Savings
+    from mora.savings.cache import PrefixCache
+    from mora.summary import summary
+    from mora.training.trainer import train
+    from mora.verify import verify
 
 __all__ = [
     "PRESETS",
@@ -47,11 +53,45 @@ __all__ = [
     "verify",
 ]
 
+# Imported on first use: `import mora` and `mora --help` wait for no torch, and only `train` needs its extra.
+NAMES = {
+    "mora.adapters": ("adapter_parameters", "adapter_state_dict"),
+    "mora.checkpoint": ("load_adapter", "load_official", "save_adapter", "save_official"),
+    "mora.classifier": ("MissingModalityClassifier",),
+    "mora.config": ("PRESETS", "MoraConfig"),
+    "mora.keeping": ("forget", "keeping"),
+    "mora.linear": ("MoraLinear",),
+    "mora.patch": ("disabled", "merge", "patch", "unpatch"),
+    "mora.savings": ("Hidden", "Savings"),
+    "mora.savings.cache": ("PrefixCache",),
+    "mora.summary": ("summary",),
+    "mora.training.trainer": ("train",),
+    "mora.verify": ("verify",),
+}
+PLACES = {name: place for place, names in NAMES.items() for name in names}
 
-def __getattr__(name: str) -> Any:
-    """Import on first use what needs the packages of the extra `train`."""
-    if name == "train":
-        from mora.training.trainer import train
 
-        return train
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+class Package(ModuleType):
+    """The package itself: public names appear on first use, and `mora.patch` is the function in every import order.
+
+    Importing the module `mora.patch` from anywhere binds `patch` in the package to the module, which has the function's
+    name; the function is bound instead.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in PLACES:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(PLACES[name]), name)
+        setattr(self, name, value)
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and PLACES.get(name) == value.__name__:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *__all__})
+
+
+sys.modules[__name__].__class__ = Package

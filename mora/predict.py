@@ -9,11 +9,14 @@ import torch
 
 from mora.config import is_whole
 from mora.evaluation.metrics import THRESHOLD
+from mora.system.files import read_bytes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from mora.training.run import LoadedRun
+
+LARGEST_IMAGE = 1 << 28  # bytes of a file
 
 
 class Answer(NamedTuple):
@@ -59,12 +62,15 @@ def predict(
         top: how many answers, at least 1; None is all classes.
 
     Raises:
-        ValueError: both are missing, an image that cannot be read, or `top` out of range.
+        ValueError: both are missing, an image that cannot be read or is no regular file, a text that is no Unicode, or
+            `top` out of range.
         OSError: the image file is not there.
     """
     text = None if text is None or not text.strip() else text
     if image is None and text is None:
         raise ValueError("image, text: got neither, expected an image, a text or both")
+    if text is not None:
+        check_text(text)
     if top is not None and (not is_whole(top) or top < 1):
         raise ValueError(f"top: got {top!r}, expected a whole number of at least 1")
     device = run.model.head.weight.device
@@ -86,8 +92,22 @@ def predict(
     return Prediction(tuple(answers), missing, run.multi_label)
 
 
+def check_text(text: str) -> None:
+    """ValueError for half of a surrogate pair: no tokenizer takes it. Bytes on the command line that are not UTF-8
+    become one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"text: got {text!r}, character {error.start + 1} of which is half of a surrogate pair, expected Unicode"
+        ) from error
+
+
 def read(image: str | Path | Image) -> Image:
     """The image as RGB, on white where it is transparent, as the data sets read theirs."""
     from mora.data.images import decode, to_rgb
 
-    return decode(Path(image).read_bytes(), str(image)) if isinstance(image, (str, Path)) else to_rgb(image)
+    if isinstance(image, (str, Path)):
+        return decode(read_bytes(Path(image), LARGEST_IMAGE), str(image))
+    return to_rgb(image)

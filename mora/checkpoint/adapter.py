@@ -37,7 +37,7 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
         "peft_type": "MORA",  # PEFT refuses a type it does not know, instead of loading something else
         "format": FORMAT,
         "mora_version": __version__,
-        "config": adapters.config.to_dict(),
+        "config": replace(adapters.config, backend="auto").to_dict(),
         "layers": {modality: [pair[modality].layer for pair in adapters.pairs] for modality in adapters.pairs[0]},
         "base": base,
         "weights_sha256": digest(weights),
@@ -104,4 +104,5 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: format {saved['format']}, expected {FORMAT}: saved by mora {saved.get('mora_version')}"
         )
+    saved["config"]["backend"] = "auto"  # what computes it is the choice of the machine at hand
     return saved

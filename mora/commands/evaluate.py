@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mora.commands.parser import Commands
 
+MOST_SEEDS = 1000
+
 
 def add(commands: Commands) -> None:
     """Declare the arguments."""
@@ -61,13 +63,16 @@ def run(options: argparse.Namespace, command: str) -> None:
     from mora.data.tables import Missing
     from mora.evaluation.grid import RATES, conditions_of
     from mora.evaluation.run import Source, evaluate_runs
+    from mora.training.config import LARGEST_COUNT
 
     for name in ("types", "rates"):
         if getattr(options, name) is not None and not options.grid:
             raise ValueError(f"{name}: got {getattr(options, name)} without --grid, expected --grid with it")
-    for name, least in (("seeds", 1), ("batch", 1), ("workers", 0)):
+    for name, least, most in (("seeds", 1, MOST_SEEDS), ("batch", 1, LARGEST_COUNT), ("workers", 0, LARGEST_COUNT)):
         if getattr(options, name) < least:
             raise ValueError(f"{name}: got {getattr(options, name)}, expected a whole number of at least {least}")
+        if getattr(options, name) > most:
+            raise ValueError(f"{name}: got {getattr(options, name)}, expected a whole number of at most {most:,}")
     single = [given for given in options.missing if not Path(given).is_file()]
     conditions = [Missing.parse(given) for given in single]
     if options.grid:

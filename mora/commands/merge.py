@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mora.system.messages import printable
+
 if TYPE_CHECKING:
     from mora.commands.parser import Commands
 
@@ -32,4 +34,4 @@ def run(options: argparse.Namespace, command: str) -> None:
         f"Merged and adapted logits differ by at most {found['max_difference']:.1e} (largest logit "
         f"{found['max_logit']:.1f}); {found['changed_predictions']} of {found['rows']} predictions change."
     )
-    print(f"Written: {', '.join(str(path) for path in sorted(options.out.iterdir()))}")
+    print(printable(f"Written: {', '.join(str(path) for path in sorted(options.out.iterdir()))}"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, NoReturn
 
+from mora.system.messages import one_line
+
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction["Parser"]
 
@@ -14,4 +16,4 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print `mora demo: ...` and exit."""
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"{self.prog}: {one_line(message)}\n")

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mora.system.messages import printable
+
 if TYPE_CHECKING:
     from mora.commands.parser import Commands
     from mora.predict import Prediction
@@ -38,24 +40,38 @@ def run(options: argparse.Namespace, command: str) -> None:
 
     if options.image is None and (options.text is None or not options.text.strip()):
         raise ValueError("image, text: got neither, expected --image, --text or both")
-    if options.image is not None and not options.image.is_file():
-        raise FileNotFoundError(f"image: got {options.image}, expected an image file")
+    if options.image is not None:
+        check_image(options.image)
     loaded = load_run(options.model, device_of(options.device))
     prediction = predict(loaded, options.image, options.text, options.top)
     if options.json:
-        print(json.dumps(prediction.to_dict(), ensure_ascii=False))
+        print(json.dumps(prediction.to_dict()))  # ASCII: whole under every encoding of the output
     else:
         show(prediction, len(loaded.classes))
+
+
+def check_image(path: Path) -> None:
+    """Refuse, before a model is loaded, what is no image file."""
+    from mora.predict import LARGEST_IMAGE
+    from mora.system.files import regular_file
+
+    try:
+        regular_file(path, LARGEST_IMAGE)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"image: got {path}, expected an image file") from None
+    except ValueError as error:
+        raise ValueError(str(error).replace("path:", "image:", 1)) from None
 
 
 def show(prediction: Prediction, classes: int) -> None:
     """A line on what was there, then a class per line."""
     stand_in = {"text": ": the empty text stands in", "image": ": a white image stands in", "none": ""}
     print(f"{ABSENT[prediction.missing]}{stand_in[prediction.missing]}")
-    width = max(len(answer.name) for answer in prediction.answers)
-    for answer in prediction.answers:
+    names = [printable(answer.name) for answer in prediction.answers]
+    width = max(map(len, names))
+    for name, answer in zip(names, prediction.answers, strict=True):
         mark = "*" if answer.chosen else " "
-        print(f"{mark} {answer.name:<{width}}  {100 * answer.probability:5.1f} %")
+        print(f"{mark} {name:<{width}}  {100 * answer.probability:5.1f} %")
     if prediction.multi_label:
         print("* above 50 %: chosen (each class has a probability of its own)")
     elif len(prediction.answers) < classes:

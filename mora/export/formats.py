@@ -9,12 +9,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from mora.families.conversion import to_hugging_face
-from mora.system.files import pack_tensors, write_bytes
-from mora.training.backbone import TINY, Backbone, white_image
+from mora.system.files import pack_tensors, read_bytes, write_bytes
+from mora.training.backbone import TINY, Backbone, make, white_image
+from mora.training.described import LOCAL, read_description
 
 OPEN_CLIP, HUGGING_FACE = "open_clip", "hugging_face"
 FORMATS = (OPEN_CLIP, HUGGING_FACE)
@@ -37,13 +37,23 @@ def write_open_clip(folder: Path, model: nn.Module, backbone: Backbone) -> None:
     """
     config = open_clip_config(model, backbone)
     tokenizer: Any = backbone.tokenizer
-    if backbone.name == TINY:
-        with resources.as_file(resources.files("mora.tiny") / MERGES) as path:
-            write_bytes(folder / MERGES, path.read_bytes())
+    if (merges := merges_of(backbone)) is not None:
+        write_bytes(folder / MERGES, merges)
     elif hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(folder)
     write_bytes(folder / WEIGHTS, pack_tensors(model.state_dict(), {"format": "pt"}))
     write_bytes(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def merges_of(backbone: Backbone) -> bytes | None:
+    """The file of byte-pair merges that a backbone brings; None where open_clip has them itself."""
+    if backbone.name == TINY:
+        return (resources.files("mora.tiny") / MERGES).read_bytes()
+    if not backbone.name.startswith(LOCAL):
+        return None
+    text = read_description(backbone.name)["model_cfg"]["text_cfg"]
+    name = None if text.get("hf_tokenizer_name") else (text.get("tokenizer_kwargs") or {}).get("bpe_path")
+    return read_bytes(Path(backbone.name.removeprefix(LOCAL)) / name) if name else None
 
 
 def open_clip_config(model: Any, backbone: Backbone) -> dict[str, Any]:
@@ -61,6 +71,8 @@ def open_clip_config(model: Any, backbone: Backbone) -> dict[str, Any]:
     import open_clip
 
     config = open_clip.get_model_config(backbone.name)
+    if config is not None and merges_of(backbone) is not None:
+        config["text_cfg"]["tokenizer_kwargs"]["bpe_path"] = MERGES
     if config is None:
         raise ValueError(
             f"format: open_clip has no configuration of the backbone {backbone.name!r}, expected one of its names; "
@@ -71,13 +83,7 @@ def open_clip_config(model: Any, backbone: Backbone) -> dict[str, Any]:
 
 def read_open_clip(folder: Path, backbone: Backbone) -> Loaded:
     """Load the folder as its model card says: with open_clip alone."""
-    import open_clip
-
-    name = f"local-dir:{folder}"
-    with torch.random.fork_rng(devices=[]):
-        model, _, preprocess = open_clip.create_model_and_transforms(name)
-    special = {"bpe_path": str(folder / MERGES)} if (folder / MERGES).is_file() else {}
-    tokenizer = open_clip.get_tokenizer(name, **special)
+    model, preprocess, tokenizer = make(f"{LOCAL}{folder}")
     return Loaded(model.eval(), white_image(preprocess), tokenizer([""])[0])
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 SHOWN = 10
-LONGEST = 500  # letters of one name
+NAME, LONGEST = 500, 2000  # letters shown of one name, of one message
 
 
 def listed(items: Iterable[object], shown: int = SHOWN) -> str:
-    """`a, b, c and 12 more`, on one line whatever the items hold, each cut after `LONGEST` letters."""
+    """`a, b, c and 12 more`, on one line whatever the items hold, each cut after `NAME` letters."""
     every = list(items)
-    first = [printable(name if len(name) <= LONGEST else f"{name[:LONGEST]}...") for name in map(str, every[:shown])]
+    first = [printable(name if len(name) <= NAME else f"{name[:NAME]}...") for name in map(str, every[:shown])]
     more = len(every) - shown
     return ", ".join(first) if more <= 0 else f"{', '.join(first)} and {more:,} more"
 
@@ -26,3 +26,9 @@ def printable(text: str) -> str:
     Python writes them ("\\n", "\\x1b"), the rest as it is.
     """
     return "".join(letter if letter == " " or letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def one_line(text: str) -> str:
+    """A message of others on one line, safe to print, cut off where it is longer than `LONGEST`."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} ... ({len(line) - LONGEST:,} characters more)"

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from mora.system.files import regular_file
+from mora.training.described import SCHEMES, check_text_tower, make_tokenizer, no_code_from_elsewhere, read_description
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 TINY = "tiny"
-# Names that bring their own weights: open_clip's schemes for a hub or a folder on disk.
-SCHEMES = ("hf-hub:", "local-dir:")
 TOKEN_POLICIES = ("official", "plain")
 
 
@@ -101,21 +105,40 @@ def load_backbone(name: str, pretrained: str | None = None) -> Backbone:
         check_name(name, pretrained, open_clip)
     elif pretrained is not None:
         raise ValueError(f"pretrained: got {pretrained!r} with {name!r}, expected none: that name brings its weights")
+    return Backbone.of(*make(name, pretrained), name, pretrained)
+
+
+def make(name: str, pretrained: str | None = None) -> tuple[nn.Module, Any, Any]:
+    """(model, preprocess, tokenizer) of a name that open_clip knows; nothing that a description says runs code.
+
+    Raises ValueError for a description that is refused, or weights that do not fit; OSError and ImportError pass.
+    """
+    import open_clip
+
+    config = read_description(name)["model_cfg"] if name.startswith(SCHEMES) else open_clip.get_model_config(name)
     try:
+        if text_tower := config["text_cfg"].get("hf_model_name"):
+            check_text_tower(text_tower)
         # random state is left alone: fresh weights are drawn before the pretrained ones replace them
-        with torch.random.fork_rng(devices=[]):
-            model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained, weights_only=True)
-        tokenizer = open_clip.get_tokenizer(name)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        with torch.random.fork_rng(devices=[]), no_code_from_elsewhere():
+            model, _, preprocess = open_clip.create_model_and_transforms(
+                name, pretrained=pretrained, weights_only=True, require_pretrained=True
+            )
+        return model, preprocess, make_tokenizer(name, config)
+    except (OSError, ImportError):
+        raise
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"backbone: {name!r} with weights {pretrained!r} cannot be loaded: not a checkpoint of plain tensors, and "
+            "files that can run code are not read"
+        ) from error
+    except Exception as error:  # of open_clip, timm, transformers or torch, about files that they did not write
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"backbone: {name!r} with weights {pretrained!r} cannot be loaded: {reason}") from error
-    return Backbone.of(model, preprocess, tokenizer, name, pretrained)
 
 
 def check_name(name: str, pretrained: str | None, open_clip: Any) -> None:
     """Raise ValueError unless open_clip knows the name, and the tag (or file) of its weights is given."""
-    from pathlib import Path
-
     known = open_clip.list_models()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:3]
@@ -124,7 +147,9 @@ def check_name(name: str, pretrained: str | None, open_clip: Any) -> None:
             f"{', '.join(map(repr, near))} (open_clip.list_models())"
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
-    if pretrained is None or (pretrained not in tags and not Path(pretrained).is_file()):
+    if pretrained is not None and pretrained not in tags and os.path.lexists(pretrained):
+        regular_file(Path(pretrained))
+    elif pretrained is None or pretrained not in tags:
         expected = ", ".join(map(repr, tags)) if tags else "a file of weights (open_clip offers none for it)"
         raise ValueError(f"pretrained: got {pretrained!r} for backbone {name!r}, expected {expected}, or a file")
 

@@ -16,6 +16,8 @@ from mora.evaluation.metrics import KINDS
 from mora.savings.options import Savings
 from mora.training.methods import METHODS
 
+# A generator takes 64 bits; offsets by split and process are added to a seed.
+LARGEST_COUNT, LARGEST_SEED = (1 << 31) - 1, (1 << 62) - 1
 PRECISIONS = ("fp32", "fp16", "bf16")
 CACHES, CACHE_DTYPES = ("auto", "memory", "disk", "off"), ("exact", "float16", "bfloat16")
 TOKEN_CHOICES = ("auto", "official", "plain")
@@ -221,9 +223,12 @@ class TrainConfig:
 
 
 def check_whole(name: str, value: object, least: int) -> None:
-    """Raise ValueError unless `value` is an int of at least `least`."""
+    """Raise ValueError unless `value` is an int from `least` to what a computer counts to."""
+    most = LARGEST_SEED if name.endswith("seed") else LARGEST_COUNT
     if not is_whole(value) or value < least:  # type: ignore[operator]
         raise ValueError(f"{name}: got {value!r}, expected a whole number of at least {least}")
+    if value > most:  # type: ignore[operator]
+        raise ValueError(f"{name}: got {value!r}, expected a whole number of at most {most:,}")
 
 
 def check_number(name: str, value: Any, low: float, high: float, open_left: bool = False) -> float:

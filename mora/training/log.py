@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from mora.system.messages import printable
 from mora.training.run import LOG, METRICS
 
 LOGS = (METRICS, LOG)
@@ -46,7 +47,7 @@ class Log:
     def say(self, text: str) -> None:
         """Append a line to train.log and show it."""
         if self.main:
-            self.said = time.perf_counter()
+            self.said, text = time.perf_counter(), printable(text)
             append(self.folder / LOG, f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}")
             self.show(text)
 

@@ -26,6 +26,7 @@ from mora.system.files import digest, pack_tensors, read_json, read_tensors, wri
 from mora.system.folders import whole_folder
 from mora.training.backbone import Backbone, load_backbone, with_policy
 from mora.training.methods import MORA_VARIANTS, adapt, trained_tensors
+from mora.training.stored import check_config, check_result
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -92,6 +93,8 @@ def load_run(
     best = folder / BEST
     if not (best / RESULT).is_file():
         raise FileNotFoundError(f"model: {folder} has no finished epoch ({BEST}/{RESULT}), expected a trained run")
+    result = read_json(best / RESULT)
+    check_result(str(best / RESULT), result)
     given = config["backbone"]
     backbone = load_backbone(given["name"], given["pretrained"]) if backbone is None else backbone
     if backbone.fingerprint() != given["sha256"]:
@@ -112,7 +115,7 @@ def load_run(
         multi_label=data["multi_label"],
         method=config["method"],
         data=data,
-        result=read_json(best / RESULT),
+        result=result,
         backbone=backbone,
         folder=folder,
     )
@@ -127,10 +130,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_json(path)
     if config.get("format") != FORMAT:
         raise ValueError(f"{path}: got format {config.get('format')!r}, expected {FORMAT}")
-    wanted = {"data": dict, "backbone": dict, "mora": dict, "method": str, "token_policy": str, "lora_scale": float}
-    for key, kind in wanted.items():
-        if not isinstance(config.get(key), kind):
-            raise ValueError(f"{path}: {key!r} is {config.get(key)!r}, expected a {kind.__name__}")
+    check_config(str(path), config)
     return config
 
 
