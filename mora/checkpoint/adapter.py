@@ -11,8 +11,15 @@ from typing import Any
 from torch import nn
 
 from mora.adapters import adapter_state_dict, adapters_of, is_patched
-from mora.checkpoint.tensors import assign, check_same_adapters, check_tensors, expected_shapes
-from mora.config import MoraConfig
+from mora.checkpoint.tensors import (
+    assign,
+    check_same_adapters,
+    check_tensors,
+    check_values,
+    config_from,
+    expected_shapes,
+    largest_file,
+)
 from mora.families import family_of
 from mora.patch import check_pairs, pair_blocks, patch
 from mora.system.files import digest, pack_tensors, read_json, read_tensors, write_bytes
@@ -26,10 +33,12 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
     """Write the adapters of a patched model to `folder` and return its path.
 
     The weights appear first and the configuration, which names their SHA-256, last; each by rename, so that a save cut
-    short is noticed when loading. Raises ValueError when `model` is not patched.
+    short is noticed when loading. Raises ValueError when `model` is not patched, or an adapter has NaN or infinity:
+    what loading refuses is not saved, and what stood in `folder` stays.
     """
     adapters = adapters_of(model)
     folder = Path(folder)
+    check_values(str(folder), adapter_state_dict(model))
     folder.mkdir(parents=True, exist_ok=True)
     weights = pack_tensors(adapter_state_dict(model), {"format": "mora-adapter"})
     config = {
@@ -55,10 +64,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
     """
     folder = Path(folder)
     saved = read_config(folder)
-    tensors, found = read_tensors(folder / WEIGHTS)
-    if found != saved["weights_sha256"]:
-        raise ValueError(f"{folder / WEIGHTS}: its SHA-256 is not the one in {CONFIG}, expected files of one save")
-    config = MoraConfig.from_dict(saved["config"])
+    config = config_from(str(folder / CONFIG), saved["config"])
     if is_patched(model):
         adapters = adapters_of(model)
         check_same_adapters(str(folder), config, adapters.config)
@@ -69,11 +75,15 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
     layers = {modality: [pair[modality].layer for pair in pairs] for modality in pairs[0]}
     if saved["layers"] != layers:
         raise ValueError(f"layers: {folder} adapts {saved['layers']}, the model {layers}: expected the same blocks")
-    check_tensors(str(folder / WEIGHTS), tensors, expected_shapes(pairs, config))
+    shapes = expected_shapes(pairs, config)
+    tensors, found = read_tensors(folder / WEIGHTS, largest_file(shapes))
+    if found != saved["weights_sha256"]:
+        raise ValueError(f"{folder / WEIGHTS}: its SHA-256 is not the one in {CONFIG}, expected files of one save")
+    check_tensors(str(folder / WEIGHTS), tensors, shapes)
     if not is_patched(model):
         patch(model, replace(config, init="official"))
         adapters_of(model).config = config
-    assign(adapters_of(model), tensors)
+    assign(adapters_of(model), tensors, str(folder / WEIGHTS))
     return model
 
 

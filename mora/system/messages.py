@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 SHOWN = 10
+LONGEST = 100  # letters of a value
 
 
 def listed(items: Iterable[object], shown: int = SHOWN) -> str:
@@ -24,3 +25,12 @@ def printable(text: str) -> str:
     Python writes them ("\\n", "\\x1b"), the rest as it is.
     """
     return "".join(letter if letter == " " or letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def shown(value: object) -> str:
+    """`repr(value)` on one line and cut short, also of an int of more digits than Python prints."""
+    try:
+        text = printable(repr(value))
+    except ValueError:
+        text = f"a {type(value).__name__} of thousands of digits"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
