@@ -176,7 +176,7 @@ def read_tensors(path: Path, most: int = LARGEST) -> tuple[dict[str, Tensor], st
     """Return the tensors of a safetensors file and its SHA-256; ValueError for a pickle or a damaged file."""
     data = read_bytes(path, most)
     header = int.from_bytes(data[:8], "little")
-    # A pickle is told apart only once the header is wrong: that of 128 + 256 n bytes starts with the same byte.
+    # A header of 128 + 256 n bytes starts with the byte a pickle starts with; a pickle's would be longer than the file.
     if header > len(data) - 8 and data.startswith(PICKLE_STARTS):
         raise ValueError(f"{path}: got a pickle, expected safetensors: files that can run code are not read")
     if LARGEST_HEADER < header <= len(data) - 8:
@@ -184,10 +184,6 @@ def read_tensors(path: Path, most: int = LARGEST) -> tuple[dict[str, Tensor], st
     try:
         return load(data), digest(data)
     except Exception as error:  # SafetensorError, and what its torch half raises for a dtype torch lacks
-        if data.startswith(PICKLE_STARTS):
-            raise ValueError(
-                f"{path}: got a pickle, expected safetensors: files that can run code are not read"
-            ) from error
         raise ValueError(f"{path}: got a damaged safetensors file ({reason(error)}), expected a whole one") from error
 
 
