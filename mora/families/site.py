@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mora.attention import PACKED, MultiheadAttention, OpenClipAttention, PackedMoraLinear, PackedSlice, unsupported
 from mora.config import MoraConfig
@@ -63,11 +63,16 @@ class Site(ABC):
     def unsplit(self, targets: tuple[str, ...]) -> None:
         """The original module back, with the weights that the split `nn.Linear`s hold now."""
 
+    def weight(self, target: str) -> Tensor:
+        """The frozen weight [d, d] of a target, adapted or not; raises ValueError when this block has none."""
+        adapted = self.projections.get(target)
+        return (self.linear(target) if adapted is None else adapted).weight
+
     def width(self, targets: tuple[str, ...]) -> int:
         """d of the block's projections; raises ValueError when a target is not square or widths differ."""
         widths = set()
         for target in targets:
-            rows, columns = self.linear(target).weight.shape
+            rows, columns = self.weight(target).shape
             if rows != columns:
                 raise ValueError(
                     f"targets: {self.path} {target!r} has a {rows} x {columns} weight, expected a square one: the "

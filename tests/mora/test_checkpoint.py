@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load, save_file
 
 import mora
@@ -21,9 +22,15 @@ def embeddings(model):
     return embed(model)
 
 
+@pytest.fixture(params=MODELS)
+def make(request):
+    """The maker of one family's untouched model."""
+    return MODELS[request.param]
+
+
 @pytest.fixture
-def saved(tmp_path):
-    model = randomise(mora.patch(open_clip_model(), rank={"image": 3, "text": 4}, common_rank=2, dropout=0.2))
+def saved(make, tmp_path):
+    model = randomise(mora.patch(make(), rank={"image": 3, "text": 4}, common_rank=2, dropout=0.2))
     return model, mora.save_adapter(model, tmp_path / "adapter")
 
 
@@ -60,15 +67,15 @@ def test_round_trip_between_families(family, saved, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
 
 
-def test_loads_into_a_patched_model_and_over_itself(saved):
+def test_loads_into_a_patched_model_and_over_itself(make, saved):
     model, folder = saved
-    other = mora.patch(open_clip_model(), rank={"image": 3, "text": 4}, common_rank=2, dropout=0.0)
+    other = mora.patch(make(), rank={"image": 3, "text": 4}, common_rank=2, dropout=0.0)
     for _ in range(2):
         mora.load_adapter(other, folder)
         assert all(torch.equal(a, b) for a, b in zip(embeddings(model), embeddings(other), strict=True))
     assert other.mora.config.dropout == 0.0
     mora.save_adapter(randomise(other), folder)
-    assert not torch.equal(embeddings(mora.load_adapter(model, folder))[0], embeddings(open_clip_model())[0])
+    assert not torch.equal(embeddings(mora.load_adapter(model, folder))[0], embeddings(make())[0])
 
 
 @pytest.mark.parametrize(
@@ -82,12 +89,12 @@ def test_loads_into_a_patched_model_and_over_itself(saved):
         ({"last_layers": 1}, "layers: .*expected the same blocks"),
     ],
 )
-def test_another_configuration_is_refused(saved, options, message):
+def test_another_configuration_is_refused(make, saved, options, message):
     options = {"rank": {"image": 3, "text": 4}, "common_rank": 2, **options}
-    refused(mora.patch(open_clip_model(), **options), saved[1], message)
+    refused(mora.patch(make(), **options), saved[1], message)
 
 
-def test_tensors_that_do_not_fit_are_refused(saved):
+def test_tensors_that_do_not_fit_are_refused(make, saved):
     _, folder = saved
     good = load((folder / "adapter_model.safetensors").read_bytes())
     name = "image.3.v.specific_a"
@@ -99,26 +106,42 @@ def test_tensors_that_do_not_fit_are_refused(saved):
         ({**good, name: good[name] * float("nan")}, f"{name} has NaN or infinite"),
     ]:
         rewrite(folder, tensors)
-        refused(open_clip_model(), folder, message)
+        refused(make(), folder, message)
+        refused(mora.patch(make(), rank={"image": 3, "text": 4}, common_rank=2), folder, message)
 
 
-def test_another_width_or_depth_is_refused(saved):
-    narrow = open_clip_model(width=32)
-    refused(narrow, saved[1], r"common\.0\.text has shape \(48, 2\), expected \(32, 2\)")
-    refused(open_clip_model(4, 5), saved[1], "layers: .*expected the same blocks")
+def resized(**text):
+    """A tiny Hugging Face CLIP whose text tower has other sizes."""
+    config = hugging_face_model().config
+    for name, value in text.items():
+        setattr(config.text_config, name, value)
+    return transformers.CLIPModel(config)
 
 
-def test_a_pickle_is_refused(saved, tmp_path):
+@pytest.mark.parametrize(
+    ("narrow", "deep"),
+    [
+        (lambda: open_clip_model(width=32), lambda: open_clip_model(4, 5)),
+        (lambda: resized(hidden_size=32), lambda: resized(num_hidden_layers=5)),
+    ],
+    ids=["open_clip", "hugging_face"],
+)
+def test_another_width_or_depth_is_refused(narrow, deep, saved):
+    refused(narrow(), saved[1], r"common\.0\.text has shape \(48, 2\), expected \(32, 2\)")
+    refused(deep(), saved[1], "layers: .*expected the same blocks")
+
+
+def test_a_pickle_is_refused(make, saved, tmp_path):
     _, folder = saved
     weights = folder / "adapter_model.safetensors"
     torch.save(load(weights.read_bytes()), weights)
-    refused(open_clip_model(), folder, "got a pickle, expected safetensors")
+    refused(make(), folder, "got a pickle, expected safetensors")
     weights.write_bytes(pickle.dumps({"a": 1}))
-    refused(open_clip_model(), folder, "got a pickle, expected safetensors")
+    refused(make(), folder, "got a pickle, expected safetensors")
     empty = tmp_path / "bin"
     empty.mkdir()
     torch.save({}, empty / "adapter_model.bin")
-    refused(open_clip_model(), empty, r"adapter_model\.bin.*expected adapter_config\.json", FileNotFoundError)
+    refused(make(), empty, r"adapter_model\.bin.*expected adapter_config\.json", FileNotFoundError)
 
 
 def test_a_header_that_starts_like_a_pickle_is_read(tmp_path):
@@ -130,14 +153,14 @@ def test_a_header_that_starts_like_a_pickle_is_read(tmp_path):
         assert list(read_tensors(tmp_path / "file")[0]) == ["a"]
 
 
-def test_damaged_files_are_refused(saved, tmp_path):
+def test_damaged_files_are_refused(make, saved, tmp_path):
     _, folder = saved
     weights = folder / "adapter_model.safetensors"
     data = weights.read_bytes()
     weights.write_bytes(data[: len(data) // 2])
-    refused(open_clip_model(), folder, "damaged safetensors")
+    refused(make(), folder, "damaged safetensors")
     weights.write_bytes(data[:-4] + b"\0\0\0\0")
-    refused(open_clip_model(), folder, "SHA-256")
+    refused(make(), folder, "SHA-256")
     weights.write_bytes(data)
     config = folder / "adapter_config.json"
     for text, message in [
@@ -147,8 +170,8 @@ def test_damaged_files_are_refused(saved, tmp_path):
         ('{"peft_type": "LORA", "r": 8}', "'config' is None, expected a dict"),
     ]:
         config.write_text(text)
-        refused(open_clip_model(), folder, message)
-    refused(open_clip_model(), tmp_path / "nowhere", "no such folder", FileNotFoundError)
+        refused(make(), folder, message)
+    refused(make(), tmp_path / "nowhere", "no such folder", FileNotFoundError)
 
 
 @pytest.mark.parametrize(
@@ -161,12 +184,12 @@ def test_damaged_files_are_refused(saved, tmp_path):
     ],
     ids=str,
 )
-def test_a_hostile_configuration_is_refused(saved, change, message):
+def test_a_hostile_configuration_is_refused(make, saved, change, message):
     rewrite(saved[1], **change)
-    refused(open_clip_model(), saved[1], message)
+    refused(make(), saved[1], message)
 
 
-def test_a_save_cut_short_is_noticed(saved, monkeypatch):
+def test_a_save_cut_short_is_noticed(make, saved, monkeypatch):
     model, folder = saved
     import mora.checkpoint.adapter as module
 
@@ -179,7 +202,7 @@ def test_a_save_cut_short_is_noticed(saved, monkeypatch):
     monkeypatch.setattr(module, "write_bytes", fail_on_config)
     with pytest.raises(OSError, match="disk full"):
         mora.save_adapter(randomise(model), folder)
-    refused(open_clip_model(), folder, "SHA-256")
+    refused(make(), folder, "SHA-256")
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
@@ -209,9 +232,9 @@ FIRST = "model.text_model.encoder.layers.2.self_attn.v_proj"
         (lambda: [1, 2], "without _metadata"),
     ],
 )
-def test_wrong_official_checkpoints_are_refused(content, message, tmp_path):
+def test_wrong_official_checkpoints_are_refused(make, content, message, tmp_path):
     torch.save(content(), tmp_path / "best_model.pt")
-    model = hugging_face_model()
+    model = make()
     weights = {n: t.clone() for n, t in model.state_dict().items()}
     with pytest.raises(ValueError, match=message):
         mora.load_official(model, tmp_path / "best_model.pt")
@@ -230,12 +253,21 @@ def test_wrong_official_checkpoints_are_refused(content, message, tmp_path):
         ({"variant": "no-specific"}, "variant"),
     ],
 )
-def test_an_official_checkpoint_of_another_configuration(options, message):
-    model = randomise(mora.patch(hugging_face_model(), **options))
+def test_an_official_checkpoint_of_another_configuration(make, options, message):
+    model = randomise(mora.patch(make(), **options))
     before = {n: t.clone() for n, t in mora.adapter_state_dict(model).items()}
     with pytest.raises(ValueError, match=message):
         mora.load_official(model, GOLDEN / "official_qv_rank4.best_model.pt")
     assert all(torch.equal(tensor, before[name]) for name, tensor in mora.adapter_state_dict(model).items())
+
+
+def test_an_official_checkpoint_loads_into_a_patched_model_and_over_itself(make):
+    path, model = GOLDEN / "official_qv_rank4.best_model.pt", make()
+    head = mora.load_official(model, path)
+    other = randomise(mora.patch(make(), first_layer=2))
+    for _ in range(2):
+        assert all(torch.equal(a, b) for a, b in zip(mora.load_official(other, path), head, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(embeddings(model), embeddings(other), strict=True))
 
 
 class Hostile:
@@ -243,16 +275,16 @@ class Hostile:
         return (exec, ("raise SystemExit('code ran')",))
 
 
-def test_code_in_an_official_checkpoint_does_not_run(tmp_path):
+def test_code_in_an_official_checkpoint_does_not_run(make, tmp_path):
     torch.save(official(bad=Hostile()), tmp_path / "best_model.pt")
     with pytest.raises(ValueError, match="weights_only=True"):
-        mora.load_official(hugging_face_model(), tmp_path / "best_model.pt")
+        mora.load_official(make(), tmp_path / "best_model.pt")
 
 
-def test_save_official_needs_what_that_format_can_hold(tmp_path):
+def test_save_official_needs_what_that_format_can_hold(make, tmp_path):
     head = torch.nn.Linear(64, 2)
     with pytest.raises(ValueError, match="variant 'no-gram'"):
-        mora.save_official(mora.patch(open_clip_model(), variant="no-gram"), tmp_path / "a.pt", head)
+        mora.save_official(mora.patch(make(), variant="no-gram"), tmp_path / "a.pt", head)
     with pytest.raises(ValueError, match="different block indices"):
         mora.save_official(mora.patch(open_clip_model(4, 6)), tmp_path / "a.pt", head)
     assert not list(tmp_path.iterdir())
