@@ -11,6 +11,7 @@ import tempfile
 
 import pytest
 import torch
+import torch_ema
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -191,42 +192,29 @@ def frozen(world, number):
     world.changes += 1
 
 
-def average_of(world, number):
-    import torch_ema
-
-    if world.average is None:
-        world.average = torch_ema.ExponentialMovingAverage(world.trained(), decay=0.5), torch_ema, False
-    return world.average
-
-
-def diffusers_average_of(world, number):
-    training_utils = pytest.importorskip("diffusers.training_utils")
-    if world.average is None:
-        world.average = (
-            training_utils.EMAModel(world.trained(), decay=0.5, foreach=bool(number % 2)),
-            training_utils,
-            False,
-        )
-    return world.average
+def make_average(world, number):
+    """torch-ema's; in long runs diffusers' too, which takes seconds to import."""
+    if SEQUENCES and number >= 4:
+        training_utils = pytest.importorskip("diffusers.training_utils")
+        return training_utils.EMAModel(world.trained(), decay=0.5, foreach=bool(number % 2))
+    return torch_ema.ExponentialMovingAverage(world.trained(), decay=0.5)
 
 
 def ema(world, number):
-    """Update the average, or swap it in or out, or evaluate inside it."""
-    diffusers = SEQUENCES and number >= 4
-    average, kind, inside = (diffusers_average_of if diffusers else average_of)(world, number)
+    """Update the average, swap it in or out, or evaluate inside it: all of it written through `.data`."""
+    average, inside = world.average or (make_average(world, number), False)
     theirs = hasattr(average, "step")
-    if number % 4 == 0 and not inside:
+    if inside:
+        average.restore(world.trained())
+    elif number % 4 == 0:
         average.step(world.trained()) if theirs else average.update()
-    elif number % 4 == 1 or inside:
-        if inside:
-            average.restore(world.trained()) if theirs else average.restore()
-        else:
-            average.store(world.trained()) if theirs else average.store()
-            average.copy_to(world.trained()) if theirs else average.copy_to()
-        world.average = average, kind, not inside
+    elif number % 4 == 1:
+        average.store(world.trained())
+        average.copy_to(world.trained())
     elif not theirs:
         with average.average_parameters():
             world.check("inside average_parameters")
+    world.average = average, number % 4 == 1 and not inside
 
 
 def remember(world, number):
@@ -254,7 +242,7 @@ def load(world, number):
     if world.saved is None:
         return
     tensors, config, changes = world.saved
-    before, other = adapters_now(world.model), mora.adapters.is_patched(world.model)
+    before = adapters_now(world.model)
     other = world.patched and mora.adapters.adapters_of(world.model).config != config
     try:
         mora.load_adapter(world.model, world.folder)
