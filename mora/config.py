@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from mora.system.messages import VALUE, printable, shown
 
 MODALITIES = ("image", "text")
 TARGETS = ("q", "k", "v", "out")
 INITS = ("official", "identity")
 VARIANTS = ("official", "no-gram", "no-specific")
+# Past it W is lost in W + alpha C and the squares of a column overflow float32; the published ones are at most 0.1.
+LARGEST_ALPHA = 1e6
+LARGEST_WHOLE = 1 << 16  # of ranks and block indices: no tower is as wide or as deep
 
 
 def is_whole(value: object) -> bool:
@@ -21,7 +25,25 @@ def is_whole(value: object) -> bool:
 def one_of(name: str, value: object, choices: Sequence[str]) -> None:
     """Raise ValueError unless `value` is one of `choices`."""
     if value not in choices:
-        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, choices))}")
+        raise ValueError(f"{name}: got {shown(value)}, expected one of {', '.join(map(repr, choices))}")
+
+
+def check_whole(name: str, value: object, least: int, more: str = "") -> None:
+    """Raise ValueError unless `value` is an int from `least` to `LARGEST_WHOLE`."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= LARGEST_WHOLE:
+        raise ValueError(
+            f"{name}: got {shown(value)}, expected an int of at least {least} (at most {LARGEST_WHOLE:,}){more}"
+        )
+
+
+def label(name: object) -> str:
+    """How a message calls a field that came from a file."""
+    return printable(name)[:VALUE] if isinstance(name, str) else shown(name)
+
+
+def is_number(value: object) -> bool:
+    """Whether `value` is an int or a float and not a bool."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -31,7 +53,7 @@ class MoraConfig:
     Attributes:
         rank: rank r_s of the specific updates; an int, or one per modality, {"image": 4, "text": 8}.
         common_rank: rank r_c of the factors that the towers share; None means `rank`.
-        alpha: plain factor of both updates, not divided by the rank; positive.
+        alpha: plain factor of both updates, not divided by the rank; positive, at most a million.
         dropout: probability in [0, 1) of dropping an input element of an adapted projection, base path included.
         targets: which projections of an attention block; a subset of "q", "k", "v", "out".
         last_layers: adapt the last n blocks of each tower, paired from the top (towers may differ in depth).
@@ -56,15 +78,14 @@ class MoraConfig:
 
     def __post_init__(self) -> None:
         self._check_ranks()
-        if isinstance(self.alpha, bool) or not isinstance(self.alpha, (int, float)) or not 0 < self.alpha < math.inf:
-            raise ValueError(f"alpha: got {self.alpha!r}, expected a positive finite number")
-        if isinstance(self.dropout, bool) or not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: got {self.dropout!r}, expected a probability in [0, 1)")
+        if not is_number(self.alpha) or not 0 < self.alpha <= LARGEST_ALPHA:
+            raise ValueError(f"alpha: got {shown(self.alpha)}, expected a positive number of at most {LARGEST_ALPHA:g}")
+        if not is_number(self.dropout) or not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: got {shown(self.dropout)}, expected a probability in [0, 1)")
         object.__setattr__(self, "targets", self._ordered_targets())
-        if self.first_layer is not None and (not is_whole(self.first_layer) or self.first_layer < 0):
-            raise ValueError(f"first_layer: got {self.first_layer!r}, expected a block index of at least 0, or None")
-        if not is_whole(self.last_layers) or self.last_layers < 1:
-            raise ValueError(f"last_layers: got {self.last_layers!r}, expected an int of at least 1")
+        if self.first_layer is not None:
+            check_whole("first_layer", self.first_layer, 0, ", or None")
+        check_whole("last_layers", self.last_layers, 1)
         one_of("init", self.init, INITS)
         one_of("variant", self.variant, VARIANTS)
         one_of("backend", self.backend, ("auto", "reference", "torch", "triton"))
@@ -78,31 +99,29 @@ class MoraConfig:
         ranks = self.rank if isinstance(self.rank, Mapping) else {"": self.rank}
         if isinstance(self.rank, Mapping):
             if set(self.rank) != set(MODALITIES):
-                raise ValueError(f"rank: got keys {sorted(map(str, self.rank))}, expected 'image' and 'text'")
+                raise ValueError(f"rank: got keys {shown(sorted(map(str, self.rank)))}, expected 'image' and 'text'")
             object.__setattr__(self, "rank", {modality: self.rank[modality] for modality in MODALITIES})
         for modality, rank in ranks.items():
-            if not is_whole(rank) or rank < 1:
-                name = f"rank[{modality!r}]" if modality else "rank"
-                raise ValueError(f"{name}: got {rank!r}, expected an int of at least 1")
+            check_whole(f"rank[{modality!r}]" if modality else "rank", rank, 1)
         if self.common_rank is None:
             if len(set(ranks.values())) > 1:
                 raise ValueError(
                     f"common_rank: got None with rank={dict(ranks)}, expected an int: the towers share one common rank"
                 )
-        elif not is_whole(self.common_rank) or self.common_rank < 1:
-            raise ValueError(f"common_rank: got {self.common_rank!r}, expected an int of at least 1, or None")
+        else:
+            check_whole("common_rank", self.common_rank, 1, ", or None")
 
     def _ordered_targets(self) -> tuple[str, ...]:
         choices = ", ".join(map(repr, TARGETS))
         if isinstance(self.targets, str) or not isinstance(self.targets, Sequence) or not self.targets:
-            raise ValueError(f"targets: got {self.targets!r}, expected a non-empty sequence out of {choices}")
+            raise ValueError(f"targets: got {shown(self.targets)}, expected a non-empty sequence out of {choices}")
         for target in self.targets:
             if target not in TARGETS:
                 raise ValueError(
-                    f"targets: got unknown target {target!r}{target_hint(target)}, expected some of {choices}"
+                    f"targets: got unknown target {shown(target)}{target_hint(target)}, expected some of {choices}"
                 )
         if len(set(self.targets)) < len(self.targets):
-            raise ValueError(f"targets: got {self.targets!r}, expected each target once")
+            raise ValueError(f"targets: got {shown(self.targets)}, expected each target once")
         return tuple(target for target in TARGETS if target in self.targets)
 
     def specific_rank(self, modality: str) -> int:
@@ -120,7 +139,11 @@ class MoraConfig:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> MoraConfig:
-        """The inverse of `to_dict`; an unknown field raises ValueError."""
+        """The inverse of `to_dict`; an unknown or wrong field raises ValueError that begins with its name."""
+        if not isinstance(fields, Mapping):
+            raise ValueError(
+                f"fields: got {shown(fields)}, expected a mapping of {', '.join(cls.__dataclass_fields__)}"
+            )
         check_fields(fields)
         return cls(**fields)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,16 @@ from torch import nn
 
 from mora.adapters import adapter_state_dict, adapters_of, is_patched
 from mora.checkpoint.base import check_base, fingerprint
-from mora.checkpoint.tensors import assign, check_same_adapters, check_tensors, expected_shapes
-from mora.config import MoraConfig, one_of
+from mora.checkpoint.tensors import (
+    assign,
+    check_same_adapters,
+    check_tensors,
+    check_values,
+    config_from,
+    expected_shapes,
+    largest_file,
+)
+from mora.config import one_of
 from mora.patch import admitted, family_of_clip, patch
 from mora.system.files import digest, pack_tensors, read_json, read_tensors, write_bytes
 from mora.version import __version__
@@ -26,11 +35,13 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
     """Write the adapters of a patched model to `folder` and return its path.
 
     The weights appear first and the configuration, which names their SHA-256, last; each by rename, so that a save cut
-    short is noticed when loading. Raises ValueError when `model` is not patched.
+    short is noticed when loading. Raises ValueError when `model` is not patched, or an adapter has NaN or infinity:
+    what loading refuses is not saved, and what stood in `folder` stays.
     """
     adapters = adapters_of(model)
     base = fingerprint(adapters.sites(), adapters.config.targets)
     folder = Path(folder)
+    check_values(str(folder), adapter_state_dict(model))
     folder.mkdir(parents=True, exist_ok=True)
     weights = pack_tensors(adapter_state_dict(model), {"format": "mora-adapter"})
     config = {
@@ -64,10 +75,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], base: str = "
     one_of("base", base, ("same", "any"))
     folder = Path(folder)
     saved = read_config(folder)
-    tensors, found = read_tensors(folder / WEIGHTS)
-    if found != saved["weights_sha256"]:
-        raise ValueError(f"{folder / WEIGHTS}: its SHA-256 is not the one in {CONFIG}, expected files of one save")
-    config = MoraConfig.from_dict(saved["config"])
+    config = replace(config_from(str(folder / CONFIG), saved["config"]), backend="auto")  # the machine's choice here
     if is_patched(model):
         adapters = adapters_of(model)
         check_same_adapters(str(folder), config, adapters.config)
@@ -77,7 +85,11 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], base: str = "
     layers = {modality: [pair[modality].layer for pair in pairs] for modality in pairs[0]}
     if saved["layers"] != layers:
         raise ValueError(f"layers: {folder} adapts {saved['layers']}, the model {layers}: expected the same blocks")
-    check_tensors(str(folder / WEIGHTS), tensors, expected_shapes(pairs, config))
+    shapes = expected_shapes(pairs, config)
+    tensors, found = read_tensors(folder / WEIGHTS, largest_file(shapes))
+    if found != saved["weights_sha256"]:
+        raise ValueError(f"{folder / WEIGHTS}: its SHA-256 is not the one in {CONFIG}, expected files of one save")
+    check_tensors(str(folder / WEIGHTS), tensors, shapes)
     present = fingerprint((site for pair in pairs for site in pair.values()), config.targets)
     if base == "same" and "base" in saved:
         check_base(present, saved["base"], str(folder))
@@ -85,7 +97,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], base: str = "
         warnings.warn(f"{folder / CONFIG} does not say which base weights it belongs to: not checked", stacklevel=2)
     if not is_patched(model):
         patch(model, config)
-    assign(adapters_of(model), tensors)
+    assign(adapters_of(model), tensors, str(folder / WEIGHTS))
     return model
 
 

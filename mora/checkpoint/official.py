@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,12 +18,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mora.adapters import adapter_state_dict, adapters_of, is_patched
-from mora.checkpoint.tensors import assign, check_same_adapters, check_tensors, expected_shapes
+from mora.adapters import Pair, adapter_state_dict, adapters_of, is_patched, unwrap
+from mora.checkpoint.tensors import (
+    assign,
+    check_plain,
+    check_same_adapters,
+    check_tensors,
+    check_values,
+    config_from,
+    expected_shapes,
+)
 from mora.config import MoraConfig
 from mora.families import family_of
 from mora.patch import check_pairs, pair_blocks, patch
-from mora.system.files import write_bytes
+from mora.system.files import read_pickled, write_bytes
+from mora.system.messages import printable, shown
 
 REGISTRATION_ORDER = ("k", "v", "q", "out")
 KINDS = {
@@ -36,11 +44,14 @@ KINDS = {
 OFFICIAL_KINDS = {ours: theirs for theirs, ours in KINDS.items()}
 TOWERS = {"vision": "image", "text": "text"}
 OFFICIAL_TOWERS = {ours: theirs for theirs, ours in TOWERS.items()}
-PROJECTION = re.compile(r"model\.(vision|text)_model\.encoder\.layers\.(\d+)\.self_attn\.(q|k|v|out)_proj\.(\w+)")
+BLOCK = "(0|[1-9][0-9]{0,3})"  # spelled in one way, so that no tensor comes twice
+PROJECTION = re.compile(rf"model\.(vision|text)_model\.encoder\.layers\.{BLOCK}\.self_attn\.(q|k|v|out)_proj\.(\w+)")
 SHARED = re.compile(
-    r"(?:model\.(?:vision|text)_model\.encoder\.layers\.(\d+)\.self_attn\.\w+_proj\.shared_params"
-    r"|shared_params_dict\.layer_(\d+))\.shared_([AB])"
+    rf"(?:model\.(?:vision|text)_model\.encoder\.layers\.{BLOCK}\.self_attn\.\w+_proj\.shared_params"
+    rf"|shared_params_dict\.layer_{BLOCK})\.shared_([AB])"
 )
+# Bytes; the published ones have under 1 MB, adapters of every block of the largest CLIP some 200 MB.
+LARGEST_CHECKPOINT = 1 << 32
 METADATA = ("num_classes", "shared_rank", "vision_rank", "text_rank", "alpha")
 
 
@@ -53,20 +64,33 @@ def load_official(model: nn.Module, path: str | os.PathLike[str]) -> tuple[Tenso
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: not such a checkpoint; another rank, alpha, target, layer or width than the patched model's; a
-            missing or extra tensor. The message names it, and the model is as it was.
+            missing, extra or non-finite tensor, or one that is sparse, quantised or has no elements; a head of another
+            shape. The message names it, and the model is as it was.
     """
     path = Path(path)
     content = read(path)
     metadata = content.pop("_metadata")
-    head = {name: content.pop(f"cls_head.{name}", None) for name in ("weight", "bias")}
-    if head["weight"] is None or head["bias"] is None:
-        raise ValueError(f"{path}: got no cls_head.weight and cls_head.bias, expected the classifier")
+    head = {name: content.pop(name, None) for name in ("cls_head.weight", "cls_head.bias")}
+    check_plain(str(path), content)
     tensors, layers, targets = translate(path, content)
     patched = is_patched(model)
     config = adapters_of(model).config if patched else MoraConfig()
     theirs = config_of(path, metadata, layers, targets, replace(config, first_layer=layers[0]))
-    if patched:
-        check_same_adapters(str(path), theirs, config)
+    pairs = pairs_for(path, model, theirs, layers)
+    tensors = {name if not name.startswith("common") else rename(name, layers): t for name, t in tensors.items()}
+    check_tensors(str(path), tensors, expected_shapes(pairs, theirs))
+    clip = unwrap(model) if patched else model
+    weight, bias = checked_head(path, head, metadata["num_classes"], 2 * family_of(clip).embedding_size(clip))
+    if not patched:
+        patch(model, theirs)
+    assign(adapters_of(model), tensors, str(path))
+    return weight, bias
+
+
+def pairs_for(path: Path, model: nn.Module, theirs: MoraConfig, layers: list[int]) -> list[Pair]:
+    """The model's blocks that a checkpoint adapts, patched or to be; ValueError where they are not the same."""
+    if is_patched(model):
+        check_same_adapters(str(path), theirs, adapters_of(model).config)
         pairs = adapters_of(model).pairs
     else:
         pairs = pair_blocks(family_of(model).towers(model), theirs)
@@ -74,12 +98,15 @@ def load_official(model: nn.Module, path: str | os.PathLike[str]) -> tuple[Tenso
     adapted = {site.layer for pair in pairs for site in pair.values()}
     if adapted != set(layers):
         raise ValueError(f"layers: {path} adapts {layers}, the model {sorted(adapted)}: expected the same blocks")
-    tensors = {name if not name.startswith("common") else rename(name, layers): t for name, t in tensors.items()}
-    check_tensors(str(path), tensors, expected_shapes(pairs, theirs))
-    if not patched:
-        patch(model, theirs)
-    assign(adapters_of(model), tensors)
-    return head["weight"], head["bias"]
+    return pairs
+
+
+def checked_head(path: Path, head: Mapping[str, Any], classes: object, width: int) -> tuple[Tensor, Tensor]:
+    """(weight [C, 2e], bias [C]) of the classifier, finite; ValueError names what is absent or does not fit."""
+    if not isinstance(classes, int) or isinstance(classes, bool) or not 1 <= classes <= LARGEST_CHECKPOINT:
+        raise ValueError(f"{path}: num_classes is {shown(classes)}, expected an int of at least 1")
+    check_tensors(str(path), head, {"cls_head.weight": (classes, width), "cls_head.bias": (classes,)})
+    return head["cls_head.weight"].detach(), head["cls_head.bias"].detach()
 
 
 def save_official(
@@ -96,7 +123,8 @@ def save_official(
         classifier: the linear head, or its (weight, bias).
         backbone_name: recorded in the file's metadata.
 
-    Raises ValueError when the model is not patched, or what is adapted has no place in that format.
+    Raises ValueError when the model is not patched, what is adapted has no place in that format, or a tensor has NaN or
+    infinity: what loading refuses is not saved, and a file that stood there stays.
     """
     adapters = adapters_of(model)
     config = adapters.config
@@ -118,6 +146,8 @@ def save_official(
             row = tensor[None] if kind.endswith("magnitude") else tensor
             content[f"{official_prefix(modality, int(layer), target)}.{OFFICIAL_KINDS[kind]}"] = row
     content |= {"cls_head.weight": weight.detach(), "cls_head.bias": bias.detach()}
+    path = Path(path)
+    check_values(str(path), content)
     content = {name: tensor.cpu().clone() for name, tensor in content.items()}
     content["_metadata"] = {
         "backbone_name": backbone_name,
@@ -130,7 +160,6 @@ def save_official(
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, buffer.getvalue())
     return path
@@ -143,18 +172,21 @@ def official_prefix(modality: str, layer: int, target: str) -> str:
 
 def read(path: Path) -> dict[str, Any]:
     """Return the checkpoint's content, without running any code in it."""
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"path: got {path}, expected an existing best_model.pt")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: got a file that torch.load(weights_only=True) refuses: {error}") from error
+    content = read_pickled(path, LARGEST_CHECKPOINT)
     metadata = content.get("_metadata") if isinstance(content, dict) else None
     if not isinstance(metadata, dict):
         raise ValueError(f"{path}: got {type(content).__name__} without _metadata, expected an official checkpoint")
     absent = [key for key in METADATA if key not in metadata]
     if absent:
         raise ValueError(f"{path}: _metadata lacks {', '.join(absent)}, expected an official checkpoint")
+    for name in content:
+        if not isinstance(name, str):
+            raise ValueError(f"{path}: got the key {shown(name)}, expected names of tensors")
+    for name in ("cls_head.weight", "cls_head.bias"):
+        if name not in content:
+            raise ValueError(f"{path}: got no cls_head.weight and cls_head.bias, expected the classifier")
     return dict(content)
 
 
@@ -166,7 +198,7 @@ def translate(path: Path, content: Mapping[str, Tensor]) -> tuple[dict[str, Tens
         if shared := SHARED.fullmatch(name):
             layer = int(shared[1] or shared[2])
             key = f"common.{layer}.{'text' if shared[3] == 'A' else 'image'}"
-            if key in tensors and not torch.equal(tensors[key], tensor):
+            if key in tensors and not same(tensors[key], tensor):
                 raise ValueError(f"{path}: {name} differs from its other copy, expected one shared pair per block")
             tensors[key] = tensor
             layers.add(layer)
@@ -174,10 +206,12 @@ def translate(path: Path, content: Mapping[str, Tensor]) -> tuple[dict[str, Tens
             layers.add(int(match[2]))
             targets.add(match[3])
             kind = KINDS[match[4]]
-            row = tensor[0] if kind.endswith("magnitude") and tensor.dim() == 2 else tensor
+            row = tensor[0] if kind.endswith("magnitude") and tensor.dim() == 2 and len(tensor) == 1 else tensor
             tensors[f"{TOWERS[match[1]]}.{int(match[2])}.{match[3]}.{kind}"] = row
         else:
-            raise ValueError(f"{path}: got an unexpected tensor {name}, expected those of an official checkpoint")
+            raise ValueError(
+                f"{path}: got an unexpected tensor {printable(name)[:200]}, expected those of an official checkpoint"
+            )
     if not targets:
         raise ValueError(f"{path}: got no adapted projection, expected an official checkpoint")
     return tensors, sorted(layers), tuple(sorted(targets))
@@ -187,17 +221,22 @@ def config_of(
     path: Path, metadata: Mapping[str, Any], layers: list[int], targets: tuple[str, ...], base: MoraConfig
 ) -> MoraConfig:
     """Return the configuration a checkpoint implies; what it does not record comes from `base`."""
-    if layers != list(range(layers[0], layers[-1] + 1)):
+    if layers[-1] - layers[0] + 1 != len(layers):
         raise ValueError(f"{path}: adapts blocks {layers}, expected consecutive ones")
-    return replace(
-        base,
-        rank={"image": metadata["vision_rank"], "text": metadata["text_rank"]},
-        common_rank=metadata["shared_rank"],
-        alpha=metadata["alpha"],
-        targets=targets,
-        first_layer=layers[0],
-        variant="official",
-    )
+    recorded = {
+        "rank": {"image": metadata["vision_rank"], "text": metadata["text_rank"]},
+        "common_rank": metadata["shared_rank"],
+        "alpha": metadata["alpha"],
+        "targets": targets,
+        "first_layer": layers[0],
+        "variant": "official",
+    }
+    return config_from(str(path), {**base.to_dict(), **recorded})
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same dtype, shape and elements."""
+    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
 
 
 def rename(name: str, layers: list[int]) -> str:

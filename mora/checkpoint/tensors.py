@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mora.adapters import Adapters, Pair
 from mora.config import MoraConfig
+from mora.system.files import why_not_plain
+from mora.system.messages import listed, printable, shown
 
+LONGEST_NAME = 200
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SPECIFIC = ("specific_a", "specific_b", "specific_magnitude")
 # What changes the computed weights; dropout, init and backend do not.
 WEIGHT_FIELDS = ("variant", "targets", "common_rank", "rank", "alpha")
@@ -47,31 +53,81 @@ def check_same_adapters(source: str, theirs: MoraConfig, ours: MoraConfig) -> No
             raise ValueError(f"{field}: {source} has {got!r}, the patched model has {expected!r}: expected the same")
 
 
+def config_from(source: str, fields: Any) -> MoraConfig:
+    """The configuration that a file's fields make; ValueError begins with `source` and names the field."""
+    try:
+        return MoraConfig.from_dict(fields)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
 def ranks(config: MoraConfig) -> dict[str, int]:
     """The specific rank of each modality."""
     return {modality: config.specific_rank(modality) for modality in ("image", "text")}
 
 
 def check_tensors(source: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise ValueError unless `tensors` are exactly `shapes`, floating-point and finite; the message names them."""
+    """Raise ValueError unless `tensors` are exactly `shapes`, and as `check_values` wants them; the message names them.
+
+    What is missing, extra or of another shape is told before an element is read.
+    """
     missing = [name for name in shapes if name not in tensors]
-    extra = [name for name in tensors if name not in shapes]
+    extra = [printable(name) if isinstance(name, str) else shown(name) for name in tensors if name not in shapes]
     if missing or extra:
-        found = [f"missing {', '.join(missing)}"] if missing else []
-        found += [f"unexpected {', '.join(extra)}"] if extra else []
+        found = [f"missing {listed(missing)}"] if missing else []
+        found += [f"unexpected {listed(name[:LONGEST_NAME] for name in extra)}"] if extra else []
         raise ValueError(f"{source}: got {'; '.join(found)}; expected exactly the tensors of the adapted projections")
+    check_plain(source, tensors)
     for name, shape in shapes.items():
-        tensor = tensors[name]
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"{source}: {name} has shape {tuple(tensor.shape)}, expected {shape}")
-        if not tensor.is_floating_point():
-            raise ValueError(f"{source}: {name} has dtype {tensor.dtype}, expected a floating-point dtype")
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{source}: {name} has NaN or infinite elements, expected finite ones")
+        if tuple(tensors[name].shape) != shape:
+            raise ValueError(f"{source}: {name} has shape {tuple(tensors[name].shape)}, expected {shape}")
+    check_values(source, tensors)
+
+
+def check_plain(source: str, tensors: Mapping[str, object]) -> None:
+    """Raise ValueError naming a value that is no plain tensor with its elements stored; none is read."""
+    for name, tensor in tensors.items():
+        if why := why_not_plain(tensor):
+            raise ValueError(f"{source}: {name} {why}")
 
 
 @torch.no_grad()
-def assign(adapters: Adapters, tensors: Mapping[str, Tensor]) -> None:
-    """Copy checked tensors into the adapters, in place."""
-    for name, parameter in adapters.named_tensors():
-        parameter.copy_(tensors[name])
+def check_values(source: str, tensors: Mapping[str, Tensor]) -> None:
+    """What is saved and what is loaded: plain tensors of 16, 32 or 64 bit floats, finite in float32 too.
+
+    Raises ValueError that names the tensor. Factors are float32 unless the weights are float64: a float64 1e300 is
+    finite, and infinite where it goes.
+    """
+    check_plain(source, tensors)
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            raise ValueError(
+                f"{source}: {name} has dtype {tensor.dtype}, expected a floating-point dtype of 16 to 64 bit"
+            )
+        if not torch.isfinite(tensor.float()).all():
+            raise ValueError(f"{source}: {name} has NaN or infinite elements, expected finite ones (in float32)")
+
+
+def largest_file(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Bytes that a file of such tensors may have: float64, and a header with its names."""
+    return sum(8 * math.prod(shape) + len(name) + 256 for name, shape in shapes.items()) + (1 << 20)
+
+
+@torch.no_grad()
+def assign(adapters: Adapters, tensors: Mapping[str, Tensor], source: str = "adapter") -> None:
+    """Copy checked tensors into the adapters, in place: all of them, or none.
+
+    Raises ValueError that names a tensor whose values the adapter's dtype cannot hold (1e5 in float16).
+    """
+    copy_whole(source, tensors, dict(adapters.named_tensors()))
+
+
+@torch.no_grad()
+def copy_whole(source: str, tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
+    """Copy tensors into targets of the same names and shapes once all are finite in the targets' dtypes."""
+    ready = {name: tensors[name].to(target.device, target.dtype) for name, target in targets.items()}
+    for name, tensor in ready.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{source}: {name} has elements that are infinite in {tensor.dtype}, expected finite ones")
+    for name, target in targets.items():
+        target.copy_(ready[name])

@@ -7,24 +7,30 @@ file of at most `most` bytes, looked at before it is opened. A pipe would hang f
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import math
 import os
 import re
 import secrets
 import stat
+import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
 from safetensors.torch import load, save
 from torch import Tensor
+
+from mora.system.messages import printable
 
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
 # Bytes that a file of each kind may have; a picture's bound is `mora.data.images`'s own.
 LARGEST, LARGEST_TEXT, LARGEST_JSON = 1 << 36, 1 << 32, 1 << 28
+LARGEST_HEADER = 1 << 24  # of a safetensors file: names, dtypes and shapes of some 100,000 tensors
 DEEPEST = 64  # levels of JSON
 MARKS = re.compile(r"\\.|[\[\]{}\"]")  # an escape, or what opens and closes
 
@@ -122,12 +128,25 @@ def encoding_hint(data: bytes) -> str:
     return next((words for start, words in known.items() if data.startswith(start)), "another encoding")
 
 
-def parse_json(text: str, where: str) -> Any:
-    """The value of a JSON text, nested at most `DEEPEST` levels, no name twice; ValueError that begins with `where`."""
+def parse_json(text: str, where: str, finite: bool = False) -> Any:
+    """The value of a JSON text, nested at most `DEEPEST` levels, no name twice; ValueError that begins with `where`.
+
+    `finite` refuses NaN and infinity too, which Python reads though JSON has neither, and numbers like 1e999.
+    """
     if text.count("[") + text.count("{") > DEEPEST and (deepest := depth_of(text)) > DEEPEST:
         raise ValueError(f"{where}: got JSON nested {deepest:,} deep, expected at most {DEEPEST}")
+
+    def number(digits: str) -> float:
+        value = float(digits)
+        if not math.isfinite(value):
+            raise NotFiniteNumberError(f"{where}: got the number {digits[:40]}, expected finite ones")
+        return value
+
+    numbers: dict[str, Any] = {"parse_float": number, "parse_constant": number} if finite else {}
     try:
-        return json.loads(text, object_pairs_hook=once)
+        return json.loads(text, object_pairs_hook=once, **numbers)
+    except NotFiniteNumberError as error:
+        raise ValueError(str(error)) from None
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{where}: got text that is not JSON ({error}), expected JSON") from error
     except KeyError as error:
@@ -159,9 +178,13 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+class NotFiniteNumberError(ValueError):
+    """A number that is NaN or infinite where JSON has to be finite."""
+
+
 def read_json(path: Path, most: int = LARGEST_JSON) -> dict[str, Any]:
-    """Return the JSON object of a file of at most `most` bytes; ValueError when it is not one."""
-    content = parse_json(read_text(path, most), str(path))
+    """Return the JSON object of a file of at most `most` bytes, all numbers finite; ValueError when it is not one."""
+    content = parse_json(read_text(path, most), str(path), finite=True)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: got a JSON {type(content).__name__}, expected an object")
     return content
@@ -170,12 +193,62 @@ def read_json(path: Path, most: int = LARGEST_JSON) -> dict[str, Any]:
 def read_tensors(path: Path, most: int = LARGEST) -> tuple[dict[str, Tensor], str]:
     """Return the tensors of a safetensors file and its SHA-256; ValueError for a pickle or a damaged file."""
     data = read_bytes(path, most)
+    header = int.from_bytes(data[:8], "little")
+    # A header of 128 + 256 n bytes starts with the byte a pickle starts with; a pickle's would be longer than the file.
+    if header > len(data) - 8 and data.startswith(PICKLE_STARTS):
+        raise ValueError(f"{path}: got a pickle, expected safetensors: files that can run code are not read")
+    if LARGEST_HEADER < header <= len(data) - 8:
+        raise ValueError(f"{path}: got a header of {header:,} bytes, expected at most {LARGEST_HEADER:,}")
     try:
         return load(data), digest(data)
-    except SafetensorError as error:
-        # Asked only now: a safetensors header of 128 + 256 n bytes starts with the same byte as a pickle.
-        if data.startswith(PICKLE_STARTS):
-            raise ValueError(
-                f"{path}: got a pickle, expected safetensors: files that can run code are not read"
-            ) from error
-        raise ValueError(f"{path}: got a damaged safetensors file ({error}), expected a whole one") from error
+    except Exception as error:  # SafetensorError, and what its torch half raises for a dtype torch lacks
+        raise ValueError(f"{path}: got a damaged safetensors file ({reason(error)}), expected a whole one") from error
+
+
+def read_pickled(path: Path, most: int = LARGEST) -> Any:
+    """Return the content of a file of `torch.save`, tensors on the CPU; `weights_only=True`, so that no code runs.
+
+    Raises ValueError for what that refuses, a truncated file, and an archive whose entries are more than they take on
+    disk: `torch.save` compresses nothing. The tensors are not looked at: see `why_not_plain`.
+    """
+    data = read_bytes(path, most)
+    try:
+        if data.startswith(PICKLE_STARTS[0]):
+            refuse_packed(data)
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # a crafted file can make the unpickler raise anything
+        raise ValueError(
+            f"{path}: got a file that torch.load(weights_only=True) refuses ({reason(error)}), expected torch.save's"
+        ) from error
+
+
+def refuse_packed(data: bytes) -> None:
+    """Raise ValueError for a zip archive that unpacks to more than it is."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        entries = archive.infolist()
+    size = sum(entry.file_size for entry in entries)
+    if size > len(data) or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError(f"a compressed archive ({len(data):,} bytes unpack to {size:,}), which torch.save never makes")
+
+
+def why_not_plain(value: object) -> str:
+    """What keeps `value` from being a plain tensor, every element stored and on a device; "" when nothing does."""
+    if not isinstance(value, Tensor):
+        return f"is a {type(value).__name__}, expected a tensor"
+    if type(value) not in (Tensor, torch.nn.Parameter):
+        return f"is a {type(value).__name__}, expected a plain tensor"
+    if value.layout is not torch.strided or value.is_nested:
+        return f"is {str(value.layout).removeprefix('torch.')} or nested, expected a dense tensor"
+    if value.is_quantized:
+        return f"is quantised ({value.dtype}), expected plain numbers"
+    if value.is_meta:
+        return "is on the meta device and has no elements, expected values"
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        return f"has shape {tuple(value.shape)} over {value.untyped_storage().nbytes():,} bytes, expected all stored"
+    return ""
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error's message, short and safe to print, or its kind where it has none."""
+    lines = str(error).splitlines()
+    return printable(lines[0])[:200] if lines else type(error).__name__

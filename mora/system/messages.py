@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 SHOWN = 10
-NAME, LONGEST = 500, 2000  # letters shown of one name, of one message
+NAME, LONGEST, VALUE = 500, 2000, 100  # letters shown of one name, of one message, of one value
 
 
 def listed(items: Iterable[object], shown: int = SHOWN) -> str:
@@ -32,3 +32,12 @@ def one_line(text: str) -> str:
     """A message of others on one line, safe to print, cut off where it is longer than `LONGEST`."""
     line = printable(" ".join(text.split()))
     return line if len(line) <= LONGEST else f"{line[:LONGEST]} ... ({len(line) - LONGEST:,} characters more)"
+
+
+def shown(value: object) -> str:
+    """`repr(value)` on one line and cut short, also of an int of more digits than Python prints."""
+    try:
+        text = printable(repr(value))
+    except ValueError:
+        text = f"a {type(value).__name__} of thousands of digits"
+    return text if len(text) <= VALUE else f"{text[:VALUE]}..."

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mora.checkpoint import load_adapter, save_adapter
-from mora.checkpoint.tensors import check_tensors
+from mora.checkpoint.tensors import check_tensors, check_values, copy_whole
 from mora.classifier import MissingModalityClassifier
 from mora.config import MoraConfig
 from mora.system.files import digest, pack_tensors, read_json, read_tensors, write_bytes
@@ -150,7 +150,10 @@ def save_best(
     """Write adapter, head and result into `folder`, which appears, or is replaced, as a whole.
 
     MoRA's adapters are those of `mora.save_adapter`; what other methods train is method.safetensors with method.json.
+    Raises ValueError for what `load_best` would refuse, NaN or infinity; `folder` stays as it was.
     """
+    head = {f"head.{name}": tensor for name, tensor in model.head.state_dict().items()}
+    check_values(str(folder), {**trained_tensors(model.model, method), **head})
     with whole_folder(folder) as work:
         if method in MORA_VARIANTS:
             save_adapter(model.model, work)
@@ -192,5 +195,4 @@ def load_best(
 def copy_strictly(path: Path, tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
     """Copy tensors read from `path` into `targets`; ValueError, before anything changes, unless they fit exactly."""
     check_tensors(str(path), tensors, {name: tuple(target.shape) for name, target in targets.items()})
-    for name, target in targets.items():
-        target.copy_(tensors[name])
+    copy_whole(str(path), tensors, targets)
