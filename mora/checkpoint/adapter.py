@@ -75,7 +75,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], base: str = "
     one_of("base", base, ("same", "any"))
     folder = Path(folder)
     saved = read_config(folder)
-    config = replace(config_from(str(folder / CONFIG), saved["config"]), backend="auto")  # the machine's choice here
+    config = config_from(str(folder / CONFIG), saved["config"])
     if is_patched(model):
         adapters = adapters_of(model)
         check_same_adapters(str(folder), config, adapters.config)

@@ -17,6 +17,7 @@ from mora.classifier import MissingModalityClassifier
 from mora.data.corruption import Corrupted
 from mora.data.dataset import Dataset, Sample
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
+from mora.keeping import keeping
 
 if TYPE_CHECKING:
     from mora.training.run import LoadedRun
@@ -117,24 +118,25 @@ def embed(
     model = run.model.eval()
     available, image_row = dataset.available(), rows_of_images(dataset)
     wanted = first_of_each(image_row, available != IMAGE_MISSING)
-    image = substitute(model, "image").repeat(int(image_row.max()) + 2, 1)
-    text = substitute(model, "text").repeat(len(dataset) + 1, 1)
     loader = torch.utils.data.DataLoader(
         Reader(dataset, run.preprocess, wanted), batch_size=batch, num_workers=workers, collate_fn=list
     )
-    for samples in loader:
-        if errors := [sample for sample in samples if isinstance(sample, ValueError)]:
-            raise errors[0]
-        shown = [sample for sample in samples if sample.image is not None]
-        read = [sample for sample in samples if sample.text is not None]
-        check_presence(dataset, samples, available, wanted)
-        if shown:
-            rows = image_row[[sample.position for sample in shown]]
-            image[rows] = tower(model, "image", torch.stack([sample.image for sample in shown]))
-        if read:
-            text[[sample.position for sample in read]] = tower(model, "text", run.tokenize([s.text for s in read]))
-        if progress is not None:
-            progress(len(samples))
+    with keeping(model):
+        image = substitute(model, "image").repeat(int(image_row.max()) + 2, 1)
+        text = substitute(model, "text").repeat(len(dataset) + 1, 1)
+        for samples in loader:
+            if errors := [sample for sample in samples if isinstance(sample, ValueError)]:
+                raise errors[0]
+            shown = [sample for sample in samples if sample.image is not None]
+            read = [sample for sample in samples if sample.text is not None]
+            check_presence(dataset, samples, available, wanted)
+            if shown:
+                rows = image_row[[sample.position for sample in shown]]
+                image[rows] = tower(model, "image", torch.stack([sample.image for sample in shown]))
+            if read:
+                text[[sample.position for sample in read]] = tower(model, "text", run.tokenize([s.text for s in read]))
+            if progress is not None:
+                progress(len(samples))
     return Embeddings(image, text, image_row, dataset.labels(), dataset.groups(), model.head)
 
 

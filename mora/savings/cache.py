@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mora.classifier import MissingModalityClassifier
 from mora.savings.entry import CLAIMS, Claims, open_entry
+from mora.savings.fingerprint import prefix_state, versions
 from mora.savings.options import Hidden
 from mora.savings.room import SHARE, amount, free_disk, free_memory
 from mora.savings.state import State, frozen_state, precision
@@ -80,6 +81,7 @@ class PrefixCache:
         self.size = sum(layouts[m].size(self.wanted(m) + 1) for m in MODALITIES)
         self.cap = self.room() if cap is None else cap
         self.check_room()
+        self.contents = prefix_state(model)
         self.stores, self.claims = self.open(layouts, parts)
         self.state = self.now()
 
@@ -117,11 +119,9 @@ class PrefixCache:
         if self.folder is None:
             stores = {modality: MemoryStore(layout) for modality, layout in layouts.items()}
         else:
-            from mora.savings.fingerprint import prefix_state, versions
-
             known = {
                 **(parts or {}),
-                "prefix": prefix_state(self.model),
+                "prefix": self.contents,
                 "versions": versions(),
                 "layout": {m: [*map(str, layout)] for m, layout in layouts.items()},
                 "image rows": self.place["image"].tolist() if not self.is_plain() else None,
@@ -180,6 +180,7 @@ class PrefixCache:
 
         Raises ValueError when a frozen weight or the precision is not what it was.
         """
+        self.check()
         store, index = self.stores[modality], index.cpu()
         there = self.present[modality][index]
         there = there if present is None else there & present.cpu()
@@ -188,9 +189,13 @@ class PrefixCache:
             self.compute(index[there & ~store.complete(rows)])
         return replace(store.read(rows, self.multiple), filled=True)
 
-    def check(self) -> None:
-        """ValueError unless the frozen blocks are what they were when the cache was made."""
-        if self.now() != self.state:
+    def check(self, contents: bool = False) -> None:
+        """ValueError unless the frozen blocks are what they were when the cache was made.
+
+        As far as autograd counts changes; `contents` looks at every byte (seconds for 100 million weights): after
+        something that may have written frozen weights uncounted, and once an epoch in `mora train`.
+        """
+        if self.now() != self.state or (contents and prefix_state(self.model) != self.contents):
             raise ValueError("cache: a frozen weight, its place or the precision changed, expected it as it was")
 
     def missing(self, index: Tensor) -> Tensor:
