@@ -189,13 +189,14 @@ class PrefixCache:
             self.compute(index[there & ~store.complete(rows)])
         return replace(store.read(rows, self.multiple), filled=True)
 
-    def check(self, contents: bool = False) -> None:
-        """ValueError unless the frozen blocks are what they were when the cache was made.
+    def check(self, contents: bool = False, computing: bool = False) -> None:
+        """ValueError unless the frozen blocks are what they were when the cache was made, as far as autograd counts.
 
-        As far as autograd counts changes; `contents` looks at every byte (seconds for 100 million weights): after
-        something that may have written frozen weights uncounted, and once an epoch in `mora train`.
+        `contents` looks at every byte (seconds for 100 million weights): after something that may have written frozen
+        weights uncounted, and once an epoch in `mora train`. `computing`: in the same precision, too.
         """
-        if self.now() != self.state or (contents and prefix_state(self.model) != self.contents):
+        now, before = (state if computing else (state[0], state[2]) for state in (self.now(), self.state))
+        if now != before or (contents and prefix_state(self.model)["weights"] != self.contents["weights"]):
             raise ValueError("cache: a frozen weight, its place or the precision changed, expected it as it was")
 
     def missing(self, index: Tensor) -> Tensor:
@@ -207,7 +208,7 @@ class PrefixCache:
 
     def compute(self, index: Tensor, samples: Any = None) -> None:
         """Compute and keep what is not there of samples int64 [K]; `samples` are they, if read already."""
-        self.check()
+        self.check(computing=True)
         samples = [self.samples[i] for i in index.tolist()] if samples is None else samples
         for modality, store in self.stores.items():
             places = self.place[modality][index]

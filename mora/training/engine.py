@@ -117,6 +117,12 @@ class Engine:
         self.optimizer.zero_grad()
         return Step(value, unscaled, rate, total, skipped)
 
+    def begin_epoch(self) -> None:
+        """As `train_mode`; ValueError when frozen weights are no longer those of the rows that are kept."""
+        if caches := [cached.cache for cached in self.cached.values() if cached.cache is not None]:
+            caches[0].check(contents=True)
+        self.train_mode()
+
     def train_mode(self) -> None:
         """Dropout on; the running statistics of frozen batch norms stay as they are."""
         self.wrapped.train()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mora.classifier import MissingModalityClassifier
 from mora.data.dataset import Dataset
+from mora.keeping import keeping
 from mora.savings import Savings
 from mora.system.signals import Stop, Stopped
 from mora.system.workers import check_workers, lost_workers
@@ -102,7 +103,7 @@ class Trainer:
             KeyboardInterrupt: a signal asked to end; the message says where it stopped.
         """
         self.place = RunFolder(self.folder, resume, self.accelerator, self.log)
-        with Stop() as self.stop, lost_processes(self.accelerator), lost_workers(), self.place:
+        with Stop() as self.stop, lost_processes(self.accelerator), lost_workers(), self.place, keeping(self.model):
             return self.run()
 
     def run(self) -> Result:
@@ -177,7 +178,7 @@ class Trainer:
         plan = shares(order, config.batch, self.accelerator.num_processes, self.accelerator.process_index)
         plan = plan[progress.done :]
         batches = self.engine.batches("train", [share.rows for share in plan])
-        self.engine.train_mode()
+        self.engine.begin_epoch()
         began, samples = time.perf_counter(), 0
         for begin in range(0, len(plan), config.accumulation):
             group = plan[begin : begin + config.accumulation]
@@ -284,10 +285,8 @@ class Trainer:
         self.engine.put(self.best)
         test = self.evaluate("test") if "test" in self.splits else None
         count = sum(parameter.numel() for parameter in self.engine.trained.values())
-        result = Result(
-            self.folder, progress.best["epoch"], progress.best["validation"], test,
-            self.config.epochs, count, progress.skipped, self.spent(),
-        )  # fmt: skip
+        best = progress.best["epoch"], progress.best["validation"]
+        result = Result(self.folder, *best, test, self.config.epochs, count, progress.skipped, self.spent())
         name = self.task.metric
         if test is not None:
             self.log.event("test", epoch=result.best_epoch, test=test)

@@ -169,6 +169,21 @@ def test_frozen_weights_that_move_are_refused():
         cache.image(ALL)
 
 
+def test_frozen_weights_that_move_after_all_rows_are_there_are_refused_too():
+    """What autograd counts at every take; what nobody counts when asked to look at every byte."""
+    samples, model = Samples(), classifier("open_clip")
+    cache = mora.PrefixCache(model, samples)
+    cache.fill()
+    cache.image(ALL)
+    next(model.model.parameters()).data.mul_(1.5)
+    cache.image(ALL)
+    with pytest.raises(ValueError, match="cache: a frozen weight"):
+        cache.check(contents=True)
+    other_weight(model)
+    with pytest.raises(ValueError, match="cache: a frozen weight"):
+        cache.image(ALL)
+
+
 def test_what_a_name_cannot_tell_shows_in_the_substitute(tmp_path, monkeypatch):
     mora.PrefixCache(classifier("open_clip"), Samples(), folder=tmp_path, parts=PARTS)
     model = classifier("open_clip")
