@@ -1,12 +1,15 @@
 """What a training loop does to a patched model: autocast, checkpointing, compile, accumulation, several processes."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+import transformers
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 import mora
 from mora_kernels.testing import LINEAR_TOLERANCE, assert_parity
@@ -72,7 +75,11 @@ def test_gradient_checkpointing(family):
 
 
 def checkpoint_blocks(model):
-    if hasattr(model, "set_grad_checkpointing"):
+    """By the model's own switch; transformers has none for dual encoders, open_clip's fails on its own blocks."""
+    if isinstance(model, transformers.VisionTextDualEncoderModel) or hasattr(model, "text"):
+        for site in model.mora.sites():
+            site.parent.forward = partial(checkpoint, site.parent.forward, use_reentrant=False)
+    elif hasattr(model, "set_grad_checkpointing"):
         model.set_grad_checkpointing(True)
     else:
         model.gradient_checkpointing_enable()
