@@ -115,7 +115,13 @@ def check_call(projection: MoraLinear) -> None:
             "(mora.merge(copy.deepcopy(model))), torch.export, or torch.onnx.export(dynamo=True)"
         )
     weight, magnitude = projection.weight, projection.common_magnitude
-    if weight.is_meta != magnitude.is_meta or weight.is_meta != projection.common.of(projection.modality).is_meta:
+    common = projection.common.of(projection.modality)
+    if any(hasattr(tensor, "device_mesh") for tensor in (weight, magnitude, common)):
+        raise RuntimeError(
+            "mora: an adapted projection is sharded (DTensor), and W_eff needs whole weights and factors: "
+            "use DDP, or fully_shard the root module only and call the model through it"
+        )
+    if len({tensor.is_meta for tensor in (weight, magnitude, common)}) > 1:
         raise RuntimeError(
             "mora: an adapter and its frozen weight are not both in memory (one is on the meta device); expected both: "
             "load weights with load_state_dict on the whole model, and do not offload adapted blocks (accelerate)"
