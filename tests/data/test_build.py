@@ -245,3 +245,42 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     run("food101", raw, tmp_path / "out")
     with pytest.raises(ValueError, match="out: got .*out with food101 in format 1, expected a new folder"):
         run("mmimdb", synthetic.raw(tmp_path, "mmimdb"), tmp_path / "out")
+
+
+@pytest.mark.timeout(120)
+def test_pictures_and_listings_that_are_no_regular_files_are_not_opened(tmp_path: Path) -> None:
+    raw = synthetic.raw(tmp_path, "hateful_memes")
+    picture = raw / "img" / "00000.png"
+    picture.unlink()
+    picture.symlink_to("/dev/zero")
+    lines = (raw / "train.jsonl").read_text().splitlines()
+    lines[1] = '{"id": 1, "img": "img/\\u0000.png", "label": 0, "text": "a"}'
+    lines[2] = '{"id": 1, "img": "img/00002.png", "label": true, "text": "a"}'
+    lines[3] = '{"id": 1, "img": "img/00003.png", "label": 0, "text": "\\ud800"}'
+    lines[4] = "[" * 1000
+    (raw / "train.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="5 files are missing or broken") as caught:
+        run("hateful_memes", raw, tmp_path / "out")
+    for part in ("00000.png: path: got", "which is a device", "line 2: img is 'img/\\x00.png'", "line 3: label is True",
+                 "line 4: text holds half a character", "line 5: JSON: got JSON nested 1,000 deep"):  # fmt: skip
+        assert part in str(caught.value)
+    raw = synthetic.raw(tmp_path, "food101")
+    (raw / "split.json").unlink()
+    (raw / "split.json").symlink_to("/dev/zero")
+    with pytest.raises(FileNotFoundError, match=r"split.json: got no such file"):
+        run("food101", raw, tmp_path / "food")
+
+
+def test_a_title_that_takes_in_other_lines_is_named(tmp_path: Path) -> None:
+    raw = synthetic.raw(tmp_path, "food101")
+    path = raw / "texts" / "train_titles.csv"
+    lines = path.read_text().splitlines()
+    name, kind = lines[4].split(",")[0], lines[4].rsplit(",", 1)[-1]
+    for title in ('"two\nlines, said', '"big pie'):
+        changed = [*lines[:4], f"{name},{title},{kind}", *lines[5:]]
+        path.write_text("\n".join(changed))
+        with pytest.raises(ValueError, match=r"train_titles.csv: line 5 opens a quote that takes the next lines"):
+            run("food101", raw, tmp_path / "out")
+    path.write_text("\n".join([*lines[:4], f'{name},"two\nlines, said",{kind}', *lines[5:]]))
+    run("food101", raw, tmp_path / "out")
+    assert table(tmp_path / "out" / "train.arrow")["text"][4].as_py() == ["two\nlines, said"]

@@ -129,3 +129,38 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     (folder / "data-00000-of-00001.arrow").write_bytes(b"cut")
     with pytest.raises(ValueError, match="got a data set that cannot be loaded"):
         open_dataset(folder, "train")
+
+
+def test_a_format_hides_no_column_and_labels_beyond_the_classes_are_named(tmp_path: Path) -> None:
+    data = datasets.Dataset.from_dict({"image": [b"a", b"b"], "text": ["x", "y"], "label": [0, 1]})
+    data.with_format("numpy", columns=["text"]).save_to_disk(tmp_path / "set")
+    opened = open_dataset(tmp_path / "set", "all")
+    assert opened.classes == ("0", "1") and opened.available().tolist() == [0, 0]
+    names = datasets.Features({**data.features, "label": datasets.ClassLabel(names=["cat", "dog"])})
+    data.cast(names).save_to_disk(tmp_path / "named")
+    info = tmp_path / "named" / "dataset_info.json"
+    info.write_text(info.read_text().replace('"dog"', '"cat"'))
+    with pytest.raises(ValueError, match="got the classes 'cat' twice|cannot be loaded"):
+        open_dataset(tmp_path / "named", "all")
+
+
+@pytest.mark.parametrize("image", ["../secret.png", "a/../../secret.png"])
+def test_a_path_that_leaves_the_folder_is_not_read(tmp_path: Path, image: str) -> None:
+    rows = {"image": [image, "b.png"], "text": ["x", "y"], "label": ["a", "b"]}
+    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "set")
+    with pytest.raises(ValueError, match=f"got the image '{image}' in row 1, outside the folder"):
+        open_dataset(tmp_path / "set", "all")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"image": [1, 2], "text": ["x", "y"], "label": [0, 1]}, "image: got a column of type int64, expected images"),
+        ({"image": [b"a", b"b"], "text": ["x", "y"], "label": [b"0", b"1"]}, "got label of type binary"),
+        ({"image": [b"a", b"b"], "text": ["x", "y"], "label": [[[0]], [[1]]]}, "got label of type list<"),
+    ],
+)
+def test_columns_of_other_types_are_named(tmp_path: Path, columns: dict, message: str) -> None:
+    datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "set")
+    with pytest.raises(ValueError, match=message):
+        open_dataset(tmp_path / "set", "all")

@@ -1,5 +1,7 @@
 """Missing tables: files that fit no other data, the published files, natural absence, never both missing."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,8 +25,10 @@ from mora.data import (
     parse_missing,
     per_sample,
     save_table,
+    table_seed,
 )
 from mora.data.table_files import read_table
+from mora.data.tables import TABLE_SEEDS
 from mora.system.files import pack_tensors
 from tests.data import synthetic
 
@@ -233,3 +237,48 @@ def test_only_drawn_tables_are_saved(tmp_path: Path, train: Dataset) -> None:
     torch.save(missing_table(24, 0.7, "both", 3), tmp_path / "mmimdb_train_missing_both_07.pt")
     with pytest.raises(ValueError, match="table: got one that was read from a published file"):
         save_table(load_table(tmp_path / "mmimdb_train_missing_both_07.pt", train), tmp_path)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_nothing_and_everything_are_rates_too(train: Dataset, rate: float) -> None:
+    for kind in ("text", "image", "both"):
+        lacks = per_sample(draw_table(train, Missing(kind, rate), seed=0), train)
+        assert int((lacks != 0).sum()) == int(len(train) * rate)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.0, True, "1", None, 10**5000], ids=lambda seed: str(type(seed)))
+def test_a_seed_out_of_range_is_named(train: Dataset, seed: object) -> None:
+    """Python's generator takes -1 for 1, and a text for a number of its own."""
+    with pytest.raises(ValueError, match=r"seed: got .*expected a whole number from 0 to 2\*\*63 - 1"):
+        draw_table(train, BOTH, seed)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"seed \(--split-seed\): got .*expected a whole number"):
+        open_dataset("nowhere", "train", seed=seed)  # type: ignore[arg-type]
+
+
+def test_splits_do_not_draw_alike(root: Path) -> None:
+    tables = [
+        draw_table(open_dataset(root, split), BOTH, table_seed(42, split)) for split in TABLE_SEEDS if split != "all"
+    ]
+    assert len({table.seed for table in tables}) == 3
+    assert not torch.equal(tables[1].values, tables[2].values)  # both have eight rows
+
+
+RACE = """
+import sys
+from pathlib import Path
+from mora.data import Missing, draw_table, load_table, open_dataset, save_table
+data = open_dataset(sys.argv[1], "train")
+table = draw_table(data, Missing("both", 0.7), 42)
+for _ in range(40):
+    path = save_table(table, Path(sys.argv[2]))
+    assert load_table(path, data).values.equal(table.values)
+"""
+
+
+def test_processes_that_write_one_table_at_once_leave_it_whole(tmp_path: Path, root: Path, train: Dataset) -> None:
+    """As several ranks do that share a folder: a file appears whole, by rename, whoever was first."""
+    command = [sys.executable, "-c", RACE, str(root), str(tmp_path)]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in running:
+        assert process.communicate()[1] == "" and process.returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == [draw_table(train, BOTH, 42).file_name]
