@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from importlib import metadata
 
 import torch
 
+from mora.system.messages import one_line
 from mora.version import __version__
 from mora_kernels import backend as backends
 
@@ -30,6 +32,8 @@ def version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
+    except Exception as error:  # metadata that an interrupted installation left behind
+        return f"damaged: {one_line(str(error) or repr(error))}"
 
 
 def devices() -> list[torch.device]:
@@ -54,12 +58,31 @@ def doctor() -> str:
         lines.append(f"  {name:16} {version(name) or f'absent: needed for {purpose}'}")
     lines += ["", 'backend="auto", by device and dtype of the weights']
     for device in devices():
-        lines.append(f"  {describe(device)}")
-        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-            name, reason = backends.explain("auto", device, dtype)
-            lines.append(f"    {str(dtype).removeprefix('torch.'):9} {name}: {reason}")
+        lines += tried(str(device), lambda device=device: choices(device))  # type: ignore[misc]
     lines += ["", 'backend="triton", asked for by name']
     for device in devices():
-        problem = backends.obstacle(device, torch.float32)
-        lines.append(f"  {device}: {f'cannot run: {problem}' if problem else 'runs'}")
+        lines += tried(str(device), lambda device=device: insisted(device))  # type: ignore[misc]
     return "\n".join(lines)
+
+
+def choices(device: torch.device) -> list[str]:
+    """What "auto" picks on a device, by dtype."""
+    lines = [f"  {describe(device)}"]
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        name, reason = backends.explain("auto", device, dtype)
+        lines.append(f"    {str(dtype).removeprefix('torch.'):9} {name}: {reason}")
+    return lines
+
+
+def insisted(device: torch.device) -> list[str]:
+    """Whether "triton" runs on a device."""
+    problem = backends.obstacle(device, torch.float32)
+    return [f"  {device}: {f'cannot run: {problem}' if problem else 'runs'}"]
+
+
+def tried(device: str, report: Callable[[], list[str]]) -> list[str]:
+    """A report on a device, or that asking it fails: whoever runs `mora doctor` has a driver that may be broken."""
+    try:
+        return report()
+    except Exception as error:  # of drivers: RuntimeError, AssertionError, OSError
+        return [f"  {device}: cannot be asked: {one_line(str(error) or repr(error))}"]

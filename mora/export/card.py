@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mora.evaluation.tables import FIGURES, Table, percent
 from mora.export.formats import HUGGING_FACE, MERGES, merges_of
-from mora.system.markup import code, plain
+from mora.system.markup import Markdown, code, plain
 from mora.system.messages import printable
 from mora.training.backbone import TINY
 
@@ -176,7 +176,8 @@ def data(run: LoadedRun) -> Table:
         table = run.config.get("tables", {}).get(split, {})
         missing = percent(table.get("missing", "none"))
         seed = str(table["seed"]) if table.get("seed") is not None else ""
-        rows.append([split, fingerprint[:16], missing, seed, f"{given.get('rows', {}).get(split, 0):,}"])
+        shown = Markdown(code(fingerprint[:16]).replace("|", r"\|"))
+        rows.append([split, shown, missing, seed, f"{given.get('rows', {}).get(split, 0):,}"])
     return Table("Data", ["split", "fingerprint", "simulated missing", "table's seed", "rows"], rows, set(), words=3)
 
 

@@ -11,8 +11,14 @@ SPECIAL = re.compile(r"[\\`*\[\]<>|~#&$]|(?<!\w)_|_(?!\w)")
 FORMULA = ("=", "+", "-", "@")
 
 
+class Markdown(str):
+    """Markdown already, which `plain` leaves as it is."""
+
+
 def plain(text: str) -> str:
     """`text` on one line of Markdown, in a table or out of it, read as it is written."""
+    if isinstance(text, Markdown):
+        return text
     return SPECIAL.sub(r"\\\g<0>", printable(text))
 
 

@@ -26,3 +26,16 @@ def test_a_reader_that_stops_is_no_error():
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_a_broken_driver_or_package_is_reported(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("CUDA driver\nis too old")
+
+    monkeypatch.setattr("mora.doctor.devices", lambda: [torch.device("cpu"), torch.device("cuda", 0)])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", broken)
+    monkeypatch.setattr("mora_kernels.backend.missing", broken)
+    monkeypatch.setattr("mora.doctor.metadata.version", broken)
+    text = doctor()
+    assert text.count("cuda:0: cannot be asked: CUDA driver is too old") == 2
+    assert "damaged: CUDA driver is too old" in text and "float32   torch" in text
