@@ -1,11 +1,12 @@
 """Models inside wrappers and in shared memory, and a patch that runs out of memory halfway."""
 
 import copy
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
+import torch.multiprocessing  # registers how tensors are shared
 from torch import nn
-from torch.multiprocessing.reductions import ForkingPickler
 
 import mora
 from tests.mora.models import embed, randomise
