@@ -5,6 +5,7 @@ from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
+import torch.multiprocessing  # registers how tensors are shared
 from torch import nn
 
 import mora
