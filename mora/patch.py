@@ -21,7 +21,7 @@ from mora.adapters import (
     unwrap,
 )
 from mora.config import MoraConfig, check_fields
-from mora.families import FAMILIES, family_of
+from mora.families import clips_inside, family_of
 from mora.families.admission import check_alone
 from mora.families.family import Family
 from mora.families.site import Site
@@ -123,30 +123,13 @@ def pair_blocks(towers: dict[str, list[Site]], config: MoraConfig) -> list[Pair]
 
 def family_of_clip(model: nn.Module) -> Family:
     """The family of `model`; ValueError names the CLIP's place when `model` is something around it."""
-    inner = clips_inside(model) if isinstance(model, nn.Module) else []
-    here = ", ".join(f"model.{name}" for name in inner)
-    try:
-        family = family_of(model)
-    except ValueError as error:
-        if here and "before wrapping" not in str(error):
-            raise ValueError(f"model: got a {type(model).__name__}, expected the CLIP itself: pass {here}") from error
-        raise
-    if here and type(model).__getattr__ is not nn.Module.__getattr__:
+    family = family_of(model)
+    if type(model).__getattr__ is not nn.Module.__getattr__ and (inside := clips_inside(model)):
         raise ValueError(
-            f"model: got a {type(model).__name__} around the CLIP, expected the CLIP itself: patch {here}, then wrap it"
+            f"model: got a {type(model).__name__} around the CLIP, expected the CLIP itself: patch "
+            f"{' or '.join(inside)}, then wrap it"
         )
     return family
-
-
-def clips_inside(model: nn.Module) -> list[str]:
-    """Dotted names of the CLIPs that `model` holds, those of wrappers that only forward to one left out."""
-    return [
-        name
-        for name, module in model.named_modules()
-        if name
-        and type(module).__getattr__ is nn.Module.__getattr__
-        and any(family.matches(module) for family in FAMILIES)
-    ]
 
 
 def admitted(model: nn.Module, family: Family, config: MoraConfig) -> list[Pair]:

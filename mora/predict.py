@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from mora.training.run import LoadedRun
 
-LARGEST_IMAGE = 1 << 28  # bytes of a file
-
 
 class Answer(NamedTuple):
     """One class, its probability, and whether it is chosen: the likeliest, or each above 0.5 for multi-label tasks."""
@@ -106,7 +104,7 @@ def check_text(text: str) -> None:
 
 def read(image: str | Path | Image) -> Image:
     """The image as RGB, on white where it is transparent, as the data sets read theirs."""
-    from mora.data.images import decode, to_rgb
+    from mora.data.images import LARGEST_IMAGE, decode, to_rgb
 
     if isinstance(image, (str, Path)):
         return decode(read_bytes(Path(image), LARGEST_IMAGE), str(image))

@@ -22,15 +22,19 @@ def family_of(model: nn.Module) -> Family:
             return family
     if hasattr(model, "_orig_mod") or type(model).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel"):
         raise ValueError(f"model: got a {type(model).__name__}, expected the CLIP itself: patch before wrapping")
-    inside = [
-        f"{path} (a {type(module).__name__})"
-        for path, module in model.named_modules()
-        if path and any(family.matches(module) for family in FAMILIES)
-    ]
-    if inside:
-        raise ValueError(
-            f"model: got a {type(model).__name__} with a CLIP inside, expected the CLIP: pass its {inside[0]}"
-        )
+    if inside := clips_inside(model):
+        raise ValueError(f"model: got a {type(model).__name__}, expected the CLIP itself: pass {' or '.join(inside)}")
     looked = "; ".join(f"{family.name}: {family.looked_for}" for family in FAMILIES)
     children = ", ".join(name for name, _ in model.named_children()) or "no child modules"
     raise ValueError(f"model: got a {type(model).__name__} with {children}, looked for {looked}")
+
+
+def clips_inside(model: nn.Module) -> list[str]:
+    """ "model.clip" of every CLIP that `model` holds, those of wrappers that only forward to one left out."""
+    return [
+        f"model.{name}"
+        for name, module in model.named_modules()
+        if name
+        and type(module).__getattr__ is nn.Module.__getattr__
+        and any(family.matches(module) for family in FAMILIES)
+    ]

@@ -147,7 +147,8 @@ WRONG = [None, [], [[4]], {}, "4", True, -1, 10**400, float("nan"), 1e308]
 DIGITS = 10**5000  # more than Python prints
 
 
-@pytest.mark.parametrize("field", mora.MoraConfig.__dataclass_fields__)
+# The backend is not part of an adapter: what a file says of it is not read.
+@pytest.mark.parametrize("field", [name for name in mora.MoraConfig.__dataclass_fields__ if name != "backend"])
 def test_a_configuration_of_any_wrong_type_names_the_field_and_the_file(field, saved):
     allowed = {"common_rank": [None], "first_layer": [None]}.get(field, [])
     model = hugging_face_model()
@@ -168,7 +169,7 @@ def test_a_configuration_of_any_wrong_type_names_the_field_and_the_file(field, s
 
 @pytest.mark.parametrize("fields", [None, [], "x", 3, {3: 4}, {"a\nb": 1}, {"x" * 10_000: 1}], ids=lambda f: str(f)[:9])
 def test_fields_that_are_no_fields(fields):
-    with pytest.raises(ValueError, match="expected (a mapping of )?rank, common_rank") as caught:
+    with pytest.raises(ValueError, match="expected (a mapping of |some of )?rank, common_rank") as caught:
         mora.MoraConfig.from_dict(fields)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 

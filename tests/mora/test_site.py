@@ -22,7 +22,7 @@ ATTENTION = {"open_clip": "attn", "hugging_face": "self_attn"}
 def towers(model):
     """The lists of blocks of a tiny model of either family."""
     if hasattr(model, "visual"):
-        return model.visual.transformer.resblocks, model.transformer.resblocks
+        return model.visual.transformer.resblocks, getattr(model, "text", model).transformer.resblocks
     return model.vision_model.encoder.layers, model.text_model.encoder.layers
 
 
