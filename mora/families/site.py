@@ -187,6 +187,7 @@ class PackedSite(Site):
 
     def install(self, targets: tuple[str, ...], common: CommonFactors, config: MoraConfig) -> None:
         original, adapted = self.attention, self.stand_in()
+        projections: dict[str, MoraLinear] = {}
         for target in targets:
             if target == "out":
                 projection: MoraLinear = MoraLinear(original.out_proj, common, self.modality, config)
@@ -196,8 +197,9 @@ class PackedSite(Site):
                 part = PackedSlice(adapted, PACKED.index(target))
                 projection = PackedMoraLinear(part, common, self.modality, config)
                 setattr(adapted, target, projection)
-            self.projections[target] = projection.train(original.training)
+            projections[target] = projection.train(original.training)
         setattr(self.parent, self.name, adapted)
+        self.projections = projections  # only now is there something to take back
 
     def restore(self) -> None:
         adapted = self.attention
