@@ -10,7 +10,7 @@ from mora.families import family_of
 from mora.system.folders import whole_folder
 from mora.training import load_backbone, load_run
 from mora.training.backbone import with_policy
-from mora.training.run import copy_strictly
+from mora.training.run import copy_strictly, write_config
 from tests.training import fakes
 
 SIZES = {
@@ -112,7 +112,8 @@ def test_a_run_is_read_strictly(tmp_path):
 
 def test_a_run_without_an_epoch_says_so(tmp_path):
     trainer = fakes.trainer(tmp_path / "run")
-    trainer.open_folder(False)
+    trainer.folder.mkdir()
+    write_config(trainer.folder, trainer.description)
     with pytest.raises(FileNotFoundError, match="has no finished epoch"):
         load_run(tmp_path / "run", backbone=fakes.backbone())
 
