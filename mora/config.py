@@ -176,7 +176,7 @@ def check_fields(fields: Iterable[str], error: type[Exception] = ValueError) -> 
         if name not in MoraConfig.__dataclass_fields__:
             hint = f" ({name} is {OTHER_NAMES[name]} here)" if name in OTHER_NAMES else ""
             known = ", ".join(MoraConfig.__dataclass_fields__)
-            raise error(f"{name}: got an unknown field{hint}, expected some of {known}")
+            raise error(f"{label(name)}: got an unknown field{hint}, expected some of {known}")
 
 
 def target_hint(target: object) -> str:

@@ -1,6 +1,12 @@
-"""Hooks that users registered on a module go on firing while another stands in its place, and come back with it."""
+"""Hooks that users registered on a module go on firing while another stands in its place, and come back with it.
+
+What is cut out of a computation would pass them by: a block that is watched runs as it is.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -25,3 +31,23 @@ TABLES = (
 def share_hooks(module: nn.Module, source: nn.Module) -> None:
     """Let the hooks of `source` be those of `module`."""
     module.__dict__.update({name: source.__dict__[name] for name in TABLES if name in source.__dict__})
+
+
+CALLED = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+OURS = "_mora_own_hook"
+
+
+def library_hook(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark a hook as this library's own: nobody else waits for it."""
+    setattr(hook, OURS, True)
+    return hook
+
+
+def watched(module: nn.Module) -> bool:
+    """Whether somebody registered a hook on a module or on anything in it."""
+    return any(
+        not getattr(hook, OURS, False)
+        for part in module.modules()
+        for table in CALLED
+        for hook in list(part.__dict__[table].values())
+    )

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mora.adapters import (
     Adapters,
@@ -160,7 +160,12 @@ def check_pairs(pairs: list[Pair], config: MoraConfig) -> None:
                 if rank > width:
                     raise ValueError(f"{name}: got {rank}, expected at most {width}, the width of {site.path}")
             weight = site.linear(config.targets[0]).weight
-            backends.explain(config.backend, weight.device, weight.dtype)
+            backends.explain(config.backend, place_of(weight), weight.dtype)
+
+
+def place_of(weight: Tensor) -> torch.device:
+    """Where a model whose weight is still on the CPU may go: to the GPU, where there is one."""
+    return torch.device("cuda") if weight.device.type == "cpu" and torch.cuda.is_available() else weight.device
 
 
 def install(model: nn.Module, adapters: Adapters) -> None:

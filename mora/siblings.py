@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from mora.hooks import library_hook
+
 if TYPE_CHECKING:
     from mora.linear import MoraLinear
 
@@ -66,11 +68,13 @@ class Siblings:
                 del hooks[key]
                 attention._forward_hooks_always_called.pop(key, None)
 
+    @library_hook
     def begin(self, *_: Any) -> None:
         """Open a call."""
         if not torch.compiler.is_compiling():
             self.calls.append(Call())
 
+    @library_hook
     def end(self, *_: Any) -> None:
         """Close it."""
         if not torch.compiler.is_compiling() and self.calls:

@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import os
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -91,7 +92,7 @@ def load(backend: str, device: torch.device, dtype: torch.dtype = torch.float32)
     return MODULES[explain(backend, device, dtype)[0]]
 
 
-def engine(name: str) -> type:
+def engine(name: str) -> Any:
     """Return the class that builds a whole group: "torch" or "triton"."""
     if name == "triton":
         from mora_kernels.triton.group import Engine as Fused

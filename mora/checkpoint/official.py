@@ -30,7 +30,7 @@ from mora.checkpoint.tensors import (
 )
 from mora.config import MoraConfig
 from mora.families import family_of
-from mora.patch import check_pairs, pair_blocks, patch
+from mora.patch import check_pairs, family_of_clip, pair_blocks, patch
 from mora.system.files import read_pickled, write_bytes
 from mora.system.messages import printable, shown
 
@@ -93,7 +93,7 @@ def pairs_for(path: Path, model: nn.Module, theirs: MoraConfig, layers: list[int
         check_same_adapters(str(path), theirs, adapters_of(model).config)
         pairs = adapters_of(model).pairs
     else:
-        pairs = pair_blocks(family_of(model).towers(model), theirs)
+        pairs = pair_blocks(family_of_clip(model).towers(model), theirs)
         check_pairs(pairs, theirs)
     adapted = {site.layer for pair in pairs for site in pair.values()}
     if adapted != set(layers):

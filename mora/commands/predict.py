@@ -52,7 +52,7 @@ def run(options: argparse.Namespace, command: str) -> None:
 
 def check_image(path: Path) -> None:
     """Refuse, before a model is loaded, what is no image file."""
-    from mora.predict import LARGEST_IMAGE
+    from mora.data.images import LARGEST_IMAGE
     from mora.system.files import regular_file
 
     try:

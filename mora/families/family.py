@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mora.families.site import Site
+from mora.hooks import library_hook, watched
 from mora.linear import MoraLinear
 
 
@@ -170,7 +171,8 @@ class Family(ABC):
             first: index of the first block to run, as given to `prefix`.
             text: the token ids [B, L] of `hidden`; needed where the text is pooled at its end token.
             pooled_only: run the last block for the pooled row only (k and v for all): the same up to rounding.
-            lean: keep less for the backward pass of frozen layers: the same up to rounding.
+            lean: keep less for the backward pass of frozen layers: the same up to rounding. A block on which somebody
+                registered hooks runs as it is, whatever these say.
 
         Raises ValueError for an unknown modality or index, for `text` absent or of another length, and for towers
         whose mask depends on padding or on a class token of their own.
@@ -183,12 +185,13 @@ class Family(ABC):
         arguments = self.block_arguments(model, modality, hidden)
         rows = self.pooled_rows(model, modality, hidden, text)
         for block in blocks[:-1]:
-            hidden = self.run_block(model, modality, block, hidden, arguments, lean)
+            hidden = self.run_block(model, modality, block, hidden, arguments, lean and not watched(block))
         pooled = None
-        if pooled_only and rows is not None:
+        plain = not watched(blocks[-1])
+        if pooled_only and plain and rows is not None:
             pooled = self.pooled_block(blocks[-1], hidden, rows, arguments)
         if pooled is None:
-            hidden = self.run_block(model, modality, blocks[-1], hidden, arguments, lean)
+            hidden = self.run_block(model, modality, blocks[-1], hidden, arguments, lean and plain)
             return self.project(model, modality, hidden, rows)
         return self.project(model, modality, pooled, None if rows is None else torch.zeros_like(rows))
 
@@ -225,7 +228,7 @@ def own(hook: Callable[..., None]) -> Callable[..., None]:
         if threading.get_ident() == thread:
             hook(*given)
 
-    return guarded
+    return library_hook(guarded)
 
 
 class BlockReached(Exception):  # noqa: N818

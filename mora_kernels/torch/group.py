@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from mora_kernels.coupling import total_gram
 from mora_kernels.precision import accumulation_dtype
@@ -40,7 +41,7 @@ class Engine:
             gram = total_gram(one.common, one.other_common).to(accumulation_dtype(one.weight))
             u, left, right, self.norms[index] = thin_factors(one.weight, one.common, gram, *one[3:7], one.alpha)
             self.grams[index] = gram
-            with torch.autograd._unsafe_preserve_version_counter(self.thin[index]):  # no graph reads it meanwhile
+            with _unsafe_preserve_version_counter(self.thin[index]):  # no graph reads it meanwhile
                 self.thin[index].copy_(torch.cat([u, left.flatten(), right.flatten()]))
             self.effective[index].copy_(compose(one.weight, u, left, right, self.dtype))
 

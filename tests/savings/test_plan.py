@@ -10,6 +10,7 @@ import torch
 
 import mora
 from mora.families import family_of
+from mora.hooks import library_hook
 from tests.mora.models import IMAGE, VOCABULARY, images, open_clip_model
 from tests.savings.worlds import FAMILIES, Samples, classifier
 
@@ -227,9 +228,8 @@ def test_a_merged_model_runs_its_last_block_for_the_pooled_row_too(family, train
     pooled = [modality for modality in ("image", "text") if saving.plan(modality).pooled]
     lengths = {"image": [], "text": []}
     for modality, sites in family_of(saving.model).towers(saving.model).items():
-        sites[-1].parent.mlp.register_forward_pre_hook(
-            lambda _, given, seen=lengths[modality]: seen.append(given[0].shape[1])
-        )
+        spy = lambda _, given, seen=lengths[modality]: seen.append(given[0].shape[1])  # noqa: E731
+        sites[-1].parent.mlp.register_forward_pre_hook(library_hook(spy))  # a user's own would want every row
     got, want = (model(samples.image, samples.text) for model in (saving, plain))
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
     assert all((seen[-1] == 1) == (modality in pooled) for modality, seen in lengths.items()), lengths
@@ -238,3 +238,22 @@ def test_a_merged_model_runs_its_last_block_for_the_pooled_row_too(family, train
     cache = mora.PrefixCache(saving, samples)
     cached = saving(cache.image(torch.arange(len(samples))), cache.text(torch.arange(len(samples))))
     torch.testing.assert_close(cached, want, rtol=1e-5, atol=1e-5)
+
+
+@families
+def test_hooks_of_the_last_block_fire_though_one_row_would_do(family):
+    """Grad-CAM and attention rollout look at every row of the last blocks."""
+    samples, model = Samples(), classifier(family)
+    expected = evaluated(model, samples)
+    block = model.family.blocks(model.model, "image", 3)[0]
+    attention = next(module for name, module in block.named_children() if "attn" in name)
+    seen = []
+    hook = attention.register_forward_hook(lambda _, args, kwargs, output: seen.append(1), with_kwargs=True)
+    other = block.register_full_backward_hook(lambda *_: seen.append(2))
+    torch.testing.assert_close(evaluated(model, samples), expected, rtol=1e-4, atol=1e-5)
+    assert 1 in seen
+    model.train()(*samples.batch(INDEX)).sum().backward()
+    assert 2 in seen
+    hook.remove(), other.remove(), seen.clear()
+    evaluated(model, samples)
+    assert not seen
