@@ -23,8 +23,8 @@ class MissingModalityClassifier(nn.Module):
 
     Embeddings are projected and un-normalised. The substitute of a missing image is a white image, preprocessed; of a
     missing text, the tokens of "". What cannot change a result is not computed (`mora.Savings`, docs/savings.md): in
-    eval a missing modality costs nothing once its substitute was embedded; in training every row passes the blocks that
-    are trained, so that dropout stays per sample, and only rows that are there pass the frozen ones.
+    eval all rows that lack a modality cost one, or one in all within `mora.keeping`; in training every row passes the
+    blocks that are trained, so that dropout stays per sample, and only rows that are there pass the frozen ones.
 
     Args:
         model: an open_clip or Hugging Face CLIP, patched or not.

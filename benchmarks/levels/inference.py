@@ -11,13 +11,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.graph import increment_version
 
 import mora
 from benchmarks import models
 from benchmarks.case import Case, Provider, Shape
 from benchmarks.levels.training_step import CLASSES, TOLERANCE
-from benchmarks.providers.ours import why_not
+from benchmarks.providers.ours import why_not, within_keeping
 from benchmarks.providers.prompts import PromptedCLIP, embed_row
 from benchmarks.sizes import Scale
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING, missing_table
@@ -31,9 +30,10 @@ RATES = (0.0, 0.35, 0.7)
 PROVIDERS = (
     BASELINE,
     "deep prompts",
-    "patched, rebuilt each time",
     "patched",
+    "patched, kept",
     *(f"merged, {rate:.0%} missing" for rate in RATES),
+    "merged, 70% missing, kept",
 )
 
 
@@ -51,13 +51,7 @@ def build(shape: Shape, scale: Scale) -> Case:
     official = rows.classifier(models.adapt(base, "official", 2).model.double())
     merged = rows.classifier(mora.merge(models.adapt(base, "ours", 2, backend).model))
     patched = rows.classifier(models.adapt(base, "ours", 2, backend).model)
-    stale = [parameter for _, parameter in mora.adapter_parameters(patched.model)][:1]
-
-    def rebuilt() -> Tensor:
-        for parameter in stale:
-            increment_version(parameter)
-        return rows.logits(patched, 0.0)
-
+    kept = rows.classifier(models.adapt(base, "ours", 2, backend).model)
     frozen = models.adapt(base, "frozen", 2).model
     plain, wide = rows.classifier(frozen), rows.classifier(models.with_weights(base, {}))
 
@@ -76,13 +70,18 @@ def build(shape: Shape, scale: Scale) -> Case:
     providers = {
         BASELINE: provider(lambda: rows.everything(plain), lambda: rows.everything(wide)),
         "deep prompts": provider(lambda: rows.prompted(prompted), lambda: rows.prompted_one_by_one(prompted)),
-        "patched, rebuilt each time": provider(rebuilt, lambda: rows.logits(official, 0.0)),
         "patched": provider(lambda: rows.logits(patched, 0.0), lambda: rows.logits(official, 0.0)),
+        "patched, kept": provider(
+            within_keeping(kept, lambda: rows.logits(kept, 0.0)), lambda: rows.logits(official, 0.0)
+        ),
     }
     for rate in RATES:
         providers[f"merged, {rate:.0%} missing"] = provider(
             lambda rate=rate: rows.logits(merged, rate), lambda rate=rate: rows.logits(official, rate)
         )
+    providers["merged, 70% missing, kept"] = provider(
+        within_keeping(merged, lambda: rows.logits(merged, 0.7)), lambda: rows.logits(official, 0.7)
+    )
     return Case(NAME, shape, BASELINE, providers)
 
 

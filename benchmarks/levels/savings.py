@@ -20,7 +20,7 @@ import mora
 from benchmarks import models
 from benchmarks.case import Case, Provider, Shape
 from benchmarks.levels.attention import kept
-from benchmarks.providers.ours import why_not
+from benchmarks.providers.ours import why_not, within_keeping
 from benchmarks.sizes import DROPOUT, Scale
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING, missing_table
 from mora.families import family_of
@@ -220,11 +220,13 @@ def eval_provider(
 
     def check() -> None:
         with torch.inference_mode():
-            assert_parity("logits", logits(model), logits(oracle), TOLERANCE)
+            assert_parity("logits", run_kept(), logits(oracle), TOLERANCE)
+
+    run_kept = within_keeping(model, lambda: logits(model))
 
     def run() -> Tensor:
         with torch.inference_mode(), torch.autocast(rows.device, torch.float16, rows.device == "cuda"):
-            return logits(model)
+            return run_kept()
 
     return Provider(run, check)
 
@@ -248,6 +250,7 @@ class Epoch:
 
     def __init__(self, shape: Shape, scale: Scale, out: Path, **fields: Any) -> None:
         from mora.training import TrainConfig, Trainer
+        from mora.training.folder import RunFolder
 
         config = TrainConfig.make(
             data="openmoji", out=out, missing=f"both:{shape['missing']}", batch=shape["batch"], limit=shape["rows"],
@@ -255,7 +258,9 @@ class Epoch:
             **fields,
         )  # fmt: skip
         self.trainer = Trainer(config, console=Quiet())
-        self.trainer.open_folder(resume=False)
+        self.trainer.place = RunFolder(self.trainer.folder, False, self.trainer.accelerator, self.trainer.log)
+        self.trainer.place.__enter__()  # held as long as the process lives
+        self.trainer.place.open(self.trainer.description, lambda state: None)
         self.trainer.keep_rows()
         self.rows = min(8, shape["rows"])
 
