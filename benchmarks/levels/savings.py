@@ -31,12 +31,14 @@ NAME = "savings"
 TITLE = "What need not be computed"
 STEP, INFERENCE, EPOCH = "training step", "inference", "epoch of mora train"
 OFF, CACHED = "patched, nothing saved", "patched, all, cached"
+ALL_KEPT = "patched, all, kept"  # within `mora.keeping`
 PARTS = {f"patched, {part} only": mora.Savings.parse(part) for part in ("pooled", "missing", "trimmed", "lean")}
-STEP_PROVIDERS = ("official", OFF, *PARTS, "patched, cached only", "patched, all", CACHED)
+STEP_PROVIDERS = ("official", OFF, *PARTS, "patched, cached only", "patched, all", ALL_KEPT, CACHED)
 PLAIN = "plain CLIP"
 KINDS = {"patched, 70 % both missing": "both", "patched, 70 % image missing": "image"}
+KEPT = {f"{name}, kept": kind for name, kind in KINDS.items()}
 EPOCH_PROVIDERS = ("patched, savings off", "patched, savings on")
-PROVIDERS = (*STEP_PROVIDERS, PLAIN, *KINDS, *EPOCH_PROVIDERS)
+PROVIDERS = (*STEP_PROVIDERS, PLAIN, *KINDS, *KEPT, *EPOCH_PROVIDERS)
 CLASSES, RATE, LONGEST = 101, 0.7, 24
 # Both towers in float32 against float64, relative L2; a gradient has passed through twelve blocks twice.
 TOLERANCE = {torch.float32: 1e-4}
@@ -112,12 +114,13 @@ def step(shape: Shape, scale: Scale, base: nn.Module, rows: Rows) -> Case:
         **{name: ("ours", part, False) for name, part in PARTS.items()},
         "patched, cached only": ("ours", OFFS, True),
         "patched, all": ("ours", mora.Savings(), False),
+        ALL_KEPT: ("ours", mora.Savings(), False),
         CACHED: ("ours", mora.Savings(), True),
     }
     providers = {}
     for name, (adapted, savings, cached) in kinds.items():
         model = models.adapt(base, adapted, layers(shape), backend_of(scale)).model
-        providers[name] = step_provider(rows.classifier(model, savings), rows, cached, oracle)
+        providers[name] = step_provider(rows.classifier(model, savings), rows, cached, oracle, name == ALL_KEPT)
     return Case(NAME, shape, "official", providers, others(providers))
 
 
@@ -168,9 +171,9 @@ def model_features(model: mora.MissingModalityClassifier, rows: Rows, cache: mor
 
 
 def step_provider(
-    model: mora.MissingModalityClassifier, rows: Rows, cached: bool, oracle: dict[str, Tensor]
+    model: mora.MissingModalityClassifier, rows: Rows, cached: bool, oracle: dict[str, Tensor], keep: bool = False
 ) -> Provider:
-    """A whole step: rows, forward, backward, AdamW."""
+    """A whole step: rows, forward, backward, AdamW; `keep`: all steps within one `mora.keeping`."""
     model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6, betas=(0.9, 0.98), capturable=rows.device == "cuda")
@@ -193,7 +196,8 @@ def step_provider(
             assert_parity(name, value, oracle[name], TOLERANCE)
 
     owned = (rows.image, rows.text, *model.parameters(), model.missing_image)
-    return Provider(run, check, lambda: owned, lambda: kept(model.model), capturable=False)
+    whole = within_keeping(model, run) if keep else run
+    return Provider(whole, check, lambda: owned, lambda: kept(model.model), capturable=False)
 
 
 def inference(shape: Shape, scale: Scale, base: nn.Module, rows: Rows) -> Case:
@@ -206,13 +210,19 @@ def inference(shape: Shape, scale: Scale, base: nn.Module, rows: Rows) -> Case:
     providers = {PLAIN: eval_provider(plain, oracle, rows, "both")}
     for name, kind in KINDS.items():
         providers[name] = eval_provider(patched, official, rows, kind)
+    for name, kind in KEPT.items():
+        providers[name] = eval_provider(patched, official, rows, kind, keep=True)
     return Case(NAME, shape, PLAIN, providers, others(providers))
 
 
 def eval_provider(
-    model: mora.MissingModalityClassifier, oracle: mora.MissingModalityClassifier, rows: Rows, kind: str
+    model: mora.MissingModalityClassifier,
+    oracle: mora.MissingModalityClassifier,
+    rows: Rows,
+    kind: str,
+    keep: bool = False,
 ) -> Provider:
-    """Logits of one batch."""
+    """Logits of one batch; `keep`: all calls within one `mora.keeping`."""
 
     def logits(classifier: mora.MissingModalityClassifier) -> Tensor:
         image = rows.image.to(classifier.head.weight.dtype)
@@ -220,13 +230,13 @@ def eval_provider(
 
     def check() -> None:
         with torch.inference_mode():
-            assert_parity("logits", run_kept(), logits(oracle), TOLERANCE)
+            assert_parity("logits", mine(), logits(oracle), TOLERANCE)
 
-    run_kept = within_keeping(model, lambda: logits(model))
+    mine = within_keeping(model, lambda: logits(model)) if keep else lambda: logits(model)
 
     def run() -> Tensor:
         with torch.inference_mode(), torch.autocast(rows.device, torch.float16, rows.device == "cuda"):
-            return run_kept()
+            return mine()
 
     return Provider(run, check)
 

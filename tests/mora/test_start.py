@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 import mora
 from mora_kernels.testing import assert_parity
-from tests.mora.models import MODELS, embed, images, randomise, tokens
+from tests.mora.models import MODELS, SITES, embed, images, randomise, tokens
 
 families = pytest.mark.parametrize("family", MODELS)
 TABLE = {torch.float32: 2e-5}
@@ -191,7 +191,7 @@ def test_functional_gradients_need_the_reference_and_say_so(family):
         gradients(Towers(mora.patch(MODELS[family](), dropout=0.0)))
 
 
-@families
+@pytest.mark.parametrize("family", SITES)
 @pytest.mark.parametrize("targets", [("q", "v"), ("out",)], ids="".join)
 def test_torchscript_is_refused_with_the_way_out(family, targets, tmp_path):
     model = mora.patch(MODELS[family](), targets=targets)
