@@ -35,6 +35,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """One process where something is timed."""
+    return 0 if config.getoption("--benchmark") else None
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("--benchmark"):
         if config.getoption("--baseline"):
@@ -44,7 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
     asked = ("benchmark_verbose", "benchmark_compare", "benchmark_histogram", "benchmark_columns")
     if not any(config.getoption(name, None) for name in asked):
         config.option.benchmark_quiet = True  # the summary below says more
-    if os.environ.get("PYTEST_XDIST_WORKER") or config.getoption("numprocesses", None):
+    if os.environ.get("PYTEST_XDIST_WORKER") or config.getoption("numprocesses", None) not in (None, 0, "auto"):
         raise pytest.UsageError("--benchmark: got -n, expected one process: others would disturb the timing")
 
 

@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     print(f"parity holds, {time.perf_counter() - start:.0f} s", flush=True)
     options = ["--device", device, *(() if smoke else ("--benchmark",))]
     given = [argument for argument in arguments if argument != "--smoke"]
-    run = [sys.executable, "-m", "pytest", "benchmarks", "-p", "no:cacheprovider", *options, *given]
+    run = [sys.executable, "-m", "pytest", "-n", "0", "benchmarks", "-p", "no:cacheprovider", *options, *given]
     return subprocess.run(run, cwd=Path(__file__).parents[1], check=False).returncode
 
 

@@ -14,6 +14,10 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from torch.utils._python_dispatch import _disable_current_modes  # noqa: E402
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # `-n auto`: a process a core, which its threads would fight over
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
 ALLOCATORS = ("empty", "empty_like", "empty_strided")
 
 

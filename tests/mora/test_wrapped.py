@@ -29,7 +29,9 @@ def embeddings(model):
 
 
 @families
-@pytest.mark.parametrize("wrap", [torch.compile, Data, lambda model: torch.compile(Data(model))], ids=str)
+@pytest.mark.parametrize(
+    "wrap", [torch.compile, Data, lambda model: torch.compile(Data(model))], ids=["compiled", "parallel", "both"]
+)
 def test_wrappers_leave_no_prefix_in_a_checkpoint(family, wrap, tmp_path):
     model = randomise(mora.patch(SMALL[family](), last_layers=1))
     wrapped = wrap(model)
