@@ -150,9 +150,12 @@ class State:
         if ended:
             self.ticket, self.outputs = Ticket(used=True), ()
 
-    def wait(self, device: torch.device) -> None:
-        """Let this stream wait for what another one still does with the values, without waiting for it here."""
-        if device.type == "cuda" and not self.capturing:
+    def wait(self, device: torch.device, capturing: bool) -> None:
+        """Let this stream wait for what another one still does with the values, without waiting for it here.
+
+        A stream that is being captured waits for nothing outside: whoever captures has synchronised before.
+        """
+        if device.type == "cuda" and not capturing:
             stream = torch.cuda.current_stream(device)
             if self.stream is not None and stream != self.stream:
                 stream.wait_stream(self.stream)

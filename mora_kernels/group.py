@@ -79,7 +79,7 @@ class Group:
         if state is not None and state.epoch != self._epoch:
             state = None
         if state is not None and scope is not None:
-            state.wait(first.weight.device)
+            state.wait(first.weight.device, capturing)
             if all(state.holds(i, scope, snapshot(self.projections[i]), capturing) for i in indices):
                 return state
         return self._build(name, dtype, state, indices, scope, capturing)
@@ -106,7 +106,7 @@ class Group:
                 wanted = every if engine.at_once else indices
             factors = [fresh.get(i, known) for i, known in enumerate(state.values.factors)]
             if scope is None:
-                state.wait(device)
+                state.wait(device, capturing)
             state.values.engine.build(factors, wanted)
         state.note(wanted, factors, scope, capturing)
         return state

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mora.attention import PACKED, MultiheadAttention, OpenClipAttention, PackedMoraLinear, PackedSlice, unsupported
+from mora.attention import MultiheadAttention, OpenClipAttention, unsupported
 from mora.config import MoraConfig
 from mora.factors import CommonFactors
 from mora.families.admission import check_linear, check_packed, class_name, inside
 from mora.hooks import share_hooks
 from mora.linear import MoraLinear
+from mora.packed import PACKED, PackedMoraLinear, PackedSlice
 from mora.siblings import Siblings
 
 

@@ -1,0 +1,201 @@
+"""Packed q, k, v as three projections: what every attention that stands for a packed one shares.
+
+`nn.MultiheadAttention` never calls `out_proj.forward`, and in eval takes a fused path that hooks do not see; it packs
+q, k, v into one `in_proj_weight` [3 d, d]. So the whole module is replaced: same parameters (the same objects, under
+the same names), each of q, k, v on its slice.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from mora.hooks import share_hooks
+from mora.linear import MoraLinear
+from mora_kernels.kept import Scope, scope_of
+from mora_kernels.precision import product_dtype
+
+PACKED = ("q", "k", "v")
+
+
+class PackedSlice:
+    """One of q, k, v inside a packed attention, seen as the `nn.Linear` it would be."""
+
+    def __init__(self, attention: Any, position: int) -> None:
+        self.attention, self.position = attention, position
+
+    def rows(self, packed: Tensor) -> Tensor:
+        """The third of `packed` [3 d, ...] that belongs to this projection, a view [d, ...]."""
+        size = packed.shape[0] // 3
+        return packed[self.position * size : (self.position + 1) * size]
+
+    @property
+    def weight(self) -> Tensor:
+        """W [d, d], a view of the packed parameter."""
+        return self.rows(self.attention.in_proj_weight)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """b [d], a view of the packed parameter, or None."""
+        bias = self.attention.in_proj_bias
+        return None if bias is None else self.rows(bias)
+
+
+class PackedMoraLinear(MoraLinear):
+    """A MoraLinear whose frozen weight is a slice of a packed parameter that its attention module owns."""
+
+    def hold(self, linear: PackedSlice) -> None:
+        """Remember where the weight is; the packed parameter stays with the attention module."""
+        self._slice = linear
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """W [d, d]."""
+        return self._slice.weight
+
+    @property
+    def bias(self) -> Tensor | None:  # type: ignore[override]
+        """b [d] or None."""
+        return self._slice.bias
+
+    def buffer(self, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+        """Where W_eff [d, d] is to be written: its rows of the attention's packed W_eff, if that is kept."""
+        attention = self._slice.attention
+        return None if attention.scope() is None else self._slice.rows(attention.packed_buffer(dtype, device))
+
+    def build(self, dtype: torch.dtype) -> None:
+        """See to it that `buffer` holds the present W_eff."""
+        group, index = self.place
+        group.built(index, dtype)
+
+
+class PackedAttention(nn.Module):
+    """What every adapted packed attention shares: it adopts the parameters and children of the original.
+
+    Children `q`, `k`, `v` are `PackedMoraLinear`s or None; `out_proj` is the original module or a `MoraLinear`.
+    """
+
+    in_proj_weight: Tensor
+    in_proj_bias: Tensor | None
+    out_proj: nn.Module
+    q: nn.Module | None
+    k: nn.Module | None
+    v: nn.Module | None
+
+    def __init__(self, original: Any) -> None:
+        super().__init__()
+        self._original = (original,)
+        for name, parameter in original._parameters.items():
+            self.register_parameter(name, parameter)
+        for name, module in original._modules.items():
+            self.add_module(name, module)
+        for name in ("in_proj_bias", "head_scale"):  # plain None where the original goes without
+            if name not in self._parameters:
+                self.register_parameter(name, None)
+        for name in PACKED:
+            self.register_module(name, None)
+        self._buffers.update(original._buffers)
+        self._non_persistent_buffers_set.update(original._non_persistent_buffers_set)
+        for name, value in vars(original).items():  # `head_dim`, `batch_first` and what users keep there
+            if name not in ("forward", "_compiled_call_impl"):
+                self.__dict__.setdefault(name, value)
+        share_hooks(self, original)
+        self.train(original.training)
+
+    @property
+    def original(self) -> Any:
+        """The module this one stands for; it shares every frozen parameter."""
+        return self._original[0]
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the adapted computation is asked for here, not the pretrained one."""
+        adapted = (self.q, self.k, self.v, self.out_proj)
+        return all(module.switch.is_on for module in adapted if isinstance(module, MoraLinear))
+
+    def give_back(self) -> Any:
+        """Return the original, holding the parameters as they are now (device, dtype and mode followed)."""
+        original = self.original
+        for name in original._parameters:
+            original._parameters[name] = self._parameters[name]
+        if isinstance(self.out_proj, MoraLinear):
+            original.out_proj.weight, original.out_proj.bias = self.out_proj.weight, self.out_proj.bias
+        original._buffers.update({name: self._buffers.get(name) for name in original._buffers})
+        share_hooks(original, self)
+        return original.train(self.training)
+
+    def project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v as [batch, heads, length, d / heads]; what is not adapted is projected by the packed weight."""
+        together = query is key and key is value
+        if together and not self.adapted():
+            flat = F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        elif together and self.is_kept():
+            flat = self.project_packed(query)
+        else:
+            with self.sharing() if together else nullcontext():
+                flat = tuple(self.project_one(position, x, together) for position, x in enumerate((query, key, value)))
+        q, k, v = (rearrange(x, "b l (h d) -> b h l d", h=self.num_heads) for x in flat)
+        return q, k, v
+
+    def adapted(self) -> list[nn.Module]:
+        """Those of `q`, `k`, `v` that are there."""
+        return [module for module in (self.q, self.k, self.v) if module is not None]
+
+    def sharing(self) -> AbstractContextManager[None]:
+        """While it is open, adapted projections of one input are computed together."""
+        found = [module.siblings for module in self.adapted() if isinstance(module, MoraLinear) and module.siblings]
+        return found[0].calling() if found and not torch.compiler.is_compiling() else nullcontext()
+
+    def is_kept(self) -> bool:
+        """Whether one product with a packed W_eff gives q, k, v: it is kept, nothing needs a gradient or a mask."""
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or self.training or self.scope() is None:
+            return False
+        adapted = self.adapted()
+        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in adapted)
+        return not hooked and all(isinstance(module, PackedMoraLinear) and module.builds for module in adapted)
+
+    def scope(self) -> Scope | None:
+        """Where values of this attention are kept for longer than one call of the model; None where they are not."""
+        scope = None if self.in_proj_weight.is_inference() else scope_of(self)
+        return scope if scope is not None and scope.lasting else None
+
+    def project_packed(self, x: Tensor) -> tuple[Tensor, ...]:
+        """q, k, v [..., d] of x by one product."""
+        dtype = product_dtype(x)
+        for module in self.adapted():
+            assert isinstance(module, PackedMoraLinear)
+            module.build(dtype)
+        bias = None if self.in_proj_bias is None else self.in_proj_bias.to(dtype)
+        return F.linear(x.to(dtype), self.packed_buffer(dtype, x.device), bias).chunk(3, dim=-1)
+
+    def packed_buffer(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """W_eff of q, k, v [3 d, d] in `dtype`: adapted rows are their group's to write, the others hold W.
+
+        Only where values are kept (`scope`).
+        """
+        scope, weight = self.scope(), self.in_proj_weight
+        assert scope is not None
+        name = (id(self), dtype, threading.get_ident())
+        key = (weight.data_ptr(), weight._version, device)
+        if name not in scope.values or scope.values[name][0] != key:
+            with torch.inference_mode(False), torch.no_grad():
+                scope.values[name] = (key, weight.detach().to(device, dtype, copy=True))
+        return scope.values[name][1]
+
+    def project_one(self, position: int, x: Tensor, together: bool) -> Tensor:
+        """One of q, k, v, adapted or frozen; `together` says that all three read this x."""
+        adapted = getattr(self, PACKED[position])
+        if adapted is not None:
+            return adapted(x) if together or not isinstance(adapted, MoraLinear) else adapted.alone(x)
+        frozen, dtype = PackedSlice(self, position), product_dtype(x)
+        weight, bias = frozen.weight, frozen.bias
+        castable = dtype != weight.dtype and not (weight.requires_grad or torch.compiler.is_compiling())
+        if castable and self.scope() is not None:
+            weight = frozen.rows(self.packed_buffer(dtype, x.device))  # cast once, not at every step
+        return F.linear(x, weight, bias)
