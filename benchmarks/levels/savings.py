@@ -259,6 +259,7 @@ class Epoch:
     """A trainer whose rows are kept already, where it keeps any."""
 
     def __init__(self, shape: Shape, scale: Scale, out: Path, **fields: Any) -> None:
+        from mora.system.signals import Stop
         from mora.training import TrainConfig, Trainer
         from mora.training.folder import RunFolder
 
@@ -271,6 +272,7 @@ class Epoch:
         self.trainer.place = RunFolder(self.trainer.folder, False, self.trainer.accelerator, self.trainer.log)
         self.trainer.place.__enter__()  # held as long as the process lives
         self.trainer.place.open(self.trainer.description, lambda state: None)
+        self.trainer.stop = Stop()
         self.trainer.keep_rows()
         self.rows = min(8, shape["rows"])
 
@@ -278,7 +280,7 @@ class Epoch:
         """Every training row once, then validation."""
         self.trainer.progress.done = 0
         self.trainer.train_epoch()
-        self.trainer.engine.evaluate("validation")
+        self.trainer.engine.evaluate("validation", self.trainer.stop.asked)
 
     def logits(self, wide: bool = False) -> Tensor:
         """Logits of the first validation rows; `wide` by the official sequence of operations in float64."""
@@ -303,7 +305,8 @@ class Epoch:
             assert_parity("logits", self.logits(), oracle(), TOLERANCE)
 
         owned = tuple(self.trainer.model.parameters())
-        return Provider(self.run, check, owned=lambda: owned, eager=False, capturable=False)
+        run = within_keeping(self.trainer.model, self.run)  # as `Trainer.fit` does
+        return Provider(run, check, owned=lambda: owned, eager=False, capturable=False)
 
 
 class Quiet:
