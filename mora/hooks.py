@@ -45,9 +45,10 @@ def library_hook(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 def watched(module: nn.Module) -> bool:
     """Whether somebody registered a hook on a module or on anything in it."""
-    return any(
-        not getattr(hook, OURS, False)
-        for part in module.modules()
-        for table in CALLED
-        for hook in list(part.__dict__[table].values())
-    )
+    return any(watched_itself(part) for part in module.modules())
+
+
+def watched_itself(module: nn.Module) -> bool:
+    """Whether somebody registered a hook on a module, whatever is in it."""
+    tables = (module.__dict__[name] for name in CALLED)
+    return any(not getattr(hook, OURS, False) for table in tables if table for hook in list(table.values()))

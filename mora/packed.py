@@ -181,12 +181,14 @@ class PackedAttention(nn.Module):
         """
         scope, weight = self.scope(), self.in_proj_weight
         assert scope is not None
-        name = (id(self), dtype, threading.get_ident())
-        key = (weight.data_ptr(), weight._version, device)
-        if name not in scope.values or scope.values[name][0] != key:
+
+        def cast() -> tuple[Tensor, Tensor]:
             with torch.inference_mode(False), torch.no_grad():
-                scope.values[name] = (key, weight.detach().to(device, dtype, copy=True))
-        return scope.values[name][1]
+                return weight.detach().to(device, dtype, copy=True), weight.detach()
+
+        name = (id(self), "packed", dtype, threading.get_ident())
+        # The weight itself is kept beside its copy, so that no other comes to lie where it did.
+        return scope.keep(name, (weight.data_ptr(), weight._version, device), cast, device)[0]
 
     def project_one(self, position: int, x: Tensor, together: bool) -> Tensor:
         """One of q, k, v, adapted or frozen; `together` says that all three read this x."""

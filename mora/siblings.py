@@ -89,7 +89,8 @@ class Siblings:
     def project(self, member: MoraLinear, x: Tensor) -> Tensor:
         """Equation (2) of `member` for x [..., d]."""
         call, (group, index) = self.calls[-1], member.place
-        state = (x._version, torch.is_grad_enabled(), torch.is_autocast_enabled(x.device.type), member.dropout)
+        version = None if x.is_inference() else x._version
+        state = (version, torch.is_grad_enabled(), torch.is_autocast_enabled(x.device.type), member.dropout)
         if call.source[0] is not x or call.source[1:] != state or index not in call.waiting:
             alike = [one for one in self.members if one.training and one.dropout == member.dropout]
             indices = [one.place[1] for one in alike]

@@ -18,39 +18,51 @@ from mora_kernels.projection import Factors
 class Values:
     """The engine that holds the values, and the fingerprints of the factors each projection was built from.
 
-    It refers to no autograd graph, so that a graph may refer to it. `marks[i]` moves when projection i is built from
-    other factors than before; built again from the same, it holds the same bits.
+    It refers to no autograd graph, so that a graph may refer to it. `builds[i]` counts the builds of projection i,
+    `marks[i]` those from other factors than before, as far as autograd counts changes.
     """
 
     def __init__(self, engine: Any, factors: list[Factors], parameters: list[Tensor]) -> None:
         self.engine, self.factors, self.parameters = engine, factors, parameters
         self.touching = [{id(tensor) for tensor in one.tensors()} for one in factors]
         self.keys: list[Any] = [None] * len(factors)
-        self.marks = [0] * len(factors)
+        self.marks, self.builds = [0] * len(factors), [0] * len(factors)
 
-    def check(self, index: int, mark: int) -> None:
-        """Raise unless the values of a projection that a graph was recorded with are still there."""
+    def stamp(self, index: int) -> tuple[int, int]:
+        """What a graph remembers of the values it was recorded with."""
+        return self.marks[index], self.builds[index]
+
+    def see_to(self, index: int, stamp: tuple[int, int]) -> None:
+        """See to it that the values of a projection are there on the way back of a graph with this stamp.
+
+        Built again meanwhile, they may be those of factors that nobody counted (an average that was swapped in, and out
+        again): they are then built from what is there now, which is what autograd itself would read.
+
+        Raises RuntimeError when a factor was changed as autograd counts.
+        """
+        mark, build = stamp
         if mark != self.marks[index]:
             raise RuntimeError(
                 f"Group: a factor of projection {index} was changed after this graph was recorded and W_eff has been "
                 "rebuilt since; expected backward before the next forward with new factors"
             )
-
-    def check_version(self, index: int) -> None:
-        """Raise if a factor of a projection was changed in place after the forward pass."""
-        if self.factors[index].fingerprint() != self.keys[index]:
+        if self.factors[index].versions() != self.keys[index][0]:
             raise RuntimeError(
                 f"Group: a factor of projection {index} was modified in place between forward and backward; "
                 "expected the optimizer to step after backward"
             )
+        if build != self.builds[index]:
+            with torch.inference_mode(False), torch.no_grad(), full_precision(self.factors[index].weight):
+                self.engine.build(self.factors, [index])
+            self.builds[index] += 1
 
 
 class Ticket:
-    """One shared node: whether its backward has run, and the mark of every projection that went through it."""
+    """One shared node: whether its backward has run, and the stamp of every projection that went through it."""
 
     def __init__(self, used: bool = False) -> None:
         self.used = used
-        self.marks: dict[int, int] = {}
+        self.stamps: dict[int, tuple[int, int]] = {}
 
 
 class Node(torch.autograd.Function):
@@ -69,8 +81,7 @@ class Node(torch.autograd.Function):
         reached: set[int] = set()
         for index, grad in enumerate(grads):
             if grad is not None:
-                values.check(index, ctx.ticket.marks[index])
-                values.check_version(index)
+                values.see_to(index, ctx.ticket.stamps[index])
                 reached |= values.touching[index]
         ctx.ticket.used = True
         if not reached:
@@ -87,7 +98,7 @@ class Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, thin: Tensor, values: Values, index: int) -> Tensor:
         ctx.save_for_backward(x if ctx.needs_input_grad[2] else None)
-        ctx.values, ctx.index, ctx.mark = values, index, values.marks[index]
+        ctx.values, ctx.index, ctx.stamp = values, index, values.stamp(index)
         ctx.bias_dtype = None if bias is None else bias.dtype
         return F.linear(x, values.engine.effective[index], None if bias is None else bias.to(x.dtype))
 
@@ -95,7 +106,7 @@ class Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         values: Values = ctx.values
-        values.check(ctx.index, ctx.mark)
+        values.see_to(ctx.index, ctx.stamp)
         (x,) = ctx.saved_tensors
         needs_x, needs_bias, needs_thin, _, _ = ctx.needs_input_grad
         rows = grad.reshape(-1, grad.shape[-1])
@@ -115,8 +126,8 @@ class State:
 
     def __init__(self, values: Values, identities: list[Any], epoch: int) -> None:
         self.values, self.identities, self.epoch = values, identities, epoch
-        self.kept_in: list[Scope | None] = [None] * len(identities)
-        self.biases: dict[int, tuple[Any, Tensor]] = {}
+        self.kept_in: list[Any] = [None] * len(identities)
+        self.held: list[Any] = [None] * len(identities)
         self.capturing = False
         self.stream: Any = None
         self.ticket = Ticket(used=True)
@@ -124,7 +135,7 @@ class State:
 
     def holds(self, index: int, scope: Scope | None, one: Factors, capturing: bool) -> bool:
         """Whether the values of a projection are those of these factors, made where they may be kept."""
-        if scope is None or self.kept_in[index] is not scope or self.capturing != capturing:
+        if scope is None or self.kept_in[index] != (scope, scope.generation) or self.capturing != capturing:
             return False
         return one.counted() and self.values.keys[index] == one.fingerprint()
 
@@ -133,22 +144,32 @@ class State:
         if self.ticket.used:
             self.ticket = Ticket()
             self.outputs = Node.apply(self.values, self.ticket, *self.values.parameters)
-        self.ticket.marks[index] = self.values.marks[index]
+        self.ticket.stamps[index] = self.values.stamp(index)
         return self.outputs[index]
 
     def note(self, indices: Iterable[int], factors: list[Factors], scope: Scope | None, capturing: bool) -> None:
         """Record from what `indices` were built; a new value of one that went through the shared node ends that."""
         values, ended = self.values, self.capturing != capturing
         for index in indices:
-            before, key = values.keys[index], factors[index].fingerprint()
-            values.keys[index], self.kept_in[index] = key, scope
+            one = factors[index]
+            before, key = values.keys[index], one.fingerprint()
+            values.keys[index] = key
+            values.builds[index] += 1
+            if scope is not None:
+                self.kept_in[index] = (scope, scope.generation)
+                self.held[index] = one.aliases()  # so that no other tensor comes to lie where one of these did
             if before is not None and before != key:
                 values.marks[index] += 1
                 values.engine.release(index)
-                ended = ended or index in self.ticket.marks
+                ended = ended or index in self.ticket.stamps
         values.factors, self.capturing = factors, capturing
         if ended:
             self.ticket, self.outputs = Ticket(used=True), ()
+
+    def begin(self, indices: Iterable[int]) -> None:
+        """What these projections hold is not to be used until they are built."""
+        for index in indices:
+            self.kept_in[index] = self.held[index] = None
 
     def wait(self, device: torch.device, capturing: bool) -> None:
         """Let this stream wait for what another one still does with the values, without waiting for it here.

@@ -105,8 +105,8 @@ class Group:
                 state = self._new_state(name, dtype, list(fresh.values()))
                 wanted = every if engine.at_once else indices
             factors = [fresh.get(i, known) for i, known in enumerate(state.values.factors)]
-            if scope is None:
-                state.wait(device, capturing)
+            state.wait(device, capturing)
+            state.begin(wanted)
             state.values.engine.build(factors, wanted)
         state.note(wanted, factors, scope, capturing)
         return state
@@ -205,20 +205,18 @@ class Group:
         thin = self._thin(state, index)
         frozen = bias is None or not (bias.requires_grad and torch.is_grad_enabled())
         if frozen and bias is not None and bias.dtype != x.dtype:
-            bias = self._cast(state, index, bias, x.dtype)
+            bias = self._cast(index, bias, x.dtype)
         if thin is None and frozen and not (x.requires_grad and torch.is_grad_enabled()):
             return F.linear(x, state.values.engine.effective[index], bias)
         return Linear.apply(x, bias, thin, state.values, index)
 
-    def _cast(self, state: State, index: int, bias: Tensor, dtype: torch.dtype) -> Tensor:
+    def _cast(self, index: int, bias: Tensor, dtype: torch.dtype) -> Tensor:
         """Return a frozen bias in another dtype; kept where values are kept."""
         scope = scope_of(self)
         if scope is None or bias.is_inference():
             return bias.detach().to(dtype)
-        key = (scope, bias.data_ptr(), bias._version)
-        if state.biases.get(index, (None,))[0] != key:
-            state.biases[index] = (key, bias.detach().to(dtype))
-        return state.biases[index][1]
+        name, key = (id(self), "bias", index, dtype), (bias.data_ptr(), bias._version)
+        return scope.keep(name, key, lambda: bias.detach().to(dtype), bias.device)
 
     def _functional(
         self, indices: Sequence[int], x: Tensor, biases: Sequence[Tensor | None], dropout_p: float, training: bool

@@ -7,11 +7,14 @@ every use, and kept only where somebody says for how long. A block belongs to on
 
 from __future__ import annotations
 
+import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
+
+import torch
 
 
 class Scope:
@@ -19,17 +22,48 @@ class Scope:
 
     Attributes:
         lasting: whether somebody asked for it; False for one call of a model, which has one set of weights.
-        values: what is kept, by whatever key its owner likes.
+        open: False once the block has ended, for contexts that were copied within it.
+        generation: moves when everything is forgotten.
     """
 
     def __init__(self, owners: Iterable[Any], lasting: bool) -> None:
         self.owners = {id(owner): owner for owner in owners}
-        self.lasting = lasting
-        self.values: dict[Any, Any] = {}
-        alive.add(self)
+        self.lasting, self.open, self.generation = lasting, True, 0
+        self._values: dict[Any, tuple[Any, Any, Any]] = {}
+        with _lock:
+            _alive.add(self)
+
+    def keep(self, name: Any, key: Any, make: Callable[[], Any], device: torch.device | None = None) -> Any:
+        """The value of `name` that was made for `key`, or a new one; `device` is where it lies.
+
+        A stream that did not make it waits, on the device, for the one that did.
+        """
+        stream = None
+        if device is not None and device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+            stream = torch.cuda.current_stream(device)
+        known = self._values.get(name)
+        if known is not None and known[0] == key:
+            if stream is not None and known[1] is not None and known[1] != stream:
+                stream.wait_stream(known[1])
+            return known[2]
+        value = make()
+        self._values[name] = (key, stream, value)
+        return value
+
+    def forget(self) -> None:
+        """Drop everything."""
+        self.generation += 1
+        self._values = {}
+
+    def end(self) -> None:
+        """Keep nothing, and nobody alive, from now on."""
+        self.open = False
+        self.forget()
+        self.owners = {}
 
 
-alive: weakref.WeakSet[Scope] = weakref.WeakSet()
+_lock = threading.Lock()
+_alive: weakref.WeakSet[Scope] = weakref.WeakSet()
 _scopes: ContextVar[tuple[Scope, ...]] = ContextVar("mora_kernels.kept", default=())
 
 
@@ -37,13 +71,12 @@ _scopes: ContextVar[tuple[Scope, ...]] = ContextVar("mora_kernels.kept", default
 def keeping(owners: Iterable[Any], lasting: bool = True) -> Iterator[Scope]:
     """Keep values of `owners` within the block: nothing that was kept before is used, nothing is after."""
     scope = Scope(owners, lasting)
-    before = _scopes.get()
-    _scopes.set((*before, scope))
+    _scopes.set((*_scopes.get(), scope))
     try:
         yield scope
     finally:
-        _scopes.set(before)
-        scope.values.clear()
+        scope.end()
+        _scopes.set(tuple(other for other in _scopes.get() if other.open))  # blocks may end in any order
 
 
 def scope_of(owner: Any) -> Scope | None:
@@ -51,12 +84,14 @@ def scope_of(owner: Any) -> Scope | None:
     scopes = _scopes.get()
     if not scopes:
         return None
-    return next((scope for scope in reversed(scopes) if id(owner) in scope.owners), None)
+    return next((scope for scope in reversed(scopes) if scope.open and id(owner) in scope.owners), None)
 
 
 def forget(owners: Iterable[Any]) -> None:
-    """Drop what any block, of any thread, keeps of these owners or together with them."""
+    """Drop what any block, of any thread, keeps of these owners, and of others together with them."""
     ids = {id(owner) for owner in owners}
-    for scope in list(alive):
+    with _lock:
+        scopes = list(_alive)
+    for scope in scopes:
         if ids & scope.owners.keys():
-            scope.values.clear()
+            scope.forget()

@@ -48,14 +48,22 @@ class Factors(NamedTuple):
         own += [self.common_magnitude, self.specific_magnitude]
         return [part for part in own if part is not None]
 
-    def fingerprint(self) -> tuple[Any, ...]:
-        """Return what changes when a value, a place or a requirement of a gradient changes, as far as autograd sees.
+    def versions(self) -> tuple[Any, ...]:
+        """Return what changes when a value or a place changes, as far as autograd sees.
 
-        In-place changes through `.data` and the like are invisible to it: it is asked only within `keeping`.
+        In-place changes through `.data` and the like are invisible to it: it is asked only within `keeping`, and on the
+        way back.
         """
         every = (self.weight, *self.tensors())
-        versions = ((t.data_ptr(), 0 if t.is_inference() else t._version, t.requires_grad, t.dtype) for t in every)
-        return *versions, self.alpha
+        return *((t.data_ptr(), 0 if t.is_inference() else t._version, t.dtype) for t in every), self.alpha
+
+    def fingerprint(self) -> tuple[Any, ...]:
+        """Return `versions`, and what needs a gradient."""
+        return self.versions(), tuple(t.requires_grad for t in self.tensors())
+
+    def aliases(self) -> list[Tensor]:
+        """Return tensors that keep the memory of these from being given to others."""
+        return [t.detach() for t in (self.weight, *self.tensors())]
 
     def counted(self) -> bool:
         """Whether autograd counts the changes of every tensor: it does not for those made in inference mode."""

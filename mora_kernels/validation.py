@@ -88,8 +88,8 @@ def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None, dropout_p: floa
     """Check the input [..., in], the bias [out] and the dropout probability of one projection."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x: got {type(x).__name__}, expected a Tensor")
-    if not x.is_floating_point():
-        raise TypeError(f"x: got dtype {x.dtype}, expected a floating-point dtype")
+    if not x.is_floating_point() or x.dtype.itemsize < 2:
+        raise TypeError(f"x: got dtype {x.dtype}, expected a floating-point dtype of at least 16 bits")
     if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"x: got shape {tuple(x.shape)}, expected (..., {weight.shape[1]})")
     if x.device != weight.device:

@@ -110,6 +110,14 @@ class Family(ABC):
             raise ValueError(f"first: got {first}, expected a block index from 0 to {depth} of the {modality} tower")
         return [site.block for site in towers[modality][first:]]
 
+    def around_blocks(self, model: Any, modality: str) -> list[nn.Module]:
+        """The modules that hold a tower's blocks and call them: what a tower that is cut does not call."""
+        sites = self.towers(model).get(modality, [])
+        path = sites[0].path.split(".") if sites else []
+        modules = [model.get_submodule(".".join(path[:depth])) for depth in range(1, len(path))]
+        inside = modules.index(sites[0].block) if sites else 0
+        return modules[:inside]
+
     def enter(self, model: Any, modality: str, inputs: Tensor) -> Tensor:
         """Run one whole tower on its inputs; where texts can be cut, also on texts shorter than the context."""
         return self.encode_image(model, inputs) if modality == "image" else self.encode_text(model, inputs)
@@ -142,7 +150,7 @@ class Family(ABC):
             reached.append(args[0] if args else kwargs["hidden_states"])
             raise BlockReached
 
-        handle = blocks[0].register_forward_pre_hook(own(stop), with_kwargs=True) if blocks else None
+        handle = blocks[0].register_forward_pre_hook(own(stop), prepend=True, with_kwargs=True) if blocks else None
         try:
             with evaluating(model) if frozen else nullcontext(), torch.no_grad() if frozen else nullcontext():
                 return self.enter(model, modality, inputs)

@@ -27,11 +27,13 @@ def state_of(model: nn.Module) -> State:
 
 
 def switches_of(model: nn.Module) -> State:
-    """Whether the adapters are on here, and which PEFT has switched off or folded into weights (uncounted)."""
+    """Whether the adapters are on here and how strong, and which PEFT has switched off or folded in (uncounted)."""
     record = getattr(model, "mora", None)
     names = ("_disable_adapters", "merged_adapters")
     theirs = tuple(str(vars(module)[name]) for module in model.modules() for name in names if name in vars(module))
-    return (record.switch.is_on if isinstance(record, Adapters) else None), *theirs
+    if not isinstance(record, Adapters):
+        return None, theirs
+    return (record.switch.is_on, *(projection.alpha for _, projection in record.projections())), theirs
 
 
 def frozen_state(model: nn.Module) -> State:
@@ -52,10 +54,14 @@ def kept(model: nn.Module, name: Any, state: Callable[[], State], make: Callable
     scope = scope_of(model)
     if scope is None:
         return make()
-    now = state()
-    if name not in scope.values or scope.values[name][0] != now:
-        scope.values[name] = (now, make())
-    return scope.values[name][1]
+
+    def made() -> tuple[Any, list[Tensor]]:
+        # With every tensor it depends on, so that no other comes to lie where one of these did.
+        tensors = chain(model.parameters(), model.buffers()) if scope.lasting else ()
+        return make(), [tensor.detach() for tensor in tensors]
+
+    device = next(model.parameters()).device
+    return scope.keep((name, id(model)), state() if scope.lasting else None, made, device)[0]
 
 
 class Kept:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mora.adapters import is_patched, unwrap
 from mora.families.family import Family, evaluating
+from mora.hooks import watched_itself
 from mora.savings.options import Hidden, Savings
 from mora.savings.plan import Plan, plan_of
 from mora.savings.state import Kept, frozen_state, kept, precision, state_of, switches_of, version
@@ -43,6 +44,9 @@ class Tower:
         flags = tuple(parameter.requires_grad for parameter in clip.parameters())
         state = (id(clip), id(getattr(clip, "mora", None)), substitute.device, substitute.dtype, flags)
         make = lambda: plan_of(clip, self.family, self.modality, substitute[None], training)  # noqa: E731
+        around = self.plans.get("around", state, lambda: self.family.around_blocks(clip, self.modality))
+        if any(watched_itself(module) for module in around):
+            return Plan(whole="somebody registered hooks on a module around its blocks")
         return self.plans.get("training" if training else "eval", state, make)
 
     def embed(

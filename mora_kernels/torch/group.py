@@ -43,7 +43,9 @@ class Engine:
             self.grams[index] = gram
             with _unsafe_preserve_version_counter(self.thin[index]):  # no graph reads it meanwhile
                 self.thin[index].copy_(torch.cat([u, left.flatten(), right.flatten()]))
-            self.effective[index].copy_(compose(one.weight, u, left, right, self.dtype))
+            # Rows beside it in a packed W_eff may be saved for a backward pass: they stay as they are.
+            with _unsafe_preserve_version_counter(self.effective[index]):
+                self.effective[index].copy_(compose(one.weight, u, left, right, self.dtype))
 
     def release(self, index: int) -> None:
         """Nothing of a projection waits for a backward pass here."""

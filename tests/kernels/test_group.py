@@ -1,5 +1,6 @@
 """`Group`: parity with single projections, nothing kept unasked, one build where it is, autograd's odd paths."""
 
+import contextvars
 import copy
 import pickle
 import threading
@@ -282,9 +283,68 @@ def test_what_is_kept_ends_with_its_block_and_can_be_forgotten():
         halve(parameters(sites).values())
         assert_parity("after the block", group.linear(0, x), fresh(), LINEAR_TOLERANCE)
     with keeping([group]) as scope:
-        scope.values["anything"] = 1
+        assert scope.keep("name", 1, lambda: "value") == scope.keep("name", 1, lambda: "another") == "value"
         forget([group])
-        assert not scope.values
+        assert scope.keep("name", 1, lambda: "another") == "another"
+
+
+def test_blocks_may_end_in_any_order_and_be_copied():
+    """An ended block keeps nothing, wherever a context still knows it."""
+    sites = preset(layers=1)
+    group, x = Group(sites, "torch"), sites[0].x
+
+    def check():
+        want = mora_kernels.mora_linear(x, sites[0].weight, None, *sites[0].factors(), 0.02, backend="torch")
+        assert_parity("y", group.linear(0, x), want, LINEAR_TOLERANCE)
+
+    with torch.no_grad():
+        first, second = keeping([group]), keeping([group])
+        first.__enter__(), second.__enter__()
+        group.linear(0, x)
+        copied = contextvars.copy_context()
+        first.__exit__(None, None, None), second.__exit__(None, None, None)
+        UNCOUNTED["data"](parameters(sites).values())
+        check()
+        copied.run(check)
+
+
+def test_forgetting_one_leaves_the_other_right():
+    sites = [preset(layers=1), preset(layers=1)]
+    groups = [Group(each, "torch") for each in sites]
+    with torch.no_grad(), keeping(groups):
+        before = [group.linear(0, each[0].x).clone() for group, each in zip(groups, sites, strict=True)]
+        forget([groups[0]])
+        for group, each, old in zip(groups, sites, before, strict=True):
+            assert torch.equal(group.linear(0, each[0].x), old)
+
+
+def test_memory_that_is_given_back_is_not_mistaken_for_what_lay_there():
+    sites = preset(layers=1)
+    group, x = Group(sites, "torch"), sites[0].x
+    factor = sites[0].own["specific_b"]
+    with torch.no_grad(), keeping([group]):
+        for step in range(20):
+            factor.data = torch.full_like(factor, float(step))
+            want = mora_kernels.mora_linear(x, sites[0].weight, None, *sites[0].factors(), 0.02, backend="torch")
+            assert_parity("y", group.linear(0, x), want, LINEAR_TOLERANCE)
+
+
+@pytest.mark.parametrize("backend", BUILT)
+def test_averages_swapped_in_and_out_between_forward_and_backward(backend):
+    """A teacher's pass in the middle of a step: the way back uses the weights that are there again."""
+    sites = preset(layers=1)
+    group = Group(sites, backend)
+    total = loss(group, sites)
+    kept = [value.detach().clone() for value in parameters(sites).values()]
+    UNCOUNTED["data"](parameters(sites).values())
+    with torch.no_grad():
+        loss(group, sites)
+    for value, old in zip(parameters(sites).values(), kept, strict=True):
+        value.data.copy_(old)
+    total.backward()
+    _, grads = expected(sites)
+    for name, value in gradients(sites).items():
+        assert_parity(name, value, grads[name], LINEAR_TOLERANCE)
 
 
 def test_eight_threads_get_the_values_of_one():

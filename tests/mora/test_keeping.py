@@ -7,10 +7,11 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+import torch.utils.checkpoint
 
 import mora
 from mora_kernels.launches import counted
-from tests.mora.models import MODELS, SITES, embed, open_clip_model, randomise
+from tests.mora.models import MODELS, SITES, embed, images, open_clip_model, randomise
 from tests.savings.worlds import Samples, classifier
 
 families = pytest.mark.parametrize("family", MODELS)
@@ -236,3 +237,39 @@ def test_a_model_that_goes_to_the_meta_device_and_back_is_disabled_right():
     with torch.no_grad(), mora.disabled(model):
         for one, other in zip(embed(model.eval()), embed(open_clip_model()), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_disabled_holds_for_what_checkpointing_computes_again(reentrant):
+    """Within the block, in whichever thread the backward pass runs."""
+    model = randomise(mora.patch(open_clip_model())).eval()
+    block, x = model.visual.transformer.resblocks[3], torch.randn(2, 5, 64, requires_grad=True)
+    with mora.disabled(model):
+        (expected,) = torch.autograd.grad(block(x).square().sum(), x)
+        total = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=reentrant).square().sum()
+        worker = threading.Thread(target=total.backward)
+        worker.start(), worker.join()
+    torch.testing.assert_close(x.grad, expected)
+
+
+def test_a_compiled_model_is_disabled_for_one_thread():
+    model = randomise(mora.patch(open_clip_model())).eval()
+    compiled, x = torch.compile(model.visual, backend="eager"), images()
+    with torch.no_grad():
+        adapted, plain = compiled(x), open_clip_model().visual(x)
+        found = {}
+
+        def work(number):
+            with torch.no_grad(), mora.disabled(model) if number else nullcontext():
+                found[number] = compiled(x)
+
+        assert not in_threads(work, 2)
+        torch.testing.assert_close(found[0], adapted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[1], plain, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_under_inference_mode():
+    model = randomise(mora.patch(MODELS["hugging_face"](), dropout=0.5)).train()
+    with torch.inference_mode():
+        first, second = embed(model)[0], embed(model)[0]
+    assert not torch.equal(first, second)

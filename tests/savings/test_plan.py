@@ -257,3 +257,19 @@ def test_hooks_of_the_last_block_fire_though_one_row_would_do(family):
     hook.remove(), other.remove(), seen.clear()
     evaluated(model, samples)
     assert not seen
+
+
+@families
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_hooks_before_a_cut_act_once_and_hooks_around_it_fire(family, modality):
+    samples, model, plain = Samples(), classifier(family), classifier(family, mora.Savings.none())
+    evaluated(model, samples)  # the plan is made
+    double = lambda _, args, kwargs: ((2 * args[0], *args[1:]), kwargs)  # noqa: E731
+    for one in (model, plain):
+        entered = one.family.blocks(one.model, modality, 2)[0]
+        entered.register_forward_pre_hook(double, with_kwargs=True)
+    torch.testing.assert_close(evaluated(model, samples), evaluated(plain, samples), rtol=1e-4, atol=1e-5)
+    seen = []
+    model.family.around_blocks(model.model, modality)[0].register_forward_hook(lambda *_: seen.append(1))
+    torch.testing.assert_close(evaluated(model, samples), evaluated(plain, samples), rtol=1e-4, atol=1e-5)
+    assert seen
