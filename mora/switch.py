@@ -34,7 +34,7 @@ class Switch:
         """Whether the model computes as the adapted one here."""
         return not self.blocks or self.is_on_here()
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def is_on_here(self) -> bool:
         """The same while a block is open somewhere; no compiler can look into a context."""
         if torch._C._current_graph_task_id() != -1:
