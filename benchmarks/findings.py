@@ -77,15 +77,15 @@ def model(found: Sequence[Row]) -> list[str]:
 def inference(found: Sequence[Row]) -> list[str]:
     """Merged and patched models beside plain CLIP and deep prompts."""
     merged, prompts = (only(found, name) for name in ("merged, 0% missing", "deep prompts"))
-    patched, kept = (only(found, name) for name in ("patched", "patched, kept"))
-    some, most, least = (only(found, f"merged, {rate}") for rate in ("35% missing", "70% missing", "70% missing, kept"))
+    rebuilt, patched = (only(found, name) for name in ("patched, rebuilt each time", "patched"))
+    some, most = (only(found, f"merged, {rate} missing") for rate in ("35%", "70%"))
     return [
         f"**Inference** by the library's classifier, its savings on, takes {cost(merged):.2f} of plain CLIP's time "
-        f"merged, {cost(patched):.2f} patched, and {cost(kept):.2f} patched within `mora.keeping`, where W_eff is not "
-        "built at every call; the last block runs for the pooled token alone.",
+        f"merged, {cost(rebuilt):.2f} patched, W_eff built at every call, and {cost(patched):.2f} patched within "
+        "`mora.keeping`; the last block runs for the pooled token alone.",
         f"**Missing rows** cost {cost(some):.2f} of plain CLIP's time at 35 % and {cost(most):.2f} at 70 % in "
-        f"batches of {some['shape']['batch']}: each tower runs on the rows it has and one for all others; within "
-        f"`mora.keeping`, where that one is kept, {cost(least):.2f} at 70 %.",
+        f"batches of {some['shape']['batch']} within `mora.keeping`: each tower runs on the rows it has, and the "
+        "embedding of what stands for the others is kept; elsewhere it is one more row of each tower in every batch.",
         f"**Deep prompts**, vectorised, take {cost(prompts):.2f} of plain CLIP's time: 36 more tokens in every "
         f"block. A merged CLIP takes {100 * cost(merged) / cost(prompts):.0f} % of theirs. The paper's 25.9 % compares "
         "with an implementation that loops over samples in Python, which is not measured here.",
