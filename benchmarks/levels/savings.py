@@ -31,9 +31,9 @@ NAME = "savings"
 TITLE = "What need not be computed"
 STEP, INFERENCE, EPOCH = "training step", "inference", "epoch of mora train"
 OFF, CACHED = "patched, nothing saved", "patched, all, cached"
-ALL_KEPT = "patched, all, kept"  # within `mora.keeping`
+ALONE = "patched, all, nothing kept"  # the others that are ours run within `mora.keeping`
 PARTS = {f"patched, {part} only": mora.Savings.parse(part) for part in ("pooled", "missing", "trimmed", "lean")}
-STEP_PROVIDERS = ("official", OFF, *PARTS, "patched, cached only", "patched, all", ALL_KEPT, CACHED)
+STEP_PROVIDERS = ("official", OFF, *PARTS, "patched, cached only", "patched, all", ALONE, CACHED)
 PLAIN = "plain CLIP"
 KINDS = {"patched, 70 % both missing": "both", "patched, 70 % image missing": "image"}
 NOT_KEPT = {f"{name}, nothing kept": kind for name, kind in KINDS.items()}
@@ -114,13 +114,13 @@ def step(shape: Shape, scale: Scale, base: nn.Module, rows: Rows) -> Case:
         **{name: ("ours", part, False) for name, part in PARTS.items()},
         "patched, cached only": ("ours", OFFS, True),
         "patched, all": ("ours", mora.Savings(), False),
-        ALL_KEPT: ("ours", mora.Savings(), False),
+        ALONE: ("ours", mora.Savings(), False),
         CACHED: ("ours", mora.Savings(), True),
     }
     providers = {}
     for name, (adapted, savings, cached) in kinds.items():
         model = models.adapt(base, adapted, layers(shape), backend_of(scale)).model
-        providers[name] = step_provider(rows.classifier(model, savings), rows, cached, oracle, name == ALL_KEPT)
+        providers[name] = step_provider(rows.classifier(model, savings), rows, cached, oracle, name != ALONE)
     return Case(NAME, shape, "official", providers, others(providers))
 
 
