@@ -90,10 +90,10 @@ class RunFolder:
             write_config(self.path, description)
 
 
-def refuse_held(folder: Path) -> None:
-    """Raise ValueError when a run is inside: before models and data are loaded."""
+def refuse_held(folder: Path, say: Callable[[str], None]) -> None:
+    """Raise ValueError when a run is inside: before models and data are loaded; `say` is told of a wait."""
     if folder.is_dir():
-        with FolderLock(folder):
+        with FolderLock(folder, say=say):
             pass
 
 
