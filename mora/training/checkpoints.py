@@ -83,7 +83,8 @@ def write_checkpoint(folder: Path, state: State) -> Path:
 def read_checkpoint(folder: Path, check: Callable[[State], None]) -> tuple[State | None, dict[Path, str]]:
     """(the newest checkpoint that is whole and passes `check`, or None, why each newer one does not).
 
-    Raises ValueError when there are checkpoints and none is usable, or when the folder is a link out of the run.
+    Raises ValueError when there are checkpoints and none is usable, or when the folder is a link out of the run;
+    OSError when one cannot be read now: that says nothing of what is in it.
     """
     if folder.is_symlink():
         raise ValueError(f"{folder}: got a link, expected a folder of the run: old checkpoints in it are deleted")
@@ -92,7 +93,9 @@ def read_checkpoint(folder: Path, check: Callable[[State], None]) -> tuple[State
         try:
             state = unpack(path)
             check(state)
-        except (OSError, ValueError) as error:
+        except (FileNotFoundError, ValueError) as error:
+            if isinstance(error, FileNotFoundError):  # gone since it was listed: there is nothing to pass over
+                continue
             refused[path] = printable(str(error).removeprefix(f"{path}: "))
             continue
         return state, refused

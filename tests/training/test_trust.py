@@ -1,12 +1,14 @@
 """A checkpoint is used whole and right, or not at all: digests, and every value against the run it belongs to."""
 
 import copy
+import errno
 import math
 import random
 
 import pytest
 import torch
 
+from mora.training import checkpoints
 from mora.training.checkpoints import State, checkpoint_files, read_checkpoint, unpack, write_checkpoint
 from mora.training.trust import check_state
 from tests.training import fakes
@@ -120,6 +122,20 @@ def test_every_tensor_is_checked(stopped):
             check_state(State(tensors, state.values), trainer.engine, trainer.course)
     with pytest.raises(ValueError, match="tensors: got 'model.more'"):
         check_state(State({**state.tensors, "model.more": head}, state.values), trainer.engine, trainer.course)
+
+
+def test_a_drive_that_fails_damages_no_checkpoint(stopped, tmp_path, monkeypatch):
+    """EIO, ESTALE and EACCES say nothing of the content: nothing is passed over or renamed."""
+    _, _, folder = stopped
+    before = sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+    def fail(path, *_):
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(checkpoints, "read_bytes", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        fakes.trainer(folder, **RECIPE).fit(resume=True)
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == before
 
 
 def test_a_flipped_bit_is_noticed(stopped, tmp_path):
