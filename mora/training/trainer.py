@@ -33,7 +33,7 @@ from mora.training.methods import adapt
 from mora.training.processes import anywhere, lost_processes, on_main
 from mora.training.result import Result
 from mora.training.run import BEST, CHECKPOINTS, save_best
-from mora.training.trust import Course, check_state
+from mora.training.trust import Course
 
 
 class Trainer:
@@ -108,7 +108,7 @@ class Trainer:
 
     def run(self) -> Result:
         """Everything that happens while the folder is held."""
-        state = self.place.open(self.description, lambda state: check_state(state, self.engine, self.course))
+        state = self.place.open(self.description, self.engine, self.course)
         if (done := Result.read(self.folder)) is not None:
             self.log.say(f"{self.folder}: finished already")
             return done
