@@ -18,6 +18,7 @@ from mora.data.corruption import Corrupted
 from mora.data.dataset import Dataset, Sample
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
 from mora.keeping import keeping
+from mora.system.workers import leave_signals
 
 if TYPE_CHECKING:
     from mora.training.run import LoadedRun
@@ -119,7 +120,11 @@ def embed(
     available, image_row = dataset.available(), rows_of_images(dataset)
     wanted = first_of_each(image_row, available != IMAGE_MISSING)
     loader = torch.utils.data.DataLoader(
-        Reader(dataset, run.preprocess, wanted), batch_size=batch, num_workers=workers, collate_fn=list
+        Reader(dataset, run.preprocess, wanted),
+        batch_size=batch,
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=leave_signals,
     )
     with keeping(model):
         image = substitute(model, "image").repeat(int(image_row.max()) + 2, 1)

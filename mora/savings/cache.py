@@ -18,6 +18,7 @@ from mora.savings.options import Hidden
 from mora.savings.room import SHARE, amount, free_disk, free_memory
 from mora.savings.state import State, frozen_state, precision
 from mora.savings.store import Layout, MemoryStore, Store
+from mora.system.workers import leave_signals
 
 MODALITIES = ("image", "text")
 # Relative L2 between the substitute's row as stored and as computed now, by what it is stored in.
@@ -272,6 +273,7 @@ class PrefixCache:
             self.samples,
             batch_sampler=claimed(),
             num_workers=workers,
+            worker_init_fn=leave_signals,
             collate_fn=as_read,
             generator=torch.Generator(),
         )

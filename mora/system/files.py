@@ -105,7 +105,12 @@ def read_bytes(path: Path, most: int = LARGEST) -> bytes:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise ValueError(f"path: got {path}, which is no longer a regular file, expected one")
-        data = file.read(min(found.st_size, most) + 1)
+        try:
+            data = file.read(min(found.st_size, most) + 1)
+        except MemoryError:
+            raise ValueError(
+                f"path: got {path} of {found.st_size:,} bytes, expected a file that memory holds"
+            ) from None
     if len(data) > min(found.st_size, most):
         raise ValueError(f"path: got {path}, which grows while it is read, expected a whole file")
     return data

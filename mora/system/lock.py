@@ -6,7 +6,8 @@ another machine or container mean nothing here.
 
 Some network drives keep such locks to one machine, or know none. So the file also says who holds it, and the holder
 touches it every `BEAT` seconds. A lock that was free for this machine but was left by another one counts as held until
-the file was silent for `SILENCE` seconds by the file server's own clock; clocks of machines are not compared.
+the file was silent for `SILENCE` seconds by the file server's own clock, or while this machine watched it for as long:
+a file may be dated in the future. Clocks of machines are not compared.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class FolderLock:
         self.descriptor: int | None = None
         self.key = (0, 0)
         self.seen = ("", 0)
+        self.since = 0.0  # when this one first saw what it waits for, by its own clock
         self.shared = True
         self.done = threading.Event()
 
@@ -72,7 +74,8 @@ class FolderLock:
         while not self.attempt(first):
             if first is None and self.say is not None:
                 self.say(f"{self.folder}: waiting to see whether {named(self.seen[0])} still writes it")
-            first = first or self.seen
+            if first is None:
+                first, self.since = self.seen, time.monotonic()
             time.sleep(LOOK)
         threading.Thread(target=self.beat, name="folder lock", daemon=True).start()
         return self
@@ -113,9 +116,21 @@ class FolderLock:
             self.descriptor = descriptor
             HELD.add(self.key)
         if not self.shared:  # without locks, whoever wrote last has it
-            time.sleep(LOOK)
-            self.check()
+            try:
+                time.sleep(LOOK)
+                self.check()
+            except BaseException:
+                self.drop()
+                raise
         return True
+
+    def drop(self) -> None:
+        """No longer hold what was lost; the file is another one's."""
+        with GUARD:
+            assert self.descriptor is not None
+            os.close(self.descriptor)
+            self.descriptor = None
+            HELD.discard(self.key)
 
     def take(self, descriptor: int, first: tuple[str, int] | None) -> bool:
         """Lock an open file and write the owner into it; False when it was removed meanwhile, or is not to be taken."""
@@ -158,7 +173,8 @@ class FolderLock:
             return True
         if first is not None and self.seen != first:
             raise ValueError(self.message(named(text)))
-        return (self.now() - touched) / 1e9 > SILENCE
+        waited = 0.0 if first is None else time.monotonic() - self.since
+        return max(waited, (self.now() - touched) / 1e9) > SILENCE
 
     def now(self) -> int:
         """The file server's time in nanoseconds."""

@@ -1,11 +1,15 @@
-"""Processes that read samples: how many there may be, and what is said when one is killed."""
+"""Processes that read samples: how many there may be, which signals they leave to others, what is said of a death."""
 
 from __future__ import annotations
 
 import os
 import re
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
+
+from mora.system.signals import ENDING
 
 PER_CORE = 8
 LOST = re.compile(r"DataLoader worker \(pid(?:\(s\))? (?P<pids>[\d, ]+)\)(?: is killed by signal: (?P<signal>[\w ]+))?")
@@ -18,6 +22,20 @@ def check_workers(workers: int | None) -> None:
         raise ValueError(
             f"workers: got {workers}, expected at most {PER_CORE * cores}: {PER_CORE} for each of the {cores} cores"
         )
+
+
+def leave_signals(worker: int) -> None:
+    """A loader's `worker_init_fn`: signals to the whole group of processes are for the main one, which ends this one.
+
+    The main one needs its workers until the step at hand is done and its checkpoint written.
+    """
+    for number in ENDING:
+        signal.signal(number, leave_first if number == signal.SIGTERM else signal.SIG_IGN)
+
+
+def leave_first(number: int, frame: FrameType | None) -> None:
+    """Leave out one SIGTERM, not all: torch and `multiprocessing` end a worker that is stuck by further ones."""
+    signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager

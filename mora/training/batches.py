@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from mora.data.dataset import Dataset, Sample, fingerprint
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
+from mora.system.workers import leave_signals
 
 
 class Subset(Dataset):
@@ -144,6 +145,7 @@ def loader(inputs: Any, batches: Sequence[Sequence[int]], workers: int, pin: boo
         inputs,
         batch_sampler=batches,  # type: ignore[arg-type] # any iterable of index lists
         num_workers=workers,
+        worker_init_fn=leave_signals,
         pin_memory=pin,
         generator=torch.Generator(),
         collate_fn=collate,

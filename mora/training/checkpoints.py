@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from mora.system.files import pack_tensors, parse_json, read_bytes, write_bytes
+from mora.system.files import LARGEST, pack_tensors, parse_json, read_bytes, write_bytes
 from mora.system.messages import printable
 
 KEPT = 2
@@ -80,19 +80,24 @@ def write_checkpoint(folder: Path, state: State) -> Path:
     return path
 
 
-def read_checkpoint(folder: Path, check: Callable[[State], None]) -> tuple[State | None, dict[Path, str]]:
+def read_checkpoint(
+    folder: Path, check: Callable[[State], None], most: int = LARGEST
+) -> tuple[State | None, dict[Path, str]]:
     """(the newest checkpoint that is whole and passes `check`, or None, why each newer one does not).
 
-    Raises ValueError when there are checkpoints and none is usable, or when the folder is a link out of the run.
+    Raises ValueError when there are checkpoints and none is usable, or when the folder is a link out of the run;
+    OSError when one cannot be read now: that says nothing of what is in it.
     """
     if folder.is_symlink():
         raise ValueError(f"{folder}: got a link, expected a folder of the run: old checkpoints in it are deleted")
     refused: dict[Path, str] = {}
     for path in reversed(checkpoint_files(folder)):
         try:
-            state = unpack(path)
+            state = unpack(path, most)
             check(state)
-        except (OSError, ValueError) as error:
+        except (FileNotFoundError, ValueError) as error:
+            if isinstance(error, FileNotFoundError):  # gone since it was listed: there is nothing to pass over
+                continue
             refused[path] = printable(str(error).removeprefix(f"{path}: "))
             continue
         return state, refused
@@ -102,9 +107,9 @@ def read_checkpoint(folder: Path, check: Callable[[State], None]) -> tuple[State
     return None, {}
 
 
-def unpack(path: Path) -> State:
-    """The content of a checkpoint's file; ValueError unless it is what was written, bit for bit."""
-    data = read_bytes(path)
+def unpack(path: Path, most: int = LARGEST) -> State:
+    """The content of a file of at most `most` bytes; ValueError unless it is what was written, bit for bit."""
+    data = read_bytes(path, most)
     length = int.from_bytes(data[:8], "little")
     try:
         tensors = load(data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mora.system.folders import LEFTOVER, remove_leftovers
 from mora.system.lock import LOCK, FolderLock
@@ -15,6 +15,10 @@ from mora.training.describe import check_same_run, other_versions
 from mora.training.log import Log
 from mora.training.processes import everyones, on_main
 from mora.training.run import CHECKPOINTS, CONFIG, LOG, METRICS, read_config, write_config
+from mora.training.trust import Course, check_state, largest_checkpoint
+
+if TYPE_CHECKING:
+    from mora.training.engine import Engine
 
 
 class RunFolder:
@@ -53,15 +57,17 @@ class RunFolder:
         if self.lock is not None:
             self.lock.check()
 
-    def open(self, description: Mapping[str, Any], check: Callable[[State], None]) -> State | None:
+    def open(self, description: Mapping[str, Any], engine: Engine, course: Course) -> State | None:
         """Write a new run's configuration, or check that the folder is this run's; the checkpoint to go on from.
 
         Args:
             description: the content of config.json.
-            check: raises ValueError for a checkpoint that this run cannot go on from; the one before is tried then.
+            engine, course: what a checkpoint must fit; where one does not, the one before is tried.
         """
         on_main(self.accelerator, lambda: self.prepare(description))
-        state, refused = read_checkpoint(self.path / CHECKPOINTS, check)
+        state, refused = read_checkpoint(
+            self.path / CHECKPOINTS, lambda state: check_state(state, engine, course), largest_checkpoint(engine)
+        )
         places = everyones(None if state is None else [state.progress.step, state.progress.epoch])
         if any(place != places[0] for place in places):
             raise ValueError(
@@ -90,10 +96,10 @@ class RunFolder:
             write_config(self.path, description)
 
 
-def refuse_held(folder: Path) -> None:
-    """Raise ValueError when a run is inside: before models and data are loaded."""
+def refuse_held(folder: Path, say: Callable[[str], None]) -> None:
+    """Raise ValueError when a run is inside: before models and data are loaded; `say` is told of a wait."""
     if folder.is_dir():
-        with FolderLock(folder):
+        with FolderLock(folder, say=say):
             pass
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mora.checkpoint import load_adapter, save_adapter
-from mora.checkpoint.tensors import check_tensors, check_values, copy_whole
+from mora.checkpoint.tensors import check_tensors, check_values, copy_whole, largest_file
 from mora.classifier import MissingModalityClassifier
 from mora.config import MoraConfig
 from mora.system.files import digest, pack_tensors, read_json, read_tensors, write_bytes
@@ -171,28 +171,35 @@ def load_best(
 ) -> None:
     """Adapt `model` in place as `method` does and put the tensors that `save_best` wrote into it; strict.
 
-    Raises ValueError when a training replaced the folder meanwhile: adapter and head would be of two epochs.
+    The backbone is not looked at: see `load_run`. Raises ValueError when a training replaced the folder meanwhile:
+    adapter and head would be of two epochs.
     """
     began = folder.stat().st_ino
     if method in MORA_VARIANTS:
-        load_adapter(model.model, folder)
+        load_adapter(model.model, folder, base="any")  # the SHA-256 of the whole backbone says more
     else:
         saved = read_json(folder / METHOD)
         if saved.get("method") != method:
             raise ValueError(f"{folder / METHOD}: method {saved.get('method')!r}, expected {method!r}, as in {CONFIG}")
         adapt(model.model, method, config, lora_scale)
-        tensors, found = read_tensors(folder / METHOD_WEIGHTS)
+        targets = trained_tensors(model.model, method)
+        tensors, found = read_tensors(folder / METHOD_WEIGHTS, largest_file(shapes_of(targets)))
         if found != saved.get("sha256"):
             raise ValueError(f"{folder / METHOD_WEIGHTS}: its SHA-256 is not the one in {METHOD}, expected one save")
-        copy_strictly(folder / METHOD_WEIGHTS, tensors, trained_tensors(model.model, method))
-    head, _ = read_tensors(folder / HEAD)
+        copy_strictly(folder / METHOD_WEIGHTS, tensors, targets)
+    head, _ = read_tensors(folder / HEAD, largest_file(shapes_of(model.head.state_dict())))
     copy_strictly(folder / HEAD, head, model.head.state_dict())
     if folder.stat().st_ino != began:
         raise ValueError(f"{folder}: a training replaced it while it was read, expected one epoch's files: try again")
 
 
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor, by name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
 @torch.no_grad()
 def copy_strictly(path: Path, tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
     """Copy tensors read from `path` into `targets`; ValueError, before anything changes, unless they fit exactly."""
-    check_tensors(str(path), tensors, {name: tuple(target.shape) for name, target in targets.items()})
+    check_tensors(str(path), tensors, shapes_of(targets))
     copy_whole(str(path), tensors, targets)

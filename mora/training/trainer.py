@@ -33,7 +33,7 @@ from mora.training.methods import adapt
 from mora.training.processes import anywhere, lost_processes, on_main
 from mora.training.result import Result
 from mora.training.run import BEST, CHECKPOINTS, save_best
-from mora.training.trust import Course, check_state
+from mora.training.trust import Course
 
 
 class Trainer:
@@ -60,7 +60,8 @@ class Trainer:
         self.config, self.folder = config, Path(config.out)
         check_workers(config.workers)
         self.accelerator = setup.make_accelerator(config)
-        on_main(self.accelerator, lambda: refuse_held(self.folder))
+        self.log = Log(self.folder, self.accelerator.is_main_process, console)
+        on_main(self.accelerator, lambda: refuse_held(self.folder, self.log.show))
         processes = self.accelerator.num_processes
         setup.seed_everything(config.seed)
         self.backbone = load_backbone(config.backbone, config.pretrained) if backbone is None else backbone
@@ -82,7 +83,6 @@ class Trainer:
         )
         self.steps = config.epochs * self.course.steps
         self.engine = Engine(self.accelerator, config, self.model, adapters, self.splits, self.steps)
-        self.log = Log(self.folder, self.accelerator.is_main_process, console)
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
         self.written: int | None = None  # step of the last checkpoint
@@ -108,7 +108,7 @@ class Trainer:
 
     def run(self) -> Result:
         """Everything that happens while the folder is held."""
-        state = self.place.open(self.description, lambda state: check_state(state, self.engine, self.course))
+        state = self.place.open(self.description, self.engine, self.course)
         if (done := Result.read(self.folder)) is not None:
             self.log.say(f"{self.folder}: finished already")
             return done

@@ -47,6 +47,14 @@ class Course:
         return math.ceil(self.passes / self.accumulation)
 
 
+def largest_checkpoint(engine: Engine) -> int:
+    """Bytes that a checkpoint may have: what is trained, its best and two moments; names, generators and values."""
+    trained = engine.trained.items()
+    return sum(5 * p.numel() * p.element_size() + 8 * len(name) + 4096 for name, p in trained) + (
+        engine.processes + 4 << 20
+    )
+
+
 def check_state(state: State, engine: Engine, course: Course) -> None:
     """Raise ValueError that names the first value or tensor that a checkpoint of this run cannot have."""
     values = state.values

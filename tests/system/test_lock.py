@@ -126,6 +126,42 @@ def test_another_machine_s_lock_counts_until_it_was_silent(tmp_path, monkeypatch
     assert json.loads(path.read_text()) == OTHER
 
 
+def test_a_lock_dated_in_the_future_is_not_waited_for_for_ever(tmp_path, monkeypatch):
+    """A clock was set back, or the folder copied with its dates: then the clock of whoever waits counts."""
+    monkeypatch.setattr(lock, "LOOK", 0.05)
+    monkeypatch.setattr(lock, "SILENCE", 0.4)
+    path = tmp_path / ".lock"
+    path.write_text(json.dumps(OTHER))
+    os.utime(path, (time.time() + 10**6,) * 2)
+    began = time.monotonic()
+    with FolderLock(tmp_path):
+        assert 0.4 <= time.monotonic() - began < 30
+    path.write_text(json.dumps(OTHER))
+    os.utime(path, (time.time() + 10**6,) * 2)
+    alive = threading.Timer(0.15, os.utime, [path])
+    alive.start()
+    with pytest.raises(ValueError, match="process 41 on node7"):
+        FolderLock(tmp_path).__enter__()
+    alive.join()
+
+
+def test_a_lock_lost_while_it_was_taken_is_not_held(tmp_path, monkeypatch):
+    """Without the kernel's locks, two take it at once and the last one has it; the other may try again."""
+    monkeypatch.setattr(lock, "fcntl", None)
+    monkeypatch.setattr(lock, "LOOK", 0.5)
+    path, held = tmp_path / ".lock", set(lock.HELD)
+    faster = threading.Timer(0.2, path.write_text, [json.dumps(OTHER)])
+    faster.start()
+    mine = FolderLock(tmp_path)
+    with pytest.raises(ValueError, match="lost the lock .* to process 41"):
+        mine.__enter__()
+    assert held == lock.HELD and mine.descriptor is None
+    faster.join()
+    path.unlink()
+    with FolderLock(tmp_path):
+        pass
+
+
 def test_a_file_system_without_locks(tmp_path, monkeypatch, holder):
     monkeypatch.setattr(lock, "fcntl", None)
     for name, value in (("LOOK", 0.05), ("BEAT", 0.1), ("SILENCE", 0.6)):

@@ -13,6 +13,7 @@ import time
 import pytest
 import torch
 
+from mora.system import lock
 from mora.system.files import read_tensors
 from mora.training import Trainer, load_run
 from mora.training.checkpoints import checkpoint_files
@@ -173,6 +174,17 @@ def test_resume_where_there_is_nothing_begins(tmp_path):
     result = fakes.trainer(tmp_path / "run").fit(resume=True)
     assert result.epochs == 2
     assert load_run(tmp_path / "run", backbone=fakes.backbone()).result["epoch"] == result.best_epoch
+
+
+def test_a_wait_for_another_machine_is_said_before_models_are_loaded(tmp_path, monkeypatch):
+    owner = {"host": "node7", "pid": 41, "since": "2026-01-01 00:00:00 UTC", "kernel": "another", "token": "x"}
+    monkeypatch.setattr(lock, "LOOK", 0.05)
+    monkeypatch.setattr(lock, "SILENCE", 0.3)
+    (tmp_path / ".lock").write_text(json.dumps(owner))
+    os.utime(tmp_path / ".lock", (time.time() + 1000,) * 2)
+    console = fakes.Silent()
+    fakes.trainer(tmp_path, console=console)
+    assert "waiting to see whether process 41 on node7" in console.lines[0]
 
 
 @pytest.mark.parametrize(

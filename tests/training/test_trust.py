@@ -1,12 +1,16 @@
 """A checkpoint is used whole and right, or not at all: digests, and every value against the run it belongs to."""
 
 import copy
+import errno
 import math
+import os
 import random
+import shutil
 
 import pytest
 import torch
 
+from mora.training import checkpoints, load_run
 from mora.training.checkpoints import State, checkpoint_files, read_checkpoint, unpack, write_checkpoint
 from mora.training.trust import check_state
 from tests.training import fakes
@@ -120,6 +124,36 @@ def test_every_tensor_is_checked(stopped):
             check_state(State(tensors, state.values), trainer.engine, trainer.course)
     with pytest.raises(ValueError, match="tensors: got 'model.more'"):
         check_state(State({**state.tensors, "model.more": head}, state.values), trainer.engine, trainer.course)
+
+
+def test_a_drive_that_fails_damages_no_checkpoint(stopped, tmp_path, monkeypatch):
+    """EIO, ESTALE and EACCES say nothing of the content: nothing is passed over or renamed."""
+    _, _, folder = stopped
+    before = sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+    def fail(path, *_):
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(checkpoints, "read_bytes", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        fakes.trainer(folder, **RECIPE).fit(resume=True)
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == before
+
+
+def test_huge_files_are_refused_before_they_are_read(stopped, tmp_path):
+    """Sparse ones take no disk: the head of a run and a checkpoint are bounded by what is expected in them."""
+    _, _, folder = stopped
+    shutil.copytree(folder, tmp_path / "run")
+    for path in (
+        tmp_path / "run" / "best" / "head.safetensors",
+        checkpoint_files(tmp_path / "run" / "checkpoints")[-1],
+    ):
+        os.truncate(path, 40 << 30)
+    with pytest.raises(ValueError, match=r"head.safetensors of 42,949,672,960 bytes, expected at most"):
+        load_run(tmp_path / "run", backbone=fakes.backbone())
+    trainer = fakes.trainer(tmp_path / "run", **RECIPE)
+    trainer.fit(resume=True)
+    assert any("passed over" in line and "of 42,949,672,960 bytes" in line for line in trainer.log.console.lines)
 
 
 def test_a_flipped_bit_is_noticed(stopped, tmp_path):

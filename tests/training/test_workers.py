@@ -7,6 +7,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from multiprocessing.reduction import ForkingPickler
 
 import open_clip
@@ -131,3 +132,39 @@ def test_the_number_of_workers_is_bounded_by_the_cores(tmp_path, capsys, command
         in capsys.readouterr().err
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_signal_to_the_whole_group_loses_no_step(tmp_path):
+    """As schedulers, terminals and service managers send it: the workers live until the checkpoint is written."""
+    number = signal.SIGTERM
+    data, run = synthetic.manifest(tmp_path), tmp_path / "run"
+    given = ["--data", data, "--out", run, "--device", "cpu", "--workers", "2", "--batch", "8", "--epochs", "100000"]
+    given += ["--log-every", "1", "--cache", "off"]
+    command = [sys.executable, "-m", "mora.cli", "train", *map(str, given)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    lines = 0
+    while lines < 4:
+        time.sleep(0.05)
+        assert process.poll() is None, process.stderr.read()
+        lines = (run / "metrics.jsonl").read_text().count("\n") if (run / "metrics.jsonl").is_file() else 0
+    os.killpg(process.pid, number)
+    said = process.communicate(timeout=60)[1].splitlines()
+    assert process.returncode == 128 + number, said
+    assert f"stopped by {number.name} after step" in said[-1] and "--resume goes on" in said[-1], said
+    assert list((run / "checkpoints").glob("*.safetensors"))
+
+
+def test_a_worker_that_is_stuck_is_ended_by_a_second_sigterm():
+    process = multiprocessing.get_context("fork").Process(target=stuck)
+    process.start()
+    for _ in range(100):
+        process.terminate()
+        process.join(0.2)
+        if process.exitcode is not None:
+            break
+    assert process.exitcode == -signal.SIGTERM
+
+
+def stuck():
+    workers.leave_signals(0)
+    time.sleep(60)
