@@ -25,6 +25,7 @@ from mora.checkpoint.tensors import (
 from mora.config import one_of
 from mora.patch import admitted, family_of_clip, patch
 from mora.system.files import digest, pack_tensors, read_json, read_tensors, write_bytes
+from mora.system.messages import shown
 from mora.version import __version__
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -111,7 +112,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     wanted = {"config": dict, "layers": dict, "weights_sha256": str, "format": int}
     for key, kind in wanted.items():
         if not isinstance(saved.get(key), kind):
-            raise ValueError(f"{path}: {key!r} is {saved.get(key)!r}, expected a {kind.__name__} (a MoRA adapter)")
+            raise ValueError(f"{path}: {key!r} is {shown(saved.get(key))}, expected a {kind.__name__} (a MoRA adapter)")
     if saved["format"] != FORMAT:
         raise ValueError(
             f"{path}: format {saved['format']}, expected {FORMAT}: saved by mora {saved.get('mora_version')}"

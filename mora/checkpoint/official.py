@@ -181,6 +181,11 @@ def read(path: Path) -> dict[str, Any]:
     absent = [key for key in METADATA if key not in metadata]
     if absent:
         raise ValueError(f"{path}: _metadata lacks {', '.join(absent)}, expected an official checkpoint")
+    for key, value in metadata.items():
+        if not is_plain(value) and not (isinstance(value, list) and all(map(is_plain, value))):
+            raise ValueError(
+                f"{path}: _metadata has {shown(key)}, a {type(value).__name__}, expected numbers and texts"
+            )
     for name in content:
         if not isinstance(name, str):
             raise ValueError(f"{path}: got the key {shown(name)}, expected names of tensors")
@@ -188,6 +193,11 @@ def read(path: Path) -> dict[str, Any]:
         if name not in content:
             raise ValueError(f"{path}: got no cls_head.weight and cls_head.bias, expected the classifier")
     return dict(content)
+
+
+def is_plain(value: object) -> bool:
+    """Whether `value` is a number, a text or None."""
+    return value is None or isinstance(value, (int, float, str))
 
 
 def translate(path: Path, content: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[int], tuple[str, ...]]:

@@ -14,7 +14,7 @@ from mora.data.manifest import leaves_folder
 from mora.data.published import split_name
 from mora.data.rows import ABSENT, Columns, Rows, file_size
 from mora.system.files import digest, read_bytes, read_json, regular_file
-from mora.system.messages import listed
+from mora.system.messages import listed, shown
 
 COLUMNS = ("image", "text", "label")
 INSTALL = "pip install 'mora-kernels[train]'"
@@ -193,7 +193,7 @@ def _refuse_beyond(folder: Path, values: list[Any], number: int) -> None:
     for row, value in enumerate(values, 1):
         for label in value if isinstance(value, list) else [value]:
             if label is not None and not (isinstance(label, int) and label < number):
-                raise ValueError(f"{folder}: got the label {label!r} in row {row}, expected 0 to {number - 1}")
+                raise ValueError(f"{folder}: got the label {shown(label)} in row {row}, expected 0 to {number - 1}")
 
 
 def _column(data: Any) -> tuple[Any, Any]:

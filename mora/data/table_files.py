@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import re
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +14,7 @@ from mora.data.dataset import Dataset
 from mora.data.missing import COMPLETE, IMAGE_MISSING, KINDS, TEXT_MISSING, refuse_other_values
 from mora.data.published import published_name, split_name
 from mora.data.tables import FORMAT, Missing, MissingTable, draw_table, refuse_stale, table_digest
-from mora.system.files import read_bytes, regular_file
+from mora.system.files import read_pickled, regular_file
 from mora.system.messages import listed
 
 # mmimdb_splittrain_missing_both_0.7.pt, and the peers' mmimdb_dev_missing_both_07.pt
@@ -121,24 +119,15 @@ def _read_published(path: Path) -> MissingTable:
 
 def _published_values(path: Path) -> Tensor:
     """The one tensor of a `torch.save`d file, a plain one that is no longer than its file; ValueError otherwise."""
-    data = read_bytes(path, LARGEST_TABLE)
-    try:
-        if zipfile.is_zipfile(io.BytesIO(data)):
-            with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                if sum(entry.file_size for entry in archive.infolist()) > len(data):
-                    raise ValueError("it unpacks to more than it is")
-        values = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # of a damaged file torch raises whatever its unpickler comes across
-        reason = (str(error) or repr(error)).split("\n", 1)[0]
-        raise ValueError(f"{path}: got a file that cannot be read safely ({reason}), expected one tensor") from error
+    values = read_pickled(path, LARGEST_TABLE)
     if not isinstance(values, Tensor):
         raise ValueError(f"{path}: got {type(values).__name__}, expected a tensor of shape [rows]")
     plain = values.layout == torch.strided and values.device.type == "cpu" and values.dtype in DTYPES
     if not plain or values.ndim != 1 or values.numel() * values.element_size() > values.untyped_storage().nbytes():
         kind = f"{values.layout} {values.dtype} on {values.device}".replace("torch.", "")
         raise ValueError(
-            f"{path}: got a tensor of shape {list(values.shape)} ({kind}, {len(data):,} bytes of file), expected one "
-            "of shape [rows], plain numbers, all in the file"
+            f"{path}: got a tensor of shape {list(values.shape)} ({kind}, {path.stat().st_size:,} bytes of file), "
+            "expected one of shape [rows], plain numbers, all in the file"
         )
     return values.detach()
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mora.system.files import read_json
+from mora.system.messages import shown
 
 FILES = ("preprocessor_config.json", "processor_config.json")
 LARGEST = 1 << 20  # bytes; such a file has a few lines
@@ -57,7 +58,7 @@ def numbers(settings: dict[str, Any], where: str) -> Normalisation:
         values = settings.get(key)
         values = [values] * 3 if isinstance(values, (int, float)) else values
         if not isinstance(values, list) or len(values) != 3 or not all(isinstance(v, (int, float)) for v in values):
-            raise ValueError(f"{where}: got {key} {values!r}, expected three numbers")
+            raise ValueError(f"{where}: got {key} {shown(values)}, expected three numbers")
         triples.append(tuple(map(float, values)))
     if not all(triples[1]):
         raise ValueError(f"{where}: got image_std {list(triples[1])}, expected numbers other than 0")

@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import pickle
 import re
 import secrets
 import stat
@@ -26,8 +27,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from mora.system.messages import printable
+from mora.system.pickles import PICKLE_START, ZIP_START, refuse_tangled
 
-PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
+PICKLE_STARTS = (ZIP_START, PICKLE_START)
 # Bytes that a file of each kind may have; a picture's bound is `mora.data.images`'s own.
 LARGEST, LARGEST_TEXT, LARGEST_JSON = 1 << 36, 1 << 32, 1 << 28
 LARGEST_HEADER = 1 << 24  # of a safetensors file: names, dtypes and shapes of some 100,000 tensors
@@ -213,13 +215,15 @@ def read_tensors(path: Path, most: int = LARGEST) -> tuple[dict[str, Tensor], st
 def read_pickled(path: Path, most: int = LARGEST) -> Any:
     """Return the content of a file of `torch.save`, tensors on the CPU; `weights_only=True`, so that no code runs.
 
-    Raises ValueError for what that refuses, a truncated file, and an archive whose entries are more than they take on
-    disk: `torch.save` compresses nothing. The tensors are not looked at: see `why_not_plain`.
+    Raises ValueError for what that refuses, a truncated file, values nested into each other (`refuse_tangled`), and an
+    archive whose entries are more than they take on disk: `torch.save` compresses nothing. The tensors are not looked
+    at: see `why_not_plain`.
     """
     data = read_bytes(path, most)
     try:
-        if data.startswith(PICKLE_STARTS[0]):
+        if data.startswith(ZIP_START):
             refuse_packed(data)
+        refuse_tangled(data)
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a crafted file can make the unpickler raise anything
         raise ValueError(
@@ -254,6 +258,11 @@ def why_not_plain(value: object) -> str:
 
 
 def reason(error: Exception) -> str:
-    """The first line of an error's message, short and safe to print, or its kind where it has none."""
+    """The first line of an error's message, short and safe to print, or its kind where it has none.
+
+    What torch says of a pickle ends with how to run its code: our words instead.
+    """
+    if isinstance(error, pickle.UnpicklingError):
+        return "it holds what is no plain tensor; files that can run code are not read"
     lines = str(error).splitlines()
     return printable(lines[0])[:200] if lines else type(error).__name__

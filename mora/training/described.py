@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mora.system.files import read_json, regular_file
-from mora.system.messages import listed
+from mora.system.messages import listed, shown
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
 SCHEMES = (HUB, LOCAL)  # names that bring their own weights
@@ -60,11 +60,11 @@ def read_description(name: str) -> dict[str, Any]:
 def check_model(where: str, model: Any) -> None:
     """Raise ValueError unless `model_cfg` holds sizes, switches and plain names of towers and tokenizers."""
     if not isinstance(model, dict):
-        raise ValueError(f"{where}: model_cfg is {_short(model)}, expected an object")
+        raise ValueError(f"{where}: model_cfg is {shown(model)}, expected an object")
     towers: dict[str, Any] = {part: model.get(part) for part in ("vision_cfg", "text_cfg")}
     for part, given in towers.items():
         if not isinstance(given, dict):
-            raise ValueError(f"{where}: model_cfg.{part} is {_short(given)}, expected an object")
+            raise ValueError(f"{where}: model_cfg.{part} is {shown(given)}, expected an object")
     check_numbers(where, "model_cfg", model)
     for part, key, form in (
         ("text_cfg", "hf_model_name", HUB_NAME),
@@ -73,10 +73,10 @@ def check_model(where: str, model: Any) -> None:
     ):
         given = towers[part].get(key)
         if given and not (isinstance(given, str) and form.fullmatch(given)):
-            raise ValueError(f"{where}: {part}.{key} is {_short(given)}, expected a name, not a path or an address")
+            raise ValueError(f"{where}: {part}.{key} is {shown(given)}, expected a name, not a path or an address")
     options = towers["text_cfg"].get("tokenizer_kwargs") or {}
     if not isinstance(options, dict):
-        raise ValueError(f"{where}: text_cfg.tokenizer_kwargs is {_short(options)}, expected an object")
+        raise ValueError(f"{where}: text_cfg.tokenizer_kwargs is {shown(options)}, expected an object")
     if unknown := sorted(set(options) - set(TOKENIZER_OPTIONS)):
         raise ValueError(
             f"{where}: text_cfg.tokenizer_kwargs has {listed(map(repr, unknown))}, expected some of "
@@ -85,7 +85,7 @@ def check_model(where: str, model: Any) -> None:
     for key, value in options.items():
         if not isinstance(value, TOKENIZER_OPTIONS[key]) or (key == "bpe_path" and Path(str(value)).name != value):
             wanted = "a file of this folder" if key == "bpe_path" else f"a {TOKENIZER_OPTIONS[key].__name__}"
-            raise ValueError(f"{where}: tokenizer_kwargs.{key} is {_short(value)}, expected {wanted}")
+            raise ValueError(f"{where}: tokenizer_kwargs.{key} is {shown(value)}, expected {wanted}")
 
 
 def check_numbers(where: str, place: str, value: Any) -> None:
@@ -99,17 +99,17 @@ def check_numbers(where: str, place: str, value: Any) -> None:
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         most = MOST_LAYERS if place.endswith(".layers") else LARGEST_NUMBER
         if not abs(value) <= most:
-            raise ValueError(f"{where}: {place} is {_short(value)}, expected at most {most:,}")
+            raise ValueError(f"{where}: {place} is {shown(value)}, expected at most {most:,}")
 
 
 def check_preprocessing(where: str, given: Any) -> None:
     """Raise ValueError unless `preprocess_cfg` is what open_clip makes a transform of."""
     if not isinstance(given, dict):
-        raise ValueError(f"{where}: preprocess_cfg is {_short(given)}, expected an object")
+        raise ValueError(f"{where}: preprocess_cfg is {shown(given)}, expected an object")
     size = given.get("size", 1)
     sides = size if isinstance(size, list) else [size]
     if len(sides) not in (1, 2) or not all(_whole(side, 1, LARGEST_IMAGE) for side in sides):
-        raise ValueError(f"{where}: preprocess_cfg.size is {_short(size)}, expected 1 to {LARGEST_IMAGE:,} pixels")
+        raise ValueError(f"{where}: preprocess_cfg.size is {shown(size)}, expected 1 to {LARGEST_IMAGE:,} pixels")
     for key in ("mean", "std"):
         numbers = given.get(key)
         if numbers is not None and not (
@@ -117,12 +117,12 @@ def check_preprocessing(where: str, given: Any) -> None:
             and len(numbers) == 3
             and all(_finite(number) and (key == "mean" or number > 0) for number in numbers)
         ):
-            raise ValueError(f"{where}: preprocess_cfg.{key} is {_short(numbers)}, expected three numbers")
+            raise ValueError(f"{where}: preprocess_cfg.{key} is {shown(numbers)}, expected three numbers")
     for key, choices in (("mode", ("RGB",)), ("interpolation", INTERPOLATIONS), ("resize_mode", RESIZE_MODES)):
         if given.get(key) is not None and given[key] not in choices:
-            raise ValueError(f"{where}: preprocess_cfg.{key} is {_short(given[key])}, expected {' or '.join(choices)}")
+            raise ValueError(f"{where}: preprocess_cfg.{key} is {shown(given[key])}, expected {' or '.join(choices)}")
     if (fill := given.get("fill_color")) is not None and not _whole(fill, 0, 255):
-        raise ValueError(f"{where}: preprocess_cfg.fill_color is {_short(fill)}, expected 0 to 255")
+        raise ValueError(f"{where}: preprocess_cfg.fill_color is {shown(fill)}, expected 0 to 255")
 
 
 def check_text_tower(name: str) -> None:
@@ -135,7 +135,7 @@ def check_text_tower(name: str) -> None:
     config, _ = PretrainedConfig.get_config_dict(name)
     for key, value in _inside(config):
         if key.endswith("attn_implementation") and value not in KERNELS:
-            raise ValueError(f"backbone: config.json of {name!r} sets {key} to {_short(value)}: code from elsewhere")
+            raise ValueError(f"backbone: config.json of {name!r} sets {key} to {shown(value)}: code from elsewhere")
         if key in ("experts_implementation", "quantization_config") and value:
             raise ValueError(f"backbone: config.json of {name!r} sets {key}, expected plain weights")
 
@@ -198,7 +198,3 @@ def _whole(value: Any, low: int, high: int) -> bool:
 
 def _finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e6 and math.isfinite(value)
-
-
-def _short(value: Any) -> str:
-    return repr(value)[:100]

@@ -24,6 +24,7 @@ from mora.classifier import MissingModalityClassifier
 from mora.config import MoraConfig
 from mora.system.files import digest, pack_tensors, read_json, read_tensors, write_bytes
 from mora.system.folders import whole_folder
+from mora.system.messages import shown
 from mora.training.backbone import Backbone, load_backbone, with_policy
 from mora.training.methods import MORA_VARIANTS, adapt, trained_tensors
 from mora.training.stored import check_config, check_result
@@ -129,7 +130,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"model: got {folder} ({there}), expected a run folder of mora train, with {CONFIG}")
     config = read_json(path)
     if config.get("format") != FORMAT:
-        raise ValueError(f"{path}: got format {config.get('format')!r}, expected {FORMAT}")
+        raise ValueError(f"{path}: got format {shown(config.get('format'))}, expected {FORMAT}")
     check_config(str(path), config)
     return config
 
@@ -180,7 +181,9 @@ def load_best(
     else:
         saved = read_json(folder / METHOD)
         if saved.get("method") != method:
-            raise ValueError(f"{folder / METHOD}: method {saved.get('method')!r}, expected {method!r}, as in {CONFIG}")
+            raise ValueError(
+                f"{folder / METHOD}: method {shown(saved.get('method'))}, expected {method!r}, as in {CONFIG}"
+            )
         adapt(model.model, method, config, lora_scale)
         targets = trained_tensors(model.model, method)
         tensors, found = read_tensors(folder / METHOD_WEIGHTS, largest_file(shapes_of(targets)))

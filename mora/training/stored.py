@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from mora.config import MoraConfig, is_whole
 from mora.data.tables import Missing
 from mora.evaluation.metrics import KINDS
+from mora.system.messages import shown
 from mora.training.backbone import TOKEN_POLICIES
 from mora.training.methods import METHODS
 
@@ -146,11 +147,6 @@ def check(where: str, content: Mapping[str, Any], rules: tuple[Rule, ...]) -> No
         if not right:
             got = shown(value) if last in place else "absent"
             raise ValueError(f"{where}: {rule.name!r} is {got}, expected {rule.wanted}")
-
-
-def shown(value: Any) -> str:
-    """A value in a message."""
-    return cut(repr(value))
 
 
 def cut(text: str, most: int = 200) -> str:

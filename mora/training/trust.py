@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mora.config import is_whole
+from mora.system.messages import shown
 from mora.training.checkpoints import Progress, State, optimizer_state
 from mora.training.finite import SKIPS_IN_A_ROW
 
@@ -90,18 +91,18 @@ def check_progress(values: object, course: Course) -> None:
     finite("progress.seconds", values["seconds"], 0)
     loss = values["loss"]
     if not isinstance(loss, list) or len(loss) != 2:
-        raise ValueError(f"progress.loss: got {loss!r}, expected a sum and a count")
+        raise ValueError(f"progress.loss: got {shown(loss)}, expected a sum and a count")
     finite("progress.loss", loss[0])
     if (finite("progress.loss", loss[1], 0) > 0) != (done > 0):
         raise ValueError(f"progress.loss: got {loss[1]} rows after {done} forward passes, expected them to agree")
     best = values["best"]
     if (best is None) != (epoch == 1):
-        raise ValueError(f"progress.best: got {best!r} in epoch {epoch}, expected one from the second epoch on")
+        raise ValueError(f"progress.best: got {shown(best)} in epoch {epoch}, expected one from the second epoch on")
     if best is not None:
         same_names("progress.best", best, {"epoch", "validation"})
         whole("progress.best.epoch", best["epoch"], 1, epoch - 1)
         if not isinstance(best["validation"], dict) or course.metric not in best["validation"]:
-            raise ValueError(f"progress.best.validation: got {best['validation']!r}, expected {course.metric}")
+            raise ValueError(f"progress.best.validation: got {shown(best['validation'])}, expected {course.metric}")
         for name, value in best["validation"].items():
             finite(f"progress.best.validation.{name}", value)
 
@@ -113,13 +114,13 @@ def check_groups(groups: object, engine: Engine) -> None:
         raise ValueError(f"groups: got {type(groups).__name__}, expected a list of {len(now)} parameter groups")
     for place, (group, expected) in enumerate(zip(groups, now, strict=True)):
         if not isinstance(group, dict) or not {"lr", "initial_lr", "params", "betas"} <= set(group) <= set(expected):
-            raise ValueError(f"groups.{place}: got {group!r}, expected {', '.join(map(repr, expected))}")
+            raise ValueError(f"groups.{place}: got {shown(group)}, expected {', '.join(map(repr, expected))}")
         for name, value in group.items():
             wanted = list(expected[name]) if isinstance(expected[name], tuple) else expected[name]
             if name == "lr":
                 finite(f"groups.{place}.lr", value, 0)
             elif value != wanted or isinstance(value, bool) != isinstance(wanted, bool):
-                raise ValueError(f"groups.{place}.{name}: got {value!r}, expected {wanted!r}")
+                raise ValueError(f"groups.{place}.{name}: got {shown(value)}, expected {wanted!r}")
 
 
 def check_schedule(values: object, groups: list[dict[str, Any]], step: int, engine: Engine) -> None:
@@ -134,7 +135,7 @@ def check_schedule(values: object, groups: list[dict[str, Any]], step: int, engi
     expected = {**now, "last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
     for name, wanted in expected.items():
         if values[name] != wanted:
-            raise ValueError(f"schedule.{name}: got {values[name]!r}, expected {wanted!r} at step {step}")
+            raise ValueError(f"schedule.{name}: got {shown(values[name])}, expected {wanted!r} at step {step}")
     if [group["lr"] for group in groups] != rates:
         raise ValueError(f"groups: got learning rates {[g['lr'] for g in groups]}, expected {rates} at step {step}")
 
@@ -144,7 +145,7 @@ def check_scaler(values: object, engine: Engine) -> None:
     scaler = engine.accelerator.scaler
     if scaler is None or not isinstance(values, dict):
         if not (scaler is None and values is None):
-            raise ValueError(f"scaler: got {values!r}, expected {'none' if scaler is None else 'its state'}")
+            raise ValueError(f"scaler: got {shown(values)}, expected {'none' if scaler is None else 'its state'}")
         return
     same_names("scaler", values, set(scaler.state_dict()))
     for name, value in values.items():
@@ -186,7 +187,7 @@ def check_parameters(state: State, engine: Engine, progress: Progress) -> None:
     taken = progress.step - progress.skipped
     numbers = range(len(parameters))
     if not isinstance(slots, list) or any(not is_whole(one) or one not in numbers for one in slots):
-        raise ValueError(f"optimized: got {slots!r}, expected numbers of the {len(parameters)} trained parameters")
+        raise ValueError(f"optimized: got {shown(slots)}, expected numbers of the {len(parameters)} trained parameters")
     if bool(slots) != (taken > 0) or len(set(slots)) != len(slots):
         raise ValueError(f"optimized: got {len(slots)} parameters after {taken} steps, expected them to agree")
     for number in slots:
@@ -219,13 +220,13 @@ def same_names(where: str, values: object, names: set[str]) -> None:
     if missing := sorted(names - set(values)):
         raise ValueError(f"{where}: got no {missing[0]!r}, expected {', '.join(sorted(names)[:10])}")
     if extra := sorted(set(values) - names):
-        raise ValueError(f"{where}: got {extra[0]!r}, expected only {', '.join(sorted(names)[:10])}")
+        raise ValueError(f"{where}: got {shown(extra[0])}, expected only {', '.join(sorted(names)[:10])}")
 
 
 def whole(name: str, value: object, low: int, high: int) -> int:
     """The value; ValueError unless it is an int from `low` to `high`."""
     if not is_whole(value) or not low <= value <= high:  # type: ignore[operator]
-        raise ValueError(f"{name}: got {value!r}, expected a whole number from {low} to {high}")
+        raise ValueError(f"{name}: got {shown(value)}, expected a whole number from {low} to {high}")
     return value  # type: ignore[return-value]
 
 

@@ -5,13 +5,17 @@ import json
 import pickle
 import resource
 import struct
+import time
 import zipfile
+from collections import OrderedDict
 
 import pytest
 import torch
 from safetensors.torch import save
+from torch import nn
 
 from mora.system.files import LARGEST_HEADER, parse_json, read_json, read_pickled, read_tensors, why_not_plain
+from mora.system.messages import shown
 
 
 @pytest.mark.parametrize("text", ['{"a": NaN}', '{"a": [-Infinity]}', '{"a": 1e999}', '{"a": -1e999}'])
@@ -129,7 +133,7 @@ def pickled_code():
         (archive(lambda name, data: b"" if name.endswith("data.pkl") else data), "refuses"),
         (archive(lambda name, data: data.replace(b"K\x08", b"J\xff\xff\xff\x7f")), "refuses"),  # a storage of 2^31
         (archive(lambda name, data: b"\x80\x02" + b"(" * 100_000 if name.endswith("data.pkl") else data), "refuses"),
-        (pickled_code(), "refuses"),
+        (pickled_code(), "it holds what is no plain tensor; files that can run code are not read"),
         (pickle.dumps(Code()), "refuses"),
         (pickle.dumps([1]) + b"garbage", "refuses"),
         (b"\x80", "refuses"),
@@ -144,7 +148,7 @@ def test_pickles_that_are_damaged_or_run_code(data, message, tmp_path):
     path.write_bytes(data)
     with pytest.raises(ValueError, match=rf"crafted\.pt: got a file .*{message}") as caught:
         read_pickled(path)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and "to `False`" not in str(caught.value)
 
 
 def test_a_zip_bomb_takes_no_memory(tmp_path):
@@ -159,11 +163,35 @@ def test_a_zip_bomb_takes_no_memory(tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
 
 
+def tangled(levels, width=2):
+    """A pickle of {key: 1} whose key is a tuple of `width` times one tuple of ...: width^levels steps to hash."""
+    level = b"h\x00" * width
+    return b"\x80\x02}K\x01q\x00" + b"".join(b"(" + level + b"tq\x00" for _ in range(levels)) + b"K\x01s."
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(("levels", "width"), [(40, 2), (100_000, 1), (8, 1000)])
+def test_a_key_that_takes_for_ever_to_hash_is_refused(tmp_path, zipped, levels, width):
+    path = tmp_path / "crafted.pt"
+    pickled = tangled(levels, width)
+    if zipped:
+        path.write_bytes(archive(lambda name, data: pickled if name.endswith("data.pkl") else data))
+    else:
+        whole = io.BytesIO()
+        torch.save(1, whole, _use_new_zipfile_serialization=False)
+        path.write_bytes(whole.getvalue().replace(b"\x80\x02K\x01.", pickled, 1))
+    before = time.process_time()
+    with pytest.raises(ValueError, match=r"crafted\.pt: .*(nested more than 8 deep|more than 1,048,576 values)"):
+        read_pickled(path)
+    assert time.process_time() - before < 10
+
+
 def test_both_formats_of_torch_save_are_read(tmp_path):
     for new in (True, False):
-        torch.save({"a": torch.arange(3), "b": "text"}, tmp_path / "a.pt", _use_new_zipfile_serialization=new)
+        content = {"a": torch.arange(3), "b": "text", "c": OrderedDict(d=nn.Parameter(torch.eye(2))), "e": {(1, (2,))}}
+        torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=new)
         content = read_pickled(tmp_path / "a.pt")
-        assert content["b"] == "text" and content["a"].tolist() == [0, 1, 2]
+        assert content["b"] == "text" and content["a"].tolist() == [0, 1, 2] and content["e"] == {(1, (2,))}
 
 
 @pytest.mark.parametrize(
@@ -188,4 +216,20 @@ def test_why_a_value_is_no_plain_tensor(value, why):
     assert re.search(why, why_not_plain(value))
     assert all(
         why_not_plain(plain) == "" for plain in (torch.ones(2), torch.nn.Parameter(torch.ones(0, 3)), torch.eye(4).T)
+    )
+
+
+def test_a_list_that_names_another_twice_is_shown_in_no_time():
+    value, ordered = ["a"], OrderedDict(b=1, a=(2,))
+    for _ in range(60):
+        value = [value, value]
+    assert shown(value) == "[[[[...], [...]], [[...], [...]]], [[[...], [...]], [[...], [...]]]]"
+    deep = OrderedDict(a=1)
+    for _ in range(60):
+        deep = OrderedDict(a=deep, b=deep)
+    assert len(shown(deep)) <= 103 and shown(ordered) == "{'b': 1, 'a': (2,)}"
+    for plain in ({"b": [1, 2.5], "a": {"c": None}}, "x'y", [[["a"]]], (1,), (), {}, set(), {3, 1}, True, b"ab", -1e30):
+        assert shown(plain) == repr(plain)
+    assert (
+        shown(list(range(1000))) == repr(list(range(1000)))[:100] + "..." and shown("x" * 999) == "'" + "x" * 99 + "..."
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from mora.data.build.raw import Raw, RawRow, RawSplit, is_text, refuse_repeated, stays_inside
 from mora.data.published import PUBLISHED
 from mora.system.files import parse_json, read_text
-from mora.system.messages import printable
+from mora.system.messages import printable, shown
 
 FILES = {
     "train": ("train.jsonl",),
@@ -45,11 +45,13 @@ def _row(folder: Path, content: object) -> RawRow:
         raise ValueError("no JSON object")
     image, text, label = (content.get(key) for key in ("img", "text", "label"))
     if not isinstance(image, str) or not stays_inside(image):
-        raise ValueError(f"img is {image!r}, expected a path such as img/01235.png")
+        raise ValueError(f"img is {shown(image)}, expected a path such as img/01235.png")
     if not isinstance(text, str):
-        raise ValueError(f"text is {text!r}, expected the text of the meme")
+        raise ValueError(f"text is {shown(text)}, expected the text of the meme")
     if not is_text(text):
         raise ValueError(f"text holds half a character: {text!a}")
     if type(label) is not int or label not in (0, 1):
-        raise ValueError(f"label is {label!r}, expected 0 or 1 (the challenge's own test file has none: use test_seen)")
+        raise ValueError(
+            f"label is {shown(label)}, expected 0 or 1 (the challenge's own test file has none: use test_seen)"
+        )
     return RawRow(folder / image, [text], label)
