@@ -127,8 +127,8 @@ class Trainer:
                 self.train_epoch()
                 self.end_epoch()
             result = self.finish()
-        except Stopped as stopped:
-            self.tell(stopped)
+        except KeyboardInterrupt as error:  # in a thread that no signal reaches it comes as it is
+            self.tell(error if isinstance(error, Stopped) else Stopped(signal.SIGINT))
             raise
         finally:
             self.log.stop()
