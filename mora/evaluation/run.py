@@ -50,7 +50,7 @@ class Source(NamedTuple):
     def open(self, run: LoadedRun) -> Dataset:
         """The split as a run sees it: its classes in their order, rows without splits divided as for training."""
         given = run.data.get("options") or options_of(TrainConfig.from_dict(run.config["train"]))
-        options = dict(given) if self.is_of(run) else {"seed": given["seed"]}
+        options = dict(given) if self.is_of(run) else {"seed": given.get("seed", 0)}
         if self.name is not None:
             options["name"] = self.name
         if self.extra_columns:

@@ -48,10 +48,11 @@ class Progress:
 
 @dataclass
 class State:
-    """One checkpoint: tensors by dotted name, and the rest."""
+    """One checkpoint: tensors by dotted name, and the rest; `earlier`: of a version that wrote no digest."""
 
     tensors: dict[str, Tensor]
     values: dict[str, Any]
+    earlier: bool = False
 
     @property
     def progress(self) -> Progress:
@@ -117,12 +118,21 @@ def unpack(path: Path, most: int = LARGEST) -> State:
         raise ValueError(f"{path}: {error}, expected a safetensors file") from error
     metadata = parse_json(data[8 : 8 + length].decode(), str(path)).get("__metadata__", {})
     text = metadata.get("state", "")
-    if metadata.get("sha256") != fingerprint(tensors, text):
+    earlier = set(metadata) == {"state"}  # nothing else: a damaged name is no sign of age
+    if not earlier and metadata.get("sha256") != fingerprint(tensors, text):
         raise ValueError(f"{path}: got content that is not what its SHA-256 says, expected it as it was written")
     values = parse_json(text, str(path))
     if not isinstance(values, dict):
         raise ValueError(f"{path}: got a state of type {type(values).__name__}, expected an object")
-    return State(tensors, values)
+    if earlier:  # of a version that wrote neither the digest nor these two
+        values = {"run": None, "optimized": optimized(tensors), **values}
+    return State(tensors, values, earlier)
+
+
+def optimized(tensors: Mapping[str, Tensor]) -> list[int]:
+    """Numbers of the parameters that an optimiser has tensors of, by the names in a checkpoint."""
+    numbers = {name.split(".")[1] for name in tensors if name.startswith("optimizer.")}
+    return sorted(int(number) for number in numbers if number.isascii() and number.isdigit())
 
 
 def fingerprint(tensors: Mapping[str, Tensor], values: str) -> str:

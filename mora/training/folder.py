@@ -76,6 +76,10 @@ class RunFolder:
         for path, reason in refused.items():
             self.log.say(f"warning: checkpoint {path.name} is passed over and renamed: {reason}")
         on_main(self.accelerator, lambda: set_aside(refused))
+        if state is not None and state.earlier:
+            self.log.say(
+                "warning: the checkpoint was saved by an earlier version without a digest: values checked only"
+            )
         if state is None:
             self.log.cut({METRICS: 0, LOG: 0})
         elif warning := other_versions(read_config(self.path)):

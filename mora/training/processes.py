@@ -18,7 +18,7 @@ def on_main(accelerator: Any, work: Callable[[], None]) -> None:
     if accelerator.is_main_process:
         try:
             work()
-        except (ValueError, OSError) as found:
+        except Exception as found:
             error = found
     if accelerator.num_processes > 1:
         from accelerate.utils import broadcast_object_list

@@ -60,7 +60,7 @@ def check_state(state: State, engine: Engine, course: Course) -> None:
     """Raise ValueError that names the first value or tensor that a checkpoint of this run cannot have."""
     values = state.values
     same_names("state", values, KEYS)
-    if values["run"] != course.run:
+    if values["run"] != course.run and not (state.earlier and values["run"] is None):
         raise ValueError("run: got a checkpoint of another run, expected one of this run")
     check_progress(values["progress"], course)
     progress = state.progress

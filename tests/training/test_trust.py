@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import json
 import math
 import os
 import random
@@ -10,6 +11,7 @@ import shutil
 import pytest
 import torch
 
+from mora.system.files import pack_tensors
 from mora.training import checkpoints, load_run
 from mora.training.checkpoints import State, checkpoint_files, read_checkpoint, unpack, write_checkpoint
 from mora.training.trust import check_state
@@ -154,6 +156,20 @@ def test_huge_files_are_refused_before_they_are_read(stopped, tmp_path):
     trainer = fakes.trainer(tmp_path / "run", **RECIPE)
     trainer.fit(resume=True)
     assert any("passed over" in line and "of 42,949,672,960 bytes" in line for line in trainer.log.console.lines)
+
+
+def test_a_checkpoint_without_a_digest_is_of_an_earlier_version(stopped, tmp_path):
+    _, state, folder = stopped
+    shutil.copytree(folder, tmp_path / "run")
+    values = {name: value for name, value in state.values.items() if name not in ("run", "optimized")}
+    for path in checkpoint_files(tmp_path / "run" / "checkpoints"):
+        path.unlink()
+    path.write_bytes(pack_tensors(state.tensors, {"state": json.dumps(values)}))
+    trainer = fakes.trainer(tmp_path / "run", **RECIPE)
+    trainer.fit(resume=True)
+    said = trainer.log.console.lines
+    assert any("saved by an earlier version without a digest" in line for line in said), said
+    assert any(f"resumed at epoch 2, step {STEP}" in line for line in said)
 
 
 def test_a_flipped_bit_is_noticed(stopped, tmp_path):
