@@ -53,6 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not getattr(error, "told", False):
             print(f"mora {options.command}: {error or 'interrupted'}", file=sys.stderr)
         return 128 + getattr(error, "number", signal.SIGINT)
+    except BaseException as error:
+        if options.traceback or type(error).__name__ != "PanicException":  # of pyo3, whose class nothing exports
+            raise
+        print(f"mora {options.command}: {in_words(error)}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -71,7 +76,7 @@ def refuse_nul(options: argparse.Namespace) -> None:
                 raise ValueError(f"{name}: got {str(one)!r}, which has a NUL character, expected none")
 
 
-def in_words(error: Exception) -> str:
+def in_words(error: BaseException) -> str:
     """An error on one line; one that this library did not foresee begins with its kind."""
     text = one_line(str(error))
     if isinstance(error, FORESEEN) and text:

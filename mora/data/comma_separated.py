@@ -58,7 +58,7 @@ def columns_of(
 
 
 def records(text: str) -> Iterator[Record]:
-    """Every row that is not an empty line; errors as in `columns_of`."""
+    """Every row that is not an empty line or one of blanks; errors as in `columns_of`."""
     place, line = 0, 1
     while place < len(text):
         ending = LINE_END.search(text, place)
@@ -69,7 +69,7 @@ def records(text: str) -> Iterator[Record]:
             written = text[place:stop]
         else:
             cells = written.split(",")
-        if written:
+        if written and (len(cells) > 1 or written.strip(" \t")):
             yield Record(line, cells, written)
         place, line = following, line + number
 

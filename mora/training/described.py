@@ -28,6 +28,7 @@ LARGEST_MERGES = 1 << 26  # bytes, unpacked
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 TIMM_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 KERNELS = (None, "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
+LARGEST_TOWER = 1 << 34  # width^2 x layers; the largest CLIP towers have 2^27
 LARGEST_NUMBER, MOST_LAYERS, LARGEST_IMAGE = 1 << 24, 1024, 8192
 INTERPOLATIONS, RESIZE_MODES = ("bicubic", "bilinear", "random"), ("shortest", "longest", "squash")
 
@@ -42,7 +43,7 @@ def read_description(name: str) -> dict[str, Any]:
         if not name.removeprefix(LOCAL) or not folder.is_dir():
             raise FileNotFoundError(f"backbone: got {name!r}, which is no folder, expected one with {DESCRIPTION}")
         for entry in folder.iterdir():
-            if not entry.is_dir():
+            if entry.exists() and not entry.is_dir():  # a link to nothing is opened by nobody
                 regular_file(entry)
         path = folder / DESCRIPTION
     else:
@@ -66,6 +67,10 @@ def check_model(where: str, model: Any) -> None:
         if not isinstance(given, dict):
             raise ValueError(f"{where}: model_cfg.{part} is {shown(given)}, expected an object")
     check_numbers(where, "model_cfg", model)
+    for part, given in towers.items():
+        width, layers = given.get("width"), given.get("layers")
+        if isinstance(width, int) and isinstance(layers, int) and width**2 * layers > LARGEST_TOWER:
+            raise ValueError(f"{where}: {part} has width {width:,} in {layers:,} layers, expected what fits in memory")
     for part, key, form in (
         ("text_cfg", "hf_model_name", HUB_NAME),
         ("text_cfg", "hf_tokenizer_name", HUB_NAME),

@@ -6,6 +6,7 @@ import pytest
 
 from mora.cli import main
 from mora.data import open_dataset, splits_of
+from mora.data.comma_separated import columns_of
 from mora.data.manifest import read_manifest
 
 HEAD = "text,label,split\n"
@@ -123,3 +124,8 @@ def test_a_million_columns_and_quotes_take_linear_time(tmp_path: Path) -> None:
         read_manifest(manifest(tmp_path, HEAD + '"' * 999_999))
     labels = "|".join(f"c{i}" for i in range(50_000))
     assert len(read_manifest(manifest(tmp_path, f"text,label\na,{labels}\nb,c1\n")).labels[0]) == 50_000
+
+
+def test_a_line_of_blanks_is_skipped_as_an_empty_one_is():
+    names, cells = columns_of("a,b\n1,2\n \t \n3,4\n  ", ("a", "b"), {})
+    assert names == ["a", "b"] and cells == [["1", "3"], ["2", "4"]]

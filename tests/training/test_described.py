@@ -123,6 +123,7 @@ REFUSED = {
     "merges-number": ({"model_cfg__text_cfg__tokenizer_kwargs": {"bpe_path": 1}}, "bpe_path is 1"),
     "revision": ({"model_cfg__text_cfg__tokenizer_kwargs": {"code_revision": "x"}}, "'code_revision'"),
     "layers": ({"model_cfg__text_cfg__layers": 10**9}, "text_cfg.layers is 1000000000, expected at most 1,024"),
+    "tower": ({"model_cfg__text_cfg__width": 1 << 24, "model_cfg__text_cfg__layers": 1024}, "expected what fits in"),
     "width": ({"model_cfg__vision_cfg__width": 1e300}, "vision_cfg.width is 1e.300, expected at most"),
     "no-model": ({"model_cfg": 3}, "model_cfg is 3, expected an object"),
     "no-tower": ({"model_cfg__text_cfg": None}, "model_cfg.text_cfg is None, expected an object"),
@@ -147,6 +148,12 @@ def test_a_description_that_is_refused(shared, settings, said):
     with pytest.raises(ValueError, match=said) as caught:
         load_backbone(f"local-dir:{clip}")
     assert "\n" not in str(caught.value)
+
+
+def test_a_link_to_nothing_in_the_folder_is_left_alone(shared):
+    clip, _ = shared
+    (clip / "old.bin").symlink_to("nowhere")
+    load_backbone(f"local-dir:{clip}")
 
 
 def test_files_of_the_folder(shared):
