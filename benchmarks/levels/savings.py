@@ -271,7 +271,7 @@ class Epoch:
         self.trainer = Trainer(config, console=Quiet())
         self.trainer.place = RunFolder(self.trainer.folder, False, self.trainer.accelerator, self.trainer.log)
         self.trainer.place.__enter__()  # held as long as the process lives
-        self.trainer.place.open(self.trainer.description, lambda state: None)
+        self.trainer.place.open(self.trainer.description, self.trainer.engine, self.trainer.course)
         self.trainer.stop = Stop()
         self.trainer.keep_rows()
         self.rows = min(8, shape["rows"])

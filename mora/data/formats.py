@@ -15,6 +15,7 @@ from mora.system.messages import listed
 COLUMNS = ("image", "text", "label", "split")
 INSTALL = "pip install 'mora-kernels[train]'"
 MOST_ROWS = 1 << 27
+BATCH = 256  # rows decoded at a time
 
 
 def read_columns(path: Path) -> dict[str, list[Any]]:
@@ -52,14 +53,26 @@ def _read_parquet(path: Path) -> dict[str, list[Any]]:
             _refuse_vast(file.metadata)
             for name in set(COLUMNS) & set(names):
                 check_type(name, file.schema_arrow.field(name).type)
-            table = file.read(columns=[name for name in names if name in COLUMNS])
-        table.validate(full=True)
-        return {name: table[name].to_pylist() if name in COLUMNS else [] for name in names}
+            return _decoded(file, names)
     except (pa.ArrowException, OSError, MemoryError) as error:
         reason = str(error).split("\n", 1)[0]
         raise ValueError(f"{path}: got a damaged Parquet file ({reason}), expected a whole one") from error
     except TypeError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _decoded(file: Any, names: list[str]) -> dict[str, list[Any]]:
+    """The values of the columns that count, a few rows at a time: a dictionary does not say how much it unpacks to."""
+    wanted, size = [name for name in names if name in COLUMNS], 0
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    for batch in file.iter_batches(batch_size=BATCH, columns=wanted):
+        batch.validate(full=True)
+        size += batch.nbytes
+        if size > LARGEST_TEXT:
+            raise MemoryError(f"more than {LARGEST_TEXT:,} bytes unpacked")
+        for name in wanted:
+            columns[name] += batch[name].to_pylist()
+    return columns
 
 
 def _refuse_vast(metadata: Any) -> None:

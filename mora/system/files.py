@@ -31,7 +31,7 @@ from mora.system.pickles import PICKLE_START, ZIP_START, refuse_tangled
 
 PICKLE_STARTS = (ZIP_START, PICKLE_START)
 # Bytes that a file of each kind may have; a picture's bound is `mora.data.images`'s own.
-LARGEST, LARGEST_TEXT, LARGEST_JSON = 1 << 36, 1 << 32, 1 << 28
+LARGEST, LARGEST_TEXT, LARGEST_JSON = 1 << 36, 1 << 32, 1 << 26
 LARGEST_HEADER = 1 << 24  # of a safetensors file: names, dtypes and shapes of some 100,000 tensors
 DEEPEST = 64  # levels of JSON
 MARKS = re.compile(r"\\.|[\[\]{}\"]")  # an escape, or what opens and closes

@@ -33,7 +33,12 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     old = work.with_name(f"{work.name}.old")
     if os.path.lexists(folder):
         os.replace(folder, old)
-    os.replace(work, folder)
+    try:
+        os.replace(work, folder)
+    except OSError:
+        if os.path.lexists(old):
+            os.replace(old, folder)
+        raise
     remove(old)
 
 
