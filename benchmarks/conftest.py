@@ -21,6 +21,9 @@ from benchmarks import rows
 from benchmarks.case import Shape
 from benchmarks.sizes import Scale
 
+for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
+    del os.environ[name]  # a run that a test starts is one of its own
+
 LEVELS = ("operations", "projection", "attention", "training_step", "epoch", "inference", "savings")
 
 
@@ -49,7 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
     asked = ("benchmark_verbose", "benchmark_compare", "benchmark_histogram", "benchmark_columns")
     if not any(config.getoption(name, None) for name in asked):
         config.option.benchmark_quiet = True  # the summary below says more
-    if os.environ.get("PYTEST_XDIST_WORKER") or config.getoption("numprocesses", None) not in (None, 0, "auto"):
+    if hasattr(config, "workerinput") or config.getoption("numprocesses", None) not in (None, 0, "auto"):
         raise pytest.UsageError("--benchmark: got -n, expected one process: others would disturb the timing")
 
 
