@@ -112,7 +112,10 @@ class Family(ABC):
 
     def around_blocks(self, model: Any, modality: str) -> list[nn.Module]:
         """The modules that hold a tower's blocks and call them: what a tower that is cut does not call."""
-        sites = self.towers(model).get(modality, [])
+        try:
+            sites = self.towers(model).get(modality, [])
+        except ValueError:  # attention of another library, which is never cut
+            return []
         path = sites[0].path.split(".") if sites else []
         modules = [model.get_submodule(".".join(path[:depth])) for depth in range(1, len(path))]
         inside = modules.index(sites[0].block) if sites else 0
