@@ -14,7 +14,7 @@ import mora
 from benchmarks import sizes
 from benchmarks.providers import lora
 from benchmarks.providers.official import make_official
-from mora.families import family_of
+from mora.towers import towers_of
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,10 @@ def clip(name: str, family: str, device: str, layers: int | None = None) -> nn.M
 
 def inputs(model: nn.Module, batch: int, device: str, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Random images [batch, 3, H, W] and texts [batch, L] that end at their last token."""
-    family = family_of(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        image = torch.randn(batch, *family.white_image(model).shape)
-        return image.to(device), family.random_text(model, batch).to(device)
+        image, text = (tower.random(model, batch).to(device) for tower in towers_of(model).values())
+    return image, text
 
 
 @dataclass(frozen=True)
@@ -101,13 +100,13 @@ def adapt(base: nn.Module, provider: str, last_layers: int, backend: str = "torc
     `provider` is "official", "ours", "frozen", or a name of `lora.NAMES` or `lora.PACKED`; total rank 8, dropout 0.1.
     """
     model = copy.deepcopy(base).requires_grad_(False)
-    towers = family_of(model).towers(model)
-    blocks = {modality: sites[-1].parent for modality, sites in towers.items()}
+    slots = {modality: tower.slots(model) for modality, tower in towers_of(model).items()}
+    blocks = {modality: each[-1].parent for modality, each in slots.items()}
     torch.manual_seed(1)
     if provider == "frozen":
         return Adapted(model, blocks)
     if provider in (*lora.NAMES, lora.PACKED):
-        paths = [site.path for sites in towers.values() for site in sites[len(sites) - last_layers :]]
+        paths = [slot.path for each in slots.values() for slot in each[len(each) - last_layers :]]
         return Adapted(model, blocks, peft(model, paths, provider))
     mora.patch(
         model,
@@ -157,5 +156,5 @@ def with_weights(base: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
 
 def embeddings(model: nn.Module, image: Tensor, text: Tensor) -> Tensor:
     """[image; text] [B, 2 e]."""
-    family = family_of(model)
-    return torch.cat([family.encode_image(model, image), family.encode_text(model, text)], dim=-1)
+    inputs = {"image": image, "text": text}
+    return torch.cat([tower.encode(model, inputs[name]) for name, tower in towers_of(model).items()], dim=-1)

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from mora.config import MoraConfig
 from mora.factors import CommonFactors
-from mora.families.family import Family
-from mora.families.site import Site
 from mora.linear import MoraLinear
-from mora.siblings import Siblings
+from mora.shared_input import SharedInput
 from mora.start import factor_dtype
 from mora.switch import Switch
+from mora.towers.slots import Slot
+from mora.towers.tower import Tower
 from mora_kernels import Group
 
-Pair = dict[str, Site]
+Pair = dict[str, Slot]
 
 
 class Adapters(nn.Module):
@@ -26,27 +26,27 @@ class Adapters(nn.Module):
 
     Args:
         config: the configuration in force.
-        family: how the model's towers are called.
+        towers: of the model, by modality.
         pairs: the blocks adapted together, one per tower, from bottom to top.
     """
 
-    def __init__(self, config: MoraConfig, family: Family, pairs: list[Pair]) -> None:
+    def __init__(self, config: MoraConfig, towers: dict[str, Tower], pairs: list[Pair]) -> None:
         super().__init__()
-        self.config, self.family, self.pairs = config, family, pairs
+        self.config, self.towers, self.pairs = config, towers, pairs
         self.trainable_before: list[str] = []
         self.load_hook: Any = None
         self.begun = False  # whether a training forward has been looked at
         self.common = nn.ModuleList()
         for pair in pairs:
             weight = next(iter(pair.values())).linear(config.targets[0]).weight
-            widths = {modality: site.width(config.targets) for modality, site in pair.items()}
+            widths = {modality: slot.width(config.targets) for modality, slot in pair.items()}
             self.common.append(CommonFactors(widths, config.shared_rank, factor_dtype(weight), weight.device))
 
     def _load_from_state_dict(self, *args: Any) -> None:
         """As in `nn.Module`; the common factors have memory where the weights have (`load_state_dict(assign=True)`)."""
         super()._load_from_state_dict(*args)
         for common, pair in zip(self.common_factors(), self.pairs, strict=True):
-            common.materialise({name: site.weight(self.config.targets[0]).device for name, site in pair.items()})
+            common.materialise({name: slot.weight(self.config.targets[0]).device for name, slot in pair.items()})
 
     def common_factors(self) -> Iterator[CommonFactors]:
         """The shared factors of every pair, from bottom to top."""
@@ -54,15 +54,15 @@ class Adapters(nn.Module):
             assert isinstance(common, CommonFactors)
             yield common
 
-    def sites(self) -> Iterator[Site]:
+    def slots(self) -> Iterator[Slot]:
         """Every adapted attention block."""
         for pair in self.pairs:
             yield from pair.values()
 
     def projections(self) -> Iterator[tuple[str, MoraLinear]]:
-        """(name, module) of every adapted projection; names read "image.11.v" in every family."""
-        for site in self.sites():
-            yield from site.named_projections()
+        """(name, module) of every adapted projection; names read "image.11.v", whatever the model."""
+        for slot in self.slots():
+            yield from slot.named_projections()
 
     def build_together(self) -> None:
         """Make one group of all projections: what changes together is built together, and kept until it changes."""
@@ -72,16 +72,16 @@ class Adapters(nn.Module):
         for index, projection in enumerate(projections):
             projection.join(self.group, index)
             projection.switch = self.switch
-        for site in self.sites():
-            together = [projection for target, projection in site.projections.items() if target != "out"]
+        for slot in self.slots():
+            together = [projection for target, projection in slot.projections.items() if target != "out"]
             if len(together) > 1:
-                siblings = Siblings(together)
-                site.watch(siblings)
+                shared_input = SharedInput(together)
+                slot.watch(shared_input)
                 for projection in together:
-                    projection.siblings = siblings
+                    projection.shared_input = shared_input
 
     def named_tensors(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """(name, parameter) of every adapter, each once; the same names in every family.
+        """(name, parameter) of every adapter, each once; the same names whatever the model.
 
         "common.0.image" is the factor of the lowest adapted pair, "image.11.v.specific_a" belongs to one projection.
         """
@@ -125,7 +125,7 @@ def adapter_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """Return every adapter tensor once, detached, by a stable name that is the same in every CLIP family."""
+    """Return every adapter tensor once, detached, by a stable name that is the same whatever the model."""
     return {name: parameter.detach() for name, parameter in adapter_parameters(model)}
 
 
@@ -139,11 +139,11 @@ def keep_adapters_of_a_base_checkpoint(
         state_dict.update(current)  # the parameters themselves: so they are known not to come from the checkpoint
 
 
-def restore_sites(sites: list[Site]) -> None:
+def restore(slots: list[Slot]) -> None:
     """Put the originals back, top down."""
-    for site in reversed(sites):
-        if site.projections:
-            site.restore()
+    for slot in reversed(slots):
+        if slot.projections:
+            slot.restore()
 
 
 @torch.no_grad()

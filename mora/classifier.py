@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from mora.adapters import adapters_of, is_patched, unwrap
-from mora.families import family_of
 from mora.first_step import begin_training
 from mora.keeping import forget
 from mora.savings.options import Hidden, Savings
 from mora.savings.plan import Plan
+from mora.savings.runner import Runner
 from mora.savings.state import kept, version
-from mora.savings.towers import Tower
+from mora.towers.find import towers_of
 from mora_kernels.kept import keeping, scope_of
 
 
@@ -33,7 +34,7 @@ class MissingModalityClassifier(nn.Module):
         empty_text: [L] token ids of "", `tokenizer([""])[0]`, for tokenizers other than CLIP's.
         savings: what is left out of the computation; by default all that is exact. `mora.Savings.none()`: nothing.
 
-    Raises ValueError for an unknown model or `num_classes` below 1.
+    Raises ValueError for an unknown model, one without an image and a text tower, or `num_classes` below 1.
     """
 
     missing_image: Tensor
@@ -52,15 +53,18 @@ class MissingModalityClassifier(nn.Module):
             raise ValueError(f"num_classes: got {num_classes!r}, expected an int of at least 1")
         self.model = model
         clip = self.clip
-        self.family = family_of(clip)
+        self.towers = towers_of(clip)
+        given = {"image": missing_image, "text": empty_text}
+        if self.towers.keys() != given.keys():
+            raise ValueError(f"model: got the towers {', '.join(self.towers)}, expected {', '.join(given)}")
         self.save(Savings() if savings is None else savings)
         parameter = next(clip.parameters())
-        missing_image = self.family.white_image(clip) if missing_image is None else missing_image
-        empty_text = self.family.empty_text(clip) if empty_text is None else empty_text
-        self.register_buffer("missing_image", missing_image.to(parameter.device), persistent=False)
-        self.register_buffer("missing_text", empty_text.to(parameter.device), persistent=False)
+        for modality, tower in self.towers.items():
+            own = given[modality]
+            missing = tower.substitute(clip) if own is None else own
+            self.register_buffer(f"missing_{modality}", missing.to(parameter.device), persistent=False)
         dtype = torch.promote_types(parameter.dtype, torch.float32)
-        width = 2 * self.family.embedding_size(clip)
+        width = sum(tower.width(clip) for tower in self.towers.values())
         self.head = nn.Linear(width, num_classes, device=parameter.device, dtype=dtype)
         nn.init.normal_(self.head.weight, std=0.02)
 
@@ -85,17 +89,18 @@ class MissingModalityClassifier(nn.Module):
         if self.training:
             begin_training(self.model)
         batch = batch_size(image, text)
-        for modality, given in (("image", image), ("text", text)):
-            if isinstance(given, Hidden):
-                self.towers[modality].check(given)
+        given: dict[str, Tensor | Hidden | None] = {"image": image, "text": text}
+        for modality, rows in given.items():
+            if isinstance(rows, Hidden):
+                self.runners[modality].check(rows)
         image_present = presence("image_present", image_present, image, batch, self.head.weight.device)
         text_present = presence("text_present", text_present, text, batch, self.head.weight.device)
         lost = ~(image_present | text_present)
         if lost.any():
-            rows = lost.nonzero().flatten().tolist()
-            raise ValueError(f"image_present, text_present: got both False in rows {rows}, expected one to be there")
+            places = lost.nonzero().flatten().tolist()
+            raise ValueError(f"image_present, text_present: got both False in rows {places}, expected one to be there")
         with self.one_call():
-            return self.head(self.embed(image, text, image_present, text_present))
+            return self.head(self.embed(given, {"image": image_present, "text": text_present}))
 
     @property
     def clip(self) -> nn.Module:
@@ -103,35 +108,27 @@ class MissingModalityClassifier(nn.Module):
         return unwrap(self.model) if is_patched(self.model) else self.model
 
     def one_call(self) -> AbstractContextManager[object]:
-        """A block in which W_eff of both towers is built once, where nobody asked to keep it for longer."""
+        """A block in which W_eff of all towers is built once, where nobody asked to keep it for longer."""
         clip = self.clip
         if torch.compiler.is_compiling() or not is_patched(clip) or scope_of(clip) is not None:
             return nullcontext()
         return keeping([clip, adapters_of(clip).group], lasting=False)
 
-    def embed(
-        self,
-        image: Tensor | Hidden | None,
-        text: Tensor | Hidden | None,
-        image_present: Tensor,
-        text_present: Tensor,
-    ) -> Tensor:
-        """[image embedding; text embedding] [B, 2 e] in the head's dtype."""
-        weight = self.head.weight
-        image_dtype = image.dtype if isinstance(image, Tensor) else next(self.model.parameters()).dtype
-        embedded = (
-            self.towers["image"].embed(self.model, image, image_present, self.white(image_dtype), self.training),
-            self.towers["text"].embed(self.model, text, text_present, self.missing_text, self.training),
-        )
+    def embed(self, given: Mapping[str, Tensor | Hidden | None], present: Mapping[str, Tensor]) -> Tensor:
+        """The embeddings of every modality side by side, [B, sum of e], in the head's dtype."""
+        weight, embedded = self.head.weight, []
+        for modality, runner in self.runners.items():
+            rows = given[modality]
+            dtype = rows.dtype if isinstance(rows, Tensor) else next(self.model.parameters()).dtype
+            substitute = self.substitute(modality, dtype)
+            embedded.append(runner.embed(self.model, rows, present[modality], substitute, self.training))
         dtype = embedded[0].dtype if torch.is_autocast_enabled(weight.device.type) else weight.dtype
         return torch.cat([embedding.to(dtype) for embedding in embedded], dim=-1)
 
-    def white(self, dtype: torch.dtype) -> Tensor:
-        """The substitute of a missing image in another dtype."""
-        if dtype == self.missing_image.dtype:
-            return self.missing_image
-        name = (id(self), "white", dtype)
-        return kept(self.clip, name, lambda: version(self.missing_image), lambda: self.missing_image.to(dtype))
+    def missing(self, modality: str) -> Tensor:
+        """What stands for a missing input, as it was given or as the model's own preprocessing makes it."""
+        missing: Tensor = getattr(self, f"missing_{modality}")
+        return missing
 
     def prefix(self, modality: str, inputs: Tensor) -> Hidden:
         """Rows past the frozen blocks, as `forward` takes them: what `mora.PrefixCache` keeps.
@@ -140,36 +137,49 @@ class MissingModalityClassifier(nn.Module):
             modality: "image" or "text".
             inputs: preprocessed images [B, 3, H, W], or token ids [B, L].
 
-        Raises ValueError for a tower that cannot be cut there.
+        Raises ValueError for an unknown modality, and for a tower that cannot be cut there.
         """
-        return self.towers[modality].prefix(self.model, inputs, self.substitute(modality))
+        return self.runner(modality).prefix(self.model, inputs, self.substitute(modality))
 
     def embed_rows(self, modality: str, given: Tensor | Hidden) -> Tensor:
         """Embeddings [B, e] of one modality's rows, inputs or past the frozen blocks, all of them there."""
-        return self.towers[modality].run(self.model, given, self.substitute(modality))
+        return self.runner(modality).run(self.model, given, self.substitute(modality))
 
-    def substitute(self, modality: str) -> Tensor:
-        """What stands for a missing image [3, H, W] or a missing text [L]."""
-        return self.white(next(self.model.parameters()).dtype) if modality == "image" else self.missing_text
+    def substitute(self, modality: str, dtype: torch.dtype | None = None) -> Tensor:
+        """What stands for a missing input, in a dtype (by default the model's) unless it is tokens."""
+        missing = self.missing(modality)
+        if not missing.is_floating_point():
+            return missing
+        dtype = next(self.model.parameters()).dtype if dtype is None else dtype
+        if dtype == missing.dtype:
+            return missing
+        name = (id(self), modality, dtype)
+        return kept(self.clip, name, lambda: version(missing), lambda: missing.to(dtype))
+
+    def runner(self, modality: str) -> Runner:
+        """What runs one tower; ValueError for an unknown modality."""
+        if modality not in self.runners:
+            raise ValueError(f"modality: got {modality!r}, expected one of {', '.join(map(repr, self.runners))}")
+        return self.runners[modality]
 
     def plan(self, modality: str, training: bool | None = None) -> Plan:
         """Where a tower is cut, what is saved in it, and why not more; in the mode the model is in, or another."""
-        return self.towers[modality].plan(self.model, self.substitute(modality), training)
+        return self.runner(modality).plan(self.model, self.substitute(modality), training)
 
     def saved(self) -> list[str]:
         """What is saved in each tower and what is not, in words."""
-        return [line for modality in self.towers for line in self.plan(modality).lines(modality)]
+        return [line for modality in self.runners for line in self.plan(modality).lines(modality)]
 
     def save(self, savings: Savings) -> None:
         """Leave out of the computation what `savings` says, from now on."""
         self.savings = savings
-        self.towers = {modality: Tower(modality, self.family, savings) for modality in ("image", "text")}
+        self.runners = {modality: Runner(tower, savings) for modality, tower in self.towers.items()}
 
     def forget(self) -> None:
         """Drop all that is kept of the model, as `mora.forget(self)`, and what was found out about its towers."""
         forget(self)
-        for tower in self.towers.values():
-            tower.plans.forget()
+        for runner in self.runners.values():
+            runner.plans.forget()
 
 
 def batch_size(image: Tensor | Hidden | None, text: Tensor | Hidden | None) -> int:

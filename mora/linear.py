@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import mora_kernels
 from mora.config import MoraConfig
 from mora.factors import CommonFactors
-from mora.siblings import Siblings
+from mora.shared_input import SharedInput
 from mora.start import check_call, column_norms, fill, follow
 from mora.switch import Switch
 from mora_kernels import backend as backends
@@ -45,7 +45,7 @@ class MoraLinear(nn.Module):
         self.switch = Switch()
         self._common = (common,)
         self.join(mora_kernels.Group([self], config.backend), 0)
-        self.siblings: Siblings | None = None
+        self.shared_input: SharedInput | None = None
         size, rank = self.weight.shape[1], config.specific_rank(modality)
         norm, self.identity = column_norms(self.weight), config.init == "identity"
         self.start: Tensor | None = None if norm.is_meta else norm.cpu()
@@ -100,12 +100,12 @@ class MoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., d] for x [..., d]; inside `mora.disabled`, the frozen projection."""
-        if self.siblings is not None and self.siblings.share(self):
-            return self.siblings.project(self, x)
+        if self.shared_input is not None and self.shared_input.share(self):
+            return self.shared_input.project(self, x)
         return self.alone(x)
 
     def alone(self, x: Tensor) -> Tensor:
-        """As `forward`, for an x that no sibling reads: nothing is computed for the others of q, k, v."""
+        """As `forward`, for an x that no other projection reads: nothing is computed for the others of q, k, v."""
         if not self.switch.is_on:
             return F.linear(x, self.weight, self.bias)
         group, index = self.place

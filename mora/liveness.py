@@ -6,25 +6,25 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
 
 from mora.adapters import Adapters
-from mora.families.admission import untrusted
-from mora.families.family import evaluating
 from mora.hooks import TABLES
+from mora.towers.admission import untrusted
+from mora.towers.cutting import evaluating
+from mora.towers.tower import fitting
 
 
 def check_runs(model: nn.Module, adapters: Adapters) -> None:
     """Raise ValueError that names the adapted projections that `model` does not run.
 
     Nothing is computed where every module from `model` down to the attention is one of torch's, open_clip's or
-    transformers' own, or where weights are on the meta device. Else both towers run once on one small input, in eval
+    transformers' own, or where weights are on the meta device. Else every tower runs once on one small input, in eval
     mode, without gradient; the random state is left as it was, and users' hooks do not see it.
     """
-    strange = untrusted(model, [site.path for site in adapters.sites()])
+    strange = untrusted(model, [slot.path for slot in adapters.slots()])
     projections = dict(adapters.projections())
     if not strange or any(projection.weight.is_meta for projection in projections.values()):
         return
@@ -35,9 +35,8 @@ def check_runs(model: nn.Module, adapters: Adapters) -> None:
         with quiet(model), evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
             for name, projection in projections.items():
                 projection.register_forward_hook(lambda *_, name=name: ran.add(name))
-            family: Any = adapters.family
-            family.encode_image(model, family.white_image(model)[None].to(weight))
-            family.encode_text(model, family.random_text(model, batch=1).to(weight.device))
+            for tower in adapters.towers.values():
+                tower.encode(model, fitting(tower.random(model, batch=1), weight))
     except Exception as error:  # whatever a class of the user's own may raise
         warnings.warn(
             f"mora.patch: {', '.join(strange)} may not run what was adapted, and trying it failed "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -17,16 +17,16 @@ from mora.adapters import (
     effective_weights,
     is_patched,
     keep_adapters_of_a_base_checkpoint,
-    restore_sites,
+    restore,
     unwrap,
 )
 from mora.config import MoraConfig, check_fields
-from mora.families import clips_inside, family_of
-from mora.families.admission import check_alone
-from mora.families.family import Family
-from mora.families.site import Site
 from mora.first_step import await_first_step
 from mora.liveness import check_runs
+from mora.towers.admission import check_alone
+from mora.towers.find import towers_of_itself
+from mora.towers.slots import Slot
+from mora.towers.tower import Tower
 from mora_kernels import backend as backends
 
 
@@ -49,9 +49,9 @@ def patch(model: nn.Module, config: MoraConfig | None = None, **overrides: Any) 
     config = MoraConfig(**overrides) if config is None else replace(config, **overrides)
     if isinstance(model, nn.Module) and is_patched(model):
         raise ValueError("model: got a CLIP that is already patched, expected an untouched one: unpatch or merge first")
-    family = family_of_clip(model)
-    pairs = admitted(model, family, config)
-    adapters = Adapters(config, family, pairs)
+    towers = towers_of_itself(model)
+    pairs = admitted(model, towers, config)
+    adapters = Adapters(config, towers, pairs)
     install(model, adapters)
     own = {id(parameter) for _, parameter in adapters.named_tensors()}
     adapters.trainable_before = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in own]
@@ -69,7 +69,7 @@ def unpatch(model: nn.Module) -> nn.Module:
     Raises ValueError when `model` is not patched.
     """
     adapters, inner = adapters_of(model), unwrap(model)
-    restore_sites(list(adapters.sites()))
+    restore(list(adapters.slots()))
     forget(inner, adapters)
     return model
 
@@ -85,7 +85,7 @@ def merge(model: nn.Module) -> nn.Module:
     weights = effective_weights(adapters)
     for name, projection in adapters.projections():
         projection.weight.copy_(weights[name])
-    restore_sites(list(adapters.sites()))
+    restore(list(adapters.slots()))
     forget(inner, adapters)
     return model
 
@@ -101,14 +101,14 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
         yield model
 
 
-def pair_blocks(towers: dict[str, list[Site]], config: MoraConfig) -> list[Pair]:
+def pair_blocks(slots: Mapping[str, list[Slot]], config: MoraConfig) -> list[Pair]:
     """Return the blocks to adapt, one per tower and pair, from bottom to top; ValueError when there are none."""
-    depths = {modality: len(sites) for modality, sites in towers.items()}
+    depths = {modality: len(each) for modality, each in slots.items()}
     shown = ", ".join(f"{depth} {modality}" for modality, depth in depths.items())
     if config.first_layer is None:
         if config.last_layers > min(depths.values()):
             raise ValueError(f"last_layers: got {config.last_layers}, expected at most the model's blocks: {shown}")
-        chosen = {modality: sites[len(sites) - config.last_layers :] for modality, sites in towers.items()}
+        chosen = {modality: each[len(each) - config.last_layers :] for modality, each in slots.items()}
     else:
         if len(set(depths.values())) > 1:
             raise ValueError(
@@ -117,49 +117,43 @@ def pair_blocks(towers: dict[str, list[Site]], config: MoraConfig) -> list[Pair]
             )
         if config.first_layer >= min(depths.values()):
             raise ValueError(f"first_layer: got {config.first_layer}, no block matched: the model has {shown} blocks")
-        chosen = {modality: sites[config.first_layer :] for modality, sites in towers.items()}
+        chosen = {modality: each[config.first_layer :] for modality, each in slots.items()}
     return [dict(zip(chosen, blocks, strict=True)) for blocks in zip(*chosen.values(), strict=True)]
 
 
-def family_of_clip(model: nn.Module) -> Family:
-    """The family of `model`; ValueError names the CLIP's place when `model` is something around it."""
-    family = family_of(model)
-    if type(model).__getattr__ is not nn.Module.__getattr__ and (inside := clips_inside(model)):
-        raise ValueError(
-            f"model: got a {type(model).__name__} around the CLIP, expected the CLIP itself: patch "
-            f"{' or '.join(inside)}, then wrap it"
-        )
-    return family
+def slots_of(model: nn.Module, towers: Mapping[str, Tower]) -> dict[str, list[Slot]]:
+    """The slots of every block, by modality; raises ValueError for a tower that cannot be adapted."""
+    return {modality: tower.slots(model) for modality, tower in towers.items()}
 
 
-def admitted(model: nn.Module, family: Family, config: MoraConfig) -> list[Pair]:
+def admitted(model: nn.Module, towers: Mapping[str, Tower], config: MoraConfig) -> list[Pair]:
     """Return the blocks to adapt; raises ValueError when one of them cannot be, and nothing is changed."""
-    towers = family.towers(model)
-    pairs = pair_blocks(towers, config)
+    slots = slots_of(model, towers)
+    pairs = pair_blocks(slots, config)
     check_pairs(pairs, config)
     replaced: dict[str, nn.Module] = {}
     for pair in pairs:
-        for site in pair.values():
-            replaced |= site.replaced(config.targets)
-    check_alone(model, [site for sites in towers.values() for site in sites], replaced)
+        for slot in pair.values():
+            replaced |= slot.replaced(config.targets)
+    check_alone(model, [slot for each in slots.values() for slot in each], replaced)
     return pairs
 
 
 def check_pairs(pairs: list[Pair], config: MoraConfig) -> None:
     """Raise ValueError unless every target is there, square, at least as wide as its ranks, on one usable device."""
-    places = {site.linear(config.targets[0]).weight.device: site.path for pair in pairs for site in pair.values()}
+    places = {slot.linear(config.targets[0]).weight.device: slot.path for pair in pairs for slot in pair.values()}
     if len(places) > 1:
         found = ", ".join(f"{path} on {device}" for device, path in places.items())
         raise ValueError(
             f"model: got adapted blocks on several devices ({found}), expected one: W_eff is built at once"
         )
     for pair in pairs:
-        for modality, site in pair.items():
-            width = site.width(config.targets)
+        for modality, slot in pair.items():
+            width = slot.width(config.targets)
             for name, rank in (("rank", config.specific_rank(modality)), ("common_rank", config.shared_rank)):
                 if rank > width:
-                    raise ValueError(f"{name}: got {rank}, expected at most {width}, the width of {site.path}")
-            weight = site.linear(config.targets[0]).weight
+                    raise ValueError(f"{name}: got {rank}, expected at most {width}, the width of {slot.path}")
+            weight = slot.linear(config.targets[0]).weight
             backends.explain(config.backend, place_of(weight), weight.dtype)
 
 
@@ -170,16 +164,16 @@ def place_of(weight: Tensor) -> torch.device:
 
 def install(model: nn.Module, adapters: Adapters) -> None:
     """Put every MoraLinear in its place and see that it runs; after an error everything stands as before."""
-    done: list[Site] = []
+    done: list[Slot] = []
     try:
         for common, pair in zip(adapters.common_factors(), adapters.pairs, strict=True):
-            for site in pair.values():
-                done.append(site)
-                site.install(adapters.config.targets, common, adapters.config)
+            for slot in pair.values():
+                done.append(slot)
+                slot.install(adapters.config.targets, common, adapters.config)
         adapters.build_together()
         check_runs(model, adapters)
     except BaseException:
-        restore_sites(done)
+        restore(done)
         raise
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from mora.adapters import adapters_of, unwrap
 from mora.config import MoraConfig
+from mora.towers.find import recipe_of
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Summary:
     `total_parameters` everything, adapters included; `base_parameters` the pretrained model alone.
     """
 
-    family: str
+    library: str
     config: MoraConfig
     projections: tuple[Projection, ...]
     common_parameters: int
@@ -60,7 +61,7 @@ class Summary:
         reasons = sorted({f"{p.backend}: {p.reason}" for p in self.projections})
         return "\n".join(
             [
-                f"MoRA on {self.family}: {self.config}",
+                f"MoRA on {self.library}: {self.config}",
                 *(line.rstrip() for line in lines),
                 f"common factors shared by both towers: {self.common_parameters:,} parameters",
                 f"adapters: {self.adapter_parameters:,}; trainable: {self.trainable_parameters:,}; pretrained model: "
@@ -90,7 +91,7 @@ def summary(model: nn.Module) -> Summary:
             )
         )
     return Summary(
-        family=adapters.family.name,
+        library=recipe_of(inner).name,
         config=adapters.config,
         projections=tuple(rows),
         common_parameters=sum(p.numel() for p in adapters.common.parameters()),

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from mora.adapters import adapters_of, unwrap
+from mora.towers.tower import fitting
 
 
 def verify(model: nn.Module) -> nn.Module:
     """Run one small forward and backward pass and return `model` if every adapter took part in it.
 
-    Both towers see random inputs of batch 2, in the model's own dtype and on its device. Gradients, the random state
+    Every tower sees random inputs of batch 2, in the model's own dtype and on its device. Gradients, the random state
     and the training mode are left as they were.
 
     Raises:
@@ -92,10 +93,9 @@ def accumulated(model: nn.Module, parameters: list[nn.Parameter]) -> list[Tensor
 
 
 def embedding_energy(model: nn.Module) -> Tensor:
-    """Mean square of both towers' embeddings of random inputs."""
+    """The sum over towers of the mean square of their embeddings of random inputs."""
     adapters = adapters_of(model)
-    family, weight = adapters.family, next(adapters.projections())[1].weight
-    image = family.random_image(model, batch=2).to(weight)
-    text = family.random_text(model, batch=2).to(weight.device)
-    embedded = family.encode_image(model, image), family.encode_text(model, text)
-    return embedded[0].float().square().mean() + embedded[1].float().square().mean()
+    weight = next(adapters.projections())[1].weight
+    inputs = [(tower, fitting(tower.random(model, batch=2), weight)) for tower in adapters.towers.values()]
+    energies = [tower.encode(model, given).float().square().mean() for tower, given in inputs]
+    return torch.stack(energies).sum()

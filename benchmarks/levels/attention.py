@@ -16,7 +16,7 @@ from benchmarks.providers import lora
 from benchmarks.providers.ours import BACKENDS, why_not
 from benchmarks.sizes import Scale
 from mora.adapters import is_patched
-from mora.families import family_of
+from mora.towers.find import cut_towers_of
 from mora_kernels.testing import LINEAR_TOLERANCE, assert_parity
 
 NAME = "attention"
@@ -83,7 +83,8 @@ def why_not_peft(name: str, library: str) -> str:
 
 def call(adapted: Adapted, modality: str, x: Tensor) -> Tensor:
     """The only block of one tower on hidden rows [B, L, d]."""
-    output = adapted.blocks[modality](x, **family_of(adapted.model).block_arguments(adapted.model, modality, x))
+    tower = cut_towers_of(adapted.model)[modality]
+    output = adapted.blocks[modality](x, **tower.block_arguments(adapted.model, x))
     return output if isinstance(output, Tensor) else output[0]
 
 

@@ -20,7 +20,7 @@ from benchmarks.providers.ours import why_not, within_keeping
 from benchmarks.providers.prompts import PromptedCLIP, embed_row
 from benchmarks.sizes import Scale
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING, missing_table
-from mora.families import family_of
+from mora.towers import towers_of
 from mora_kernels.testing import assert_parity
 
 NAME = "inference"
@@ -87,12 +87,11 @@ class Rows:
     """The samples of one case, which of them lack what at each rate, and one head for all."""
 
     def __init__(self, base: nn.Module, batch: int, device: str) -> None:
-        family = family_of(base)
         self.image, self.text = models.inputs(base, batch, device)
         width = models.embeddings(base, self.image[:1], self.text[:1]).shape[1]
         self.head = nn.Linear(width, CLASSES, device=device).requires_grad_(False)
         self.tables = {rate: missing_table(batch, rate, "both", seed=0).to(device) for rate in RATES}
-        self.white, self.empty = family.white_image(base).to(device), family.empty_text(base).to(device)
+        self.white, self.empty = (tower.substitute(base).to(device) for tower in towers_of(base).values())
 
     def classifier(self, model: nn.Module) -> mora.MissingModalityClassifier:
         """The library's own classifier around a CLIP, in eval mode, with the shared head."""

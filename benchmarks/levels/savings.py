@@ -23,8 +23,8 @@ from benchmarks.levels.attention import kept
 from benchmarks.providers.ours import why_not, within_keeping
 from benchmarks.sizes import DROPOUT, Scale
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING, missing_table
-from mora.families import family_of
 from mora.linear import MoraLinear
+from mora.towers import towers_of
 from mora_kernels.testing import assert_parity
 
 NAME = "savings"
@@ -75,14 +75,14 @@ class Rows:
     """One batch of samples, which of them lack what under each kind of missing table, and one head for all."""
 
     def __init__(self, base: nn.Module, batch: int, device: str) -> None:
-        family = family_of(base)
+        towers = towers_of(base)
         self.image, self.text = models.inputs(base, batch, device)
-        size, context = family.vocabulary(base)
+        size, context = towers["text"].vocabulary(base)
         ends = 6 + torch.arange(batch) * 5 % (min(LONGEST, context) - 6)
         for row, end in enumerate(ends.tolist()):
             self.text[row, end:] = size - 1
         self.labels = torch.arange(batch, device=device) % CLASSES
-        width = 2 * family.embedding_size(base)
+        width = sum(tower.width(base) for tower in towers.values())
         self.head = nn.Linear(width, CLASSES, device=device)
         self.tables = {kind: missing_table(batch, RATE, kind, seed=0).to(device) for kind in ("both", "image")}
         self.device = device

@@ -23,9 +23,10 @@ from mora.checkpoint.tensors import (
     largest_file,
 )
 from mora.config import one_of
-from mora.patch import admitted, family_of_clip, patch
+from mora.patch import admitted, patch
 from mora.system.files import digest, pack_tensors, read_json, read_tensors, write_bytes
 from mora.system.messages import shown
+from mora.towers.find import towers_of_itself
 from mora.version import __version__
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -40,7 +41,7 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
     what loading refuses is not saved, and what stood in `folder` stays.
     """
     adapters = adapters_of(model)
-    base = fingerprint(adapters.sites(), adapters.config.targets)
+    base = fingerprint(adapters.slots(), adapters.config.targets)
     folder = Path(folder)
     check_values(str(folder), adapter_state_dict(model))
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +64,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], base: str = "
     """Load adapters saved by `save_adapter` and return the model, patched if it was not yet.
 
     Args:
-        model: a CLIP of any family, patched or not.
+        model: a CLIP of any library, patched or not.
         folder: as `save_adapter` wrote it.
         base: "same" refuses base weights that differ from those the adapter was trained on by more than half precision
             does (0.5 % of their norm); "any" insists.
@@ -82,7 +83,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], base: str = "
         check_same_adapters(str(folder), config, adapters.config)
         pairs, config = adapters.pairs, adapters.config
     else:
-        pairs = admitted(model, family_of_clip(model), config)
+        pairs = admitted(model, towers_of_itself(model), config)
     layers = {modality: [pair[modality].layer for pair in pairs] for modality in pairs[0]}
     if saved["layers"] != layers:
         raise ValueError(f"layers: {folder} adapts {saved['layers']}, the model {layers}: expected the same blocks")
@@ -91,7 +92,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], base: str = "
     if found != saved["weights_sha256"]:
         raise ValueError(f"{folder / WEIGHTS}: its SHA-256 is not the one in {CONFIG}, expected files of one save")
     check_tensors(str(folder / WEIGHTS), tensors, shapes)
-    present = fingerprint((site for pair in pairs for site in pair.values()), config.targets)
+    present = fingerprint((slot for pair in pairs for slot in pair.values()), config.targets)
     if base == "same" and "base" in saved:
         check_base(present, saved["base"], str(folder))
     elif base == "same":

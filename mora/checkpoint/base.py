@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mora.config import is_whole
-from mora.families.site import Site
 from mora.system.messages import listed
+from mora.towers.slots import Slot
 
 SKETCHES = 16  # products per projection: their spread around |difference| is about a sixth
 # Relative Frobenius distance. Rounding to bfloat16 moves a weight by 1.7e-3 of its norm, a fine-tuned or another
@@ -22,22 +22,22 @@ SAME = 5e-3
 Fingerprint = dict[str, list[float]]
 
 
-def fingerprint(sites: Iterable[Site], targets: tuple[str, ...]) -> Fingerprint:
+def fingerprint(slots: Iterable[Slot], targets: tuple[str, ...]) -> Fingerprint:
     """Return, by projection, |W| and 16 products r^T W c with fixed signs r and c.
 
     The products differ by about |W - W'| between two weights (Johnson and Lindenstrauss), whatever their dtype, device
     or library. Raises ValueError where weights are not there (meta) or not whole (sharded).
     """
     found = {}
-    for site in sites:
+    for slot in slots:
         for target in targets:
-            weight, name = site.weight(target).detach(), f"{site.modality}.{site.layer}.{target}"
+            weight, name = slot.weight(target).detach(), slot.label(target)
             if hasattr(weight, "device_mesh"):
                 raise ValueError(
-                    f"model: {site.path} is sharded (DTensor), expected whole weights: do it before sharding"
+                    f"model: {slot.path} is sharded (DTensor), expected whole weights: do it before sharding"
                 )
             if weight.is_meta:
-                raise ValueError(f"model: {site.path} is on the meta device, expected weights: load them first")
+                raise ValueError(f"model: {slot.path} is on the meta device, expected weights: load them first")
             found[name] = sketch(weight)
     return found
 

@@ -29,10 +29,10 @@ from mora.checkpoint.tensors import (
     expected_shapes,
 )
 from mora.config import MoraConfig
-from mora.families import family_of
-from mora.patch import check_pairs, family_of_clip, pair_blocks, patch
+from mora.patch import check_pairs, pair_blocks, patch, slots_of
 from mora.system.files import read_pickled, write_bytes
 from mora.system.messages import printable, shown
+from mora.towers.find import towers_of, towers_of_itself
 
 REGISTRATION_ORDER = ("k", "v", "q", "out")
 KINDS = {
@@ -80,7 +80,8 @@ def load_official(model: nn.Module, path: str | os.PathLike[str]) -> tuple[Tenso
     tensors = {name if not name.startswith("common") else rename(name, layers): t for name, t in tensors.items()}
     check_tensors(str(path), tensors, expected_shapes(pairs, theirs))
     clip = unwrap(model) if patched else model
-    weight, bias = checked_head(path, head, metadata["num_classes"], 2 * family_of(clip).embedding_size(clip))
+    width = sum(tower.width(clip) for tower in towers_of(clip).values())
+    weight, bias = checked_head(path, head, metadata["num_classes"], width)
     if not patched:
         patch(model, theirs)
     assign(adapters_of(model), tensors, str(path))
@@ -93,9 +94,9 @@ def pairs_for(path: Path, model: nn.Module, theirs: MoraConfig, layers: list[int
         check_same_adapters(str(path), theirs, adapters_of(model).config)
         pairs = adapters_of(model).pairs
     else:
-        pairs = pair_blocks(family_of_clip(model).towers(model), theirs)
+        pairs = pair_blocks(slots_of(model, towers_of_itself(model)), theirs)
         check_pairs(pairs, theirs)
-    adapted = {site.layer for pair in pairs for site in pair.values()}
+    adapted = {slot.layer for pair in pairs for slot in pair.values()}
     if adapted != set(layers):
         raise ValueError(f"layers: {path} adapts {layers}, the model {sorted(adapted)}: expected the same blocks")
     return pairs
@@ -130,7 +131,7 @@ def save_official(
     config = adapters.config
     if config.variant != "official":
         raise ValueError(f"model: got variant {config.variant!r}, expected 'official': that format has no other")
-    if any(len({site.layer for site in pair.values()}) > 1 for pair in adapters.pairs):
+    if any(len({slot.layer for slot in pair.values()}) > 1 for pair in adapters.pairs):
         raise ValueError("model: got towers paired at different block indices, expected the same: that format has one")
     weight, bias = (classifier.weight, classifier.bias) if isinstance(classifier, nn.Linear) else classifier
     content: dict[str, Any] = {}

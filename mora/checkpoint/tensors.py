@@ -25,13 +25,13 @@ def expected_shapes(pairs: list[Pair], config: MoraConfig) -> dict[str, tuple[in
     """Return the shape of every adapter tensor that `config` makes on these blocks, by name."""
     shapes: dict[str, tuple[int, ...]] = {}
     for position, pair in enumerate(pairs):
-        for modality, site in pair.items():
-            shapes[f"common.{position}.{modality}"] = (site.width(config.targets), config.shared_rank)
+        for modality, slot in pair.items():
+            shapes[f"common.{position}.{modality}"] = (slot.width(config.targets), config.shared_rank)
     for pair in pairs:
-        for modality, site in pair.items():
-            width, rank = site.width(config.targets), config.specific_rank(modality)
+        for modality, slot in pair.items():
+            width, rank = slot.width(config.targets), config.specific_rank(modality)
             for target in config.targets:
-                name = f"{modality}.{site.layer}.{target}"
+                name = slot.label(target)
                 if config.variant != "no-specific":
                     shapes[f"{name}.specific_a"] = (width, rank)
                     shapes[f"{name}.specific_b"] = (rank, width)

@@ -18,8 +18,8 @@ from mora.demo.training import Embedder, Run, combine, embed_all, restore
 from mora.export.card import snippet
 from mora.export.formats import OPEN_CLIP, write_open_clip
 from mora.export.merge import ABOUT, CARD, HEAD
-from mora.families import family_of
 from mora.system.files import pack_tensors, write_bytes
+from mora.towers.find import towers_of
 from mora.training.backbone import TINY, load_backbone
 from mora.training.methods import MORA_VARIANTS
 
@@ -56,7 +56,8 @@ def merge_run(
     The merged model runs from pixels and tokens through every block; the adapted one from the prefixes.
     """
     model, adapters = adapt(base, run.method, settings)
-    head = nn.Linear(2 * family_of(base).embedding_size(base), len(prefixes.classes))
+    width = sum(tower.width(base) for tower in towers_of(base).values())
+    head = nn.Linear(width, len(prefixes.classes))
     restore(head, adapters, run.state)
     complete = torch.zeros(len(prefixes.test))
     adapted = head(combine(embed_all(Embedder(model, prefixes.first), prefixes.test), complete))

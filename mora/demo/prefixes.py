@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mora.families import family_of
+from mora.towers.find import cut_towers_of
 
 
 @dataclass(frozen=True)
@@ -86,28 +86,26 @@ def compute_prefixes(
 
     Raises ValueError when a tower has fewer blocks.
     """
-    family = family_of(model)
-    depths = {modality: len(sites) for modality, sites in family.towers(model).items()}
+    towers = cut_towers_of(model)
+    depths = {modality: len(tower.blocks(model)) for modality, tower in towers.items()}
     if last_layers > min(depths.values()):
         shown = ", ".join(f"{depth} {modality}" for modality, depth in depths.items())
         raise ValueError(f"last_layers: got {last_layers}, expected at most the model's blocks: {shown}")
     first = {modality: depth - last_layers for modality, depth in depths.items()}
-    white = family.prefix(model, "image", family.white_image(model)[None], first["image"])
-    empty_tokens = family.empty_text(model)[None]
-    empty = family.prefix(model, "text", empty_tokens, first["text"])
+    lone = {modality: tower.substitute(model)[None] for modality, tower in towers.items()}
 
-    def run(modality: str, rows: Tensor, prepare: Callable[[Tensor], Tensor], substitute: Tensor) -> Tensor:
-        done = []
+    def run(modality: str, rows: Tensor, prepare: Callable[[Tensor], Tensor]) -> Tensor:
+        tower, done = towers[modality], []
         for chunk in rows.split(batch):
-            done.append(family.prefix(model, modality, prepare(chunk), first[modality]))
+            done.append(tower.prefix(model, prepare(chunk), first[modality]))
             advance(len(chunk))
-        return torch.cat([*done, substitute])
+        return torch.cat([*done, tower.prefix(model, lone[modality], first[modality])])
 
     parts = {
         split: Part(
-            image=run("image", given.images, preprocess, white),
-            text=run("text", given.tokens, lambda tokens: tokens, empty),
-            tokens=torch.cat([given.tokens, empty_tokens]),
+            image=run("image", given.images, preprocess),
+            text=run("text", given.tokens, lambda tokens: tokens),
+            tokens=torch.cat([given.tokens, lone["text"]]),
             labels=given.labels,
         )
         for split, given in inputs.items()

@@ -17,7 +17,7 @@ from mora.data.tables import table_seed
 from mora.demo.methods import adapt
 from mora.demo.prefixes import Part, Prefixes
 from mora.demo.settings import Settings
-from mora.families import family_of
+from mora.towers.find import cut_towers_of, towers_of
 
 CONDITIONS = ("complete", "image", "text", "both")
 
@@ -50,7 +50,7 @@ class Embedder:
     """
 
     def __init__(self, model: Any, first: dict[str, int]) -> None:
-        self.model, self.first, self.family = model, first, family_of(model)
+        self.model, self.first, self.towers = model, first, cut_towers_of(model)
 
     def __call__(self, part: Part, rows: Tensor, missing: Tensor) -> Tensor:
         """[B, 2 e] of rows int64 [B] under a missing table's values [B]."""
@@ -65,11 +65,11 @@ class Embedder:
             wanted = torch.cat([wanted, wanted.new_tensor([len(part)])])  # the substitute's row
             position = torch.where(present, position, len(wanted) - 1)
         if modality == "image":
-            return self.family.suffix(self.model, "image", part.image[wanted], self.first["image"])[position]
+            return self.towers["image"].suffix(self.model, part.image[wanted], self.first["image"])[position]
         tokens = part.tokens[wanted]
         length = int(tokens.argmax(dim=-1).max()) + 1
         hidden, tokens = part.text[wanted, :length], tokens[:, :length]
-        return self.family.suffix(self.model, "text", hidden, self.first["text"], text=tokens)[position]
+        return self.towers["text"].suffix(self.model, hidden, self.first["text"], tokens)[position]
 
 
 @torch.no_grad()
@@ -151,7 +151,8 @@ def train(
     started = time.perf_counter()
     device = prefixes.train.labels.device
     torch.manual_seed(seed)
-    head = nn.Linear(2 * family_of(base).embedding_size(base), len(prefixes.classes))
+    width = sum(tower.width(base) for tower in towers_of(base).values())
+    head = nn.Linear(width, len(prefixes.classes))
     nn.init.normal_(head.weight, std=0.02)
     model, adapters = adapt(base, method, settings)
     head, model = head.to(device), model.to(device)

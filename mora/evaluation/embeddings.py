@@ -169,7 +169,7 @@ def tower(model: MissingModalityClassifier, modality: str, rows: Tensor) -> Tens
 
 def substitute(model: MissingModalityClassifier, modality: str) -> Tensor:
     """The embedding [1, e] of what stands for a missing image or text."""
-    return tower(model, modality, (model.missing_image if modality == "image" else model.missing_text)[None])
+    return tower(model, modality, model.missing(modality)[None])
 
 
 def check_presence(dataset: Dataset, samples: list[Prepared], available: Tensor, wanted: Tensor) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from mora.families.conversion import to_hugging_face
+from mora.export.conversion import to_hugging_face
 from mora.system.files import pack_tensors, read_bytes, write_bytes
 from mora.training.backbone import TINY, Backbone, make, white_image
 from mora.training.described import LOCAL, read_description

@@ -118,8 +118,7 @@ def probes(model: MissingModalityClassifier) -> tuple[Tensor, Tensor]:
     device = model.head.weight.device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        image = torch.randn(PROBES, *model.missing_image.shape)
-        text = model.family.random_text(model.model, PROBES)
+        image, text = (model.towers[modality].random(model.model, PROBES) for modality in ("image", "text"))
     return image.to(device), text.to(device)
 
 

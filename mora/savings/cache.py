@@ -20,7 +20,6 @@ from mora.savings.state import State, frozen_state, precision
 from mora.savings.store import Layout, MemoryStore, Store
 from mora.system.workers import leave_signals
 
-MODALITIES = ("image", "text")
 # Relative L2 between the substitute's row as stored and as computed now, by what it is stored in.
 SAME = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 PAUSE = 0.2  # seconds between two looks at rows that another process is computing
@@ -77,9 +76,9 @@ class PrefixCache:
         each = torch.arange(self.count)
         self.place = {"image": each if image_rows is None else image_rows, "text": each}
         self.folder = None if folder is None else Path(folder)
-        self.substitutes = {m: model.prefix(m, model.substitute(m)[None]) for m in MODALITIES}
-        layouts = {m: self.layout(m, dtype) for m in MODALITIES}
-        self.size = sum(layouts[m].size(self.wanted(m) + 1) for m in MODALITIES)
+        self.substitutes = {m: model.prefix(m, model.substitute(m)[None]) for m in model.towers}
+        layouts = {m: self.layout(m, dtype) for m in model.towers}
+        self.size = sum(layout.size(self.wanted(m) + 1) for m, layout in layouts.items())
         self.cap = self.room() if cap is None else cap
         self.check_room()
         self.contents = prefix_state(model)
@@ -87,9 +86,9 @@ class PrefixCache:
         self.state = self.now()
 
     def layout(self, modality: str, dtype: torch.dtype | None) -> Layout:
-        """How the rows of one modality are kept; texts at full length, though nothing behind their ends is written."""
+        """How the rows of one modality are kept; those of tokens at full length, though only up to ends is written."""
         rows, tokens = self.substitutes[modality].rows, self.substitutes[modality].tokens
-        length = 0 if tokens is None or rows.dim() == 2 else len(self.model.missing_text)
+        length = 0 if tokens is None or rows.dim() == 2 else len(self.model.missing(modality))
         shape = (length, rows.shape[-1]) if length else tuple(rows.shape[1:])
         count = int(self.place[modality].max()) + 2 if self.count else 1
         return Layout(count, shape, dtype or rows.dtype, length)
@@ -120,13 +119,14 @@ class PrefixCache:
         if self.folder is None:
             stores = {modality: MemoryStore(layout) for modality, layout in layouts.items()}
         else:
+            image_rows = self.place["image"]
             known = {
                 **(parts or {}),
                 "prefix": self.contents,
                 "versions": versions(),
                 "layout": {m: [*map(str, layout)] for m, layout in layouts.items()},
-                "image rows": self.place["image"].tolist() if not self.is_plain() else None,
-                "trimmed": self.multiple,
+                "image rows": None if torch.equal(image_rows, torch.arange(self.count)) else image_rows.tolist(),
+                "trimmed": max(map(self.multiple, layouts)),
                 "pooled": self.model.savings.pooled,
             }
             path, stores, _ = open_entry(self.folder, known, layouts)
@@ -139,10 +139,6 @@ class PrefixCache:
                 self.put(store, modality, last, self.substitutes[modality])
         return stores, claims
 
-    def is_plain(self) -> bool:
-        """Whether every sample has an image of its own."""
-        return torch.equal(self.place["image"], torch.arange(self.count))
-
     def compare(self, modality: str, store: Store, row: Tensor) -> None:
         """ValueError unless the substitute's stored row is what the model computes now."""
         kept, rows = store.read(row, 0).rows, self.substitutes[modality].rows
@@ -154,16 +150,15 @@ class PrefixCache:
                 "same: something that its name does not tell has changed; delete it"
             )
 
-    @property
-    def multiple(self) -> int:
-        """What lengths of texts are a multiple of; 0 where they are not cut."""
-        savings = self.model.savings
-        return savings.multiple if savings.trimmed and self.model.plan("text").trimmed else 0
+    def multiple(self, modality: str) -> int:
+        """What lengths of inputs are a multiple of; 0 where they are not cut."""
+        runner, savings = self.model.runners[modality], self.model.savings
+        return savings.multiple if savings.trimmed and runner.trims and self.model.plan(modality).trimmed else 0
 
     def now(self) -> State:
         """What must not change while the rows are used."""
-        clip = self.model.model
-        return frozen_state(clip), precision(self.model.head.weight.device), self.model.plan("text").first
+        firsts = [self.model.plan(modality).first for modality in self.model.towers]
+        return frozen_state(self.model.model), precision(self.model.head.weight.device), firsts
 
     def __len__(self) -> int:
         return self.count
@@ -188,7 +183,7 @@ class PrefixCache:
         rows = self.place[modality][index].masked_fill(~there, store.layout.rows - 1)
         if not bool(store.complete(rows).all()):
             self.compute(index[there & ~store.complete(rows)])
-        return replace(store.read(rows, self.multiple), filled=True)
+        return replace(store.read(rows, self.multiple(modality)), filled=True)
 
     def check(self, contents: bool = False, computing: bool = False) -> None:
         """ValueError unless the frozen blocks are what they were when the cache was made, as far as autograd counts.
@@ -223,8 +218,8 @@ class PrefixCache:
     def put(self, store: Store, modality: str, rows: Tensor, hidden: Hidden) -> None:
         """Keep computed rows."""
         ends = torch.zeros(len(rows), dtype=torch.int64)
-        if hidden.tokens is not None and self.multiple:
-            ends = self.model.family.text_ends(self.model.towers[modality].clip(self.model.model), hidden.tokens)
+        if hidden.tokens is not None and self.multiple(modality):
+            ends = self.model.runners[modality].ends(self.model.model, hidden.tokens)
         elif store.layout.tokens:
             ends += store.layout.tokens - 1
         store.write(rows, hidden if store.layout.tokens else Hidden(hidden.rows), ends)
@@ -295,7 +290,7 @@ class PrefixCache:
 
 def refusal(model: MissingModalityClassifier) -> str:
     """Why the rows past a classifier's frozen blocks cannot be kept, in words; "" when they can."""
-    plans = {modality: model.plan(modality, training=True) for modality in MODALITIES}
+    plans = {modality: model.plan(modality, training=True) for modality in model.towers}
     reasons = {
         modality: plan.whole or plan.reasons.get("cache", "not frozen")
         for modality, plan in plans.items()

@@ -26,18 +26,19 @@ TEXTS = ("", "a photo of a cat", "Crème brûlée, 2 cups \N{DANGO}", "WORDS " *
 def prefix_state(model: MissingModalityClassifier) -> dict[str, Any]:
     """What of the CLIP decides the rows: weights and form below the first trained block, where it lies, precision.
 
-    Everything counts that is not known to be above: embeddings and norms of both towers count for either.
+    Everything counts that is not known to be above: embeddings and norms of all towers count for each.
     """
     clip: Any = unwrap(model.model) if is_patched(model.model) else model.model
-    family, cuts = model.family, {modality: model.plan(modality).first for modality in ("image", "text")}
-    above = [block for modality, first in cuts.items() for block in family.blocks(clip, modality, first)]
+    cuts = {modality: model.plan(modality).first for modality in model.towers}
+    stacks = {modality: tower.blocks(clip) for modality, tower in model.towers.items()}
+    above = [block for modality, first in cuts.items() for block in stacks[modality][first:]]
     left_out = {id(tensor) for block in above for tensor in (*block.parameters(), *block.buffers())}
     below = {
         name: tensor
         for name, tensor in (*clip.named_parameters(), *clip.named_buffers())
         if id(tensor) not in left_out and not name.startswith("mora.")
     }
-    blocks = [block for modality, first in cuts.items() for block in family.blocks(clip, modality, 0)[:first]]
+    blocks = [block for modality, first in cuts.items() for block in stacks[modality][:first]]
     device = next(clip.parameters()).device
     return {
         "weights": tensors_state(below),
@@ -48,7 +49,7 @@ def prefix_state(model: MissingModalityClassifier) -> dict[str, Any]:
         "device": device.type,
         "autocast": str(torch.get_autocast_dtype(device.type)) if torch.is_autocast_enabled(device.type) else "off",
         "tf32": torch.backends.cuda.matmul.allow_tf32 if device.type == "cuda" else False,
-        "substitutes": tensors_state({"image": model.missing_image, "text": model.missing_text}),
+        "substitutes": tensors_state({modality: model.missing(modality) for modality in cuts}),
     }
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mora.adapters import Adapters
-from mora.families.family import Family, evaluating, own
+from mora.towers.cutting import CutTower, entering, evaluating, own
+from mora.towers.tower import Tower
 
 # Relative L2 of a row between a tower and the same tower cut: more is another computation, not rounding.
 SAME = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
@@ -28,7 +29,7 @@ class Plan:
         depth: number of blocks.
         frozen: whether nothing below `first` is trained or draws at random, so that it can be computed once.
         pooled: whether the last block can run for the pooled row alone.
-        trimmed: whether texts can be cut after their last token that counts.
+        trimmed: whether inputs (texts) can be cut after their last token that counts.
         whole: why the tower is run from end to end as it is; "" when it is cut.
         reasons: why not, by what is not possible: "cache", "pooled", "trimmed".
     """
@@ -54,73 +55,74 @@ class Plan:
         parts = [cached if self.first < self.depth else f"all {self.depth} blocks frozen"]
         if self.pooled and (self.first < self.depth or self.ends_pooled):
             parts.append("last block for the pooled row only")
-        if modality == "text" and self.trimmed:
-            parts.append("texts trimmed")
+        if self.trimmed:
+            parts.append(f"{modality}s trimmed")
         return [f"{modality}: {', '.join(parts)}", *(f"{modality}: no {k}: {v}" for k, v in self.reasons.items())]
 
 
-def plan_of(model: Any, family: Family, modality: str, substitute: Tensor, training: bool) -> Plan:
+def plan_of(model: Any, tower: Tower, substitute: Tensor, training: bool) -> Plan:
     """Find out by trying on the substitute [1, ...] of a missing input; random state and modes are left as they were.
 
     Args:
         model: the CLIP itself, patched or not.
-        family: of `model`.
-        modality: "image" or "text".
+        tower: of `model`.
         substitute: one row of inputs.
         training: whether the blocks below are also to be the same in training mode.
     """
+    if not isinstance(tower, CutTower):
+        return Plan(whole=f"towers of kind {tower.kind!r} run whole")
     devices = [substitute.device] if substitute.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices), torch.inference_mode(False):
-            return cut(model, family, modality, substitute, training)
+            return cut(model, tower, substitute, training)
     except (ValueError, TypeError, AttributeError, RuntimeError, IndexError, NotImplementedError) as error:
         return Plan(whole=" ".join(str(error).split()) or type(error).__name__)
 
 
-def cut(model: Any, family: Family, modality: str, substitute: Tensor, training: bool) -> Plan:
+def cut(model: Any, tower: CutTower, substitute: Tensor, training: bool) -> Plan:
     """The plan of a tower that can be cut; any error says that it cannot."""
-    rows = with_probes(model, family, modality, substitute)
-    first, depth, embedding = lowest_trained(model, family, modality, rows)
+    tower.slots(model)  # raises where another library put its attention
+    rows = with_probes(model, tower, substitute)
+    first, depth, embedding = lowest_trained(model, tower, rows)
     plan = Plan(first=max(first, 0), depth=depth, frozen=first >= 0)
     reasons = {}
     if first < 0:
         reasons["cache"] = "what stands below the blocks is trained"
     elif first == 0 and depth:
         reasons["cache"] = "the first block is adapted or trained"
-    elif training and not repeats(model, family, modality, substitute, first):
-        plan, reasons["cache"] = replace(plan, frozen=False), drawn(model, family, modality, first)
-    if why := family.needs_all_tokens(model, modality):
+    elif training and not repeats(model, tower, substitute, first):
+        plan, reasons["cache"] = replace(plan, frozen=False), drawn(model, tower, first)
+    if why := tower.needs_all_tokens(model):
         reasons["pooled"] = why
-    if modality == "text" and (why := family.needs_full_texts(model)):
+    if tower.trims and (why := tower.needs_full_inputs(model)):
         reasons["trimmed"] = why
-    plan = replace(plan, pooled="pooled" not in reasons, trimmed="trimmed" not in reasons, reasons=reasons)
-    difference, place = furthest(as_cut(model, family, modality, rows, plan), embedding)
+    plan = replace(
+        plan, pooled="pooled" not in reasons, trimmed=tower.trims and "trimmed" not in reasons, reasons=reasons
+    )
+    difference, place = furthest(as_cut(model, tower, rows, plan), embedding)
     if not difference <= SAME.get(embedding.dtype, 1e-1):
         where = "its substitute" if place == 0 else "a random row"
         return Plan(whole=f"cut in two it gives another embedding of {where} (relative difference {difference:.1e})")
     return plan
 
 
-def with_probes(model: Any, family: Family, modality: str, substitute: Tensor) -> Tensor:
+def with_probes(model: Any, tower: CutTower, substitute: Tensor) -> Tensor:
     """The substitute [1, ...] and `PROBES` random rows under it, always the same."""
     generator = torch.Generator().manual_seed(0)
-    if modality == "image":
-        probes = torch.randn(PROBES, *substitute.shape[1:], generator=generator)
-    else:
-        probes = family.random_text(model, PROBES, generator)
-        if probes.shape[1] != substitute.shape[1]:
-            return substitute
+    probes = tower.random(model, PROBES, generator)
+    if probes.shape[1:] != substitute.shape[1:]:
+        return substitute
     return torch.cat([substitute, probes.to(substitute)])
 
 
-def as_cut(model: Any, family: Family, modality: str, rows: Tensor, plan: Plan) -> Tensor:
-    """Embeddings [B, e] of a tower that is cut as `plan` says, texts ending after the longest one's end."""
+def as_cut(model: Any, tower: CutTower, rows: Tensor, plan: Plan) -> Tensor:
+    """Embeddings [B, e] of a tower that is cut as `plan` says, inputs ending after the longest one's end."""
     place = plan.depth - 1 if plan.ends_pooled else plan.first
     with torch.no_grad(), evaluating(model):
-        if modality == "text" and plan.trimmed:
-            rows = rows[:, : int(family.text_ends(model, rows).max()) + 1]
-        hidden = family.prefix(model, modality, rows, place)
-        return family.suffix(model, modality, hidden, place, rows if modality == "text" else None, plan.pooled)
+        if plan.trimmed:
+            rows = rows[:, : int(tower.ends(model, rows).max()) + 1]
+        hidden = tower.prefix(model, rows, place)
+        return tower.suffix(model, hidden, place, rows if tower.trims else None, plan.pooled)
 
 
 def furthest(found: Tensor, expected: Tensor) -> tuple[float, int]:
@@ -131,18 +133,18 @@ def furthest(found: Tensor, expected: Tensor) -> tuple[float, int]:
     return float(relative.max()), int(relative.argmax())
 
 
-def lowest_trained(model: Any, family: Family, modality: str, inputs: Tensor) -> tuple[int, int, Tensor]:
+def lowest_trained(model: Any, tower: CutTower, inputs: Tensor) -> tuple[int, int, Tensor]:
     """(the first block that is trained or adapted, blocks, embedding); -1 when what stands below them is trained."""
-    blocks = family.blocks(model, modality, 0)
+    blocks = tower.blocks(model)
     needs: list[bool] = []
 
     def note(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        needs.append((args[0] if args else kwargs["hidden_states"]).requires_grad)
+        needs.append(entering(args, kwargs).requires_grad)
 
     hooks = [block.register_forward_pre_hook(own(note), with_kwargs=True) for block in blocks]
     try:
         with torch.enable_grad(), evaluating(model):
-            embedding = family.enter(model, modality, inputs)
+            embedding = tower.enter(model, inputs)
     finally:
         for hook in hooks:
             hook.remove()
@@ -151,16 +153,16 @@ def lowest_trained(model: Any, family: Family, modality: str, inputs: Tensor) ->
     first = [*needs, embedding.requires_grad].count(False) - 1
     record = getattr(model, "mora", None)
     if isinstance(record, Adapters):
-        first = min(first, *(site.layer for site in record.sites() if site.modality == modality))
+        first = min(first, *(slot.layer for slot in record.slots() if slot.modality == tower.modality))
     return first, len(blocks), embedding.detach()
 
 
-def repeats(model: Any, family: Family, modality: str, inputs: Tensor, first: int) -> bool:
+def repeats(model: Any, tower: CutTower, inputs: Tensor, first: int) -> bool:
     """Whether the blocks below `first` give in training mode, twice, what they give in eval."""
 
     def once() -> Tensor:
         with torch.no_grad():
-            return family.prefix(model, modality, inputs, first, frozen=False)
+            return tower.prefix(model, inputs, first, frozen=False)
 
     with evaluating(model):
         expected = once()
@@ -172,9 +174,9 @@ def repeats(model: Any, family: Family, modality: str, inputs: Tensor, first: in
     return bool(difference <= SAME.get(expected.dtype, 1e-1) * torch.linalg.vector_norm(expected.double()))
 
 
-def drawn(model: Any, family: Family, modality: str, first: int) -> str:
+def drawn(model: Any, tower: CutTower, first: int) -> str:
     """Why rows below `first` differ from call to call in training mode."""
-    below = family.blocks(model, modality, 0)[:first]
+    below = tower.blocks(model)[:first]
     drops = sum(isinstance(m, nn.Dropout) and m.p > 0 for block in below for m in block.modules())
     found = f" ({drops} dropouts in the blocks below {first})" if drops else ""
     return f"what runs below block {first} draws at random in training{found}"

@@ -41,6 +41,15 @@ def frozen_state(model: nn.Module) -> State:
     return tuple(version(tensor) for tensor in chain(model.parameters(), model.buffers()) if not tensor.requires_grad)
 
 
+def flags_of(module: nn.Module) -> list[bool]:
+    """Which parameters of a module and of all in it require a gradient: asked at every call, so without their names."""
+    flags = [parameter.requires_grad for parameter in module._parameters.values() if parameter is not None]
+    for child in module._modules.values():
+        if child is not None:
+            flags += flags_of(child)
+    return flags
+
+
 def precision(device: torch.device) -> tuple[bool, torch.dtype]:
     """Whether autocast is on, and what it computes in."""
     return torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)

@@ -42,7 +42,8 @@ class CachedInputs(torch.utils.data.Dataset[dict[str, Tensor]]):
     def __init__(self, cache: PrefixCache, inputs: Inputs) -> None:
         self.cache: PrefixCache | None = cache
         self.labels = inputs.dataset.labels()
-        self.stores, self.place, self.present, self.multiple = cache.stores, cache.place, cache.present, cache.multiple
+        self.stores, self.place, self.present = cache.stores, cache.place, cache.present
+        self.multiples = {modality: cache.multiple(modality) for modality in cache.stores}
         self.in_memory = cache.folder is None
         self.image_present, self.text_present = inputs.lacks != IMAGE_MISSING, inputs.lacks != TEXT_MISSING
 
@@ -65,7 +66,7 @@ class CachedInputs(torch.utils.data.Dataset[dict[str, Tensor]]):
         )
         if not bool(store.complete(rows).all()):
             raise ValueError("cache: a row is not there, expected all of them before a worker process reads")
-        return replace(store.read(rows, self.multiple), filled=True)
+        return replace(store.read(rows, self.multiples[modality]), filled=True)
 
     def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """One batch: image_rows, text_rows, text_tokens (where a text has tokens), flags, label, index."""

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from mora.adapters import adapter_parameters
 from mora.config import MoraConfig, one_of
-from mora.families import family_of
-from mora.families.site import Site
-from mora.patch import merge, pair_blocks, patch
+from mora.patch import merge, pair_blocks, patch, slots_of
+from mora.towers.find import towers_of
+from mora.towers.slots import Slot
 
 MORA_VARIANTS = {"mora": "official", "mora-no-gram": "no-gram", "mora-no-specific": "no-specific"}
 METHODS = ("linear", "lora", "dora", "bitfit", *MORA_VARIANTS)
@@ -47,9 +47,9 @@ def adapt(model: Any, method: str, config: MoraConfig, lora_scale: float = 1.0) 
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def adapted_sites(model: nn.Module, config: MoraConfig) -> list[Site]:
-    """The attention blocks that `config` adapts, of both towers."""
-    return [site for pair in pair_blocks(family_of(model).towers(model), config) for site in pair.values()]
+def adapted_slots(model: nn.Module, config: MoraConfig) -> list[Slot]:
+    """The attention blocks that `config` adapts, of every tower."""
+    return [slot for pair in pair_blocks(slots_of(model, towers_of(model)), config) for slot in pair.values()]
 
 
 def add_lora(model: nn.Module, config: MoraConfig, scale: float, dora: bool) -> None:
@@ -59,11 +59,11 @@ def add_lora(model: nn.Module, config: MoraConfig, scale: float, dora: bool) -> 
     except ImportError as error:
         raise ImportError("method: LoRA and DoRA need peft: pip install 'mora-kernels[train]'") from error
     ranks: dict[str, int] = {}
-    for site in adapted_sites(model, config):
-        site.split(config.targets)
+    for slot in adapted_slots(model, config):
+        slot.split(config.targets)
         # Anchored: PEFT matches plain names as suffixes, and the text tower's are suffixes of the image tower's.
-        names = [f"^{re.escape(name)}" for name in site.linear_names(config.targets)]
-        ranks |= dict.fromkeys(names, config.specific_rank(site.modality))
+        names = [f"^{re.escape(name)}" for name in slot.linear_names(config.targets)]
+        ranks |= dict.fromkeys(names, config.specific_rank(slot.modality))
     lora = LoraConfig(
         rank_pattern=ranks,
         alpha_pattern={name: scale * rank for name, rank in ranks.items()},
@@ -83,12 +83,12 @@ def fold(model: nn.Module, method: str, config: MoraConfig) -> nn.Module:
     if method in MORA_VARIANTS:
         return merge(model)
     if method in ("lora", "dora"):
-        for site in adapted_sites(model, config):
-            for name in site.linear_names(config.targets):
+        for slot in adapted_slots(model, config):
+            for name in slot.linear_names(config.targets):
                 layer: Any = model.get_submodule(name)
                 layer.merge()
                 model.set_submodule(name, layer.get_base_layer())
-            site.unsplit(config.targets)
+            slot.unsplit(config.targets)
     return model
 
 

@@ -5,7 +5,7 @@ import torch
 
 from mora.demo.methods import adapt
 from mora.demo.settings import METHODS, Settings
-from mora.families import family_of
+from mora.towers import towers_of
 from tests.mora.models import embed, open_clip_model
 
 peft = pytest.importorskip("peft")
@@ -57,9 +57,9 @@ def test_merging_equals_forward(method):
 def test_the_pooled_suffix_runs_every_adapter(method):
     model, adapters = adapt(open_clip_model().double(), method, settings())
     randomise(adapters.values())
-    family = family_of(model)
-    hidden = family.prefix(model, "image", image(), 2)
-    parts = family.suffix(model, "image", hidden, 2)
+    tower = towers_of(model)["image"]
+    hidden = tower.prefix(model, image(), 2)
+    parts = tower.suffix(model, hidden, 2)
     torch.testing.assert_close(parts, model.encode_image(image()), rtol=1e-10, atol=1e-10)
 
 

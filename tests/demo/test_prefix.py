@@ -1,10 +1,10 @@
-"""A tower cut in two gives what the whole tower gives: outputs and every gradient, in every family."""
+"""A tower cut in two gives what the whole tower gives: outputs and every gradient, whatever the model."""
 
 import pytest
 import torch
 
 import mora
-from mora.families import family_of
+from mora.towers import towers_of
 from tests.mora.models import MODELS, images, open_clip_model, short_tokens, tokens
 
 clips = pytest.mark.parametrize("clip", MODELS)
@@ -26,11 +26,7 @@ def prepared(clip, patched):
         with torch.no_grad():
             for _, parameter in mora.adapter_parameters(model):
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model, family_of(model)
-
-
-def encode(family, model, modality, inputs):
-    return (family.encode_image if modality == "image" else family.encode_text)(model, inputs)
+    return model, towers_of(model)
 
 
 def gradients(model, embedding):
@@ -45,16 +41,17 @@ def gradients(model, embedding):
 @pytest.mark.parametrize("patched", [False, True], ids=["plain", "patched"])
 @pytest.mark.parametrize("pooled_only", [False, True], ids=["whole", "pooled"])
 def test_suffix_of_prefix_is_the_tower(clip, modality, patched, pooled_only):
-    model, family = prepared(clip, patched)
+    model, towers = prepared(clip, patched)
+    tower = towers[modality]
     inputs = inputs_of(modality)
     if pooled_only:  # other products of other shapes: equal up to rounding, so look where rounding is small
         model.double()
         inputs = inputs.double() if modality == "image" else inputs
-    whole = encode(family, model, modality, inputs)
-    hidden = family.prefix(model, modality, inputs, 2)
+    whole = tower.encode(model, inputs)
+    hidden = tower.prefix(model, inputs, 2)
     assert not hidden.requires_grad
     text = inputs if modality == "text" else None
-    parts = family.suffix(model, modality, hidden, 2, text=text, pooled_only=pooled_only)
+    parts = tower.suffix(model, hidden, 2, tokens=text, pooled_only=pooled_only)
     if pooled_only:
         torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)
     else:
@@ -73,15 +70,16 @@ def test_suffix_of_prefix_is_the_tower(clip, modality, patched, pooled_only):
 
 @clips
 def test_texts_may_be_trimmed_to_the_longest(clip):
-    model, family = prepared(clip, patched=True)
-    if family.needs_full_texts(model):
-        assert family.needs_full_texts(model) == "attention is not causal: every token reads the padding"
+    model, towers = prepared(clip, patched=True)
+    tower = towers["text"]
+    if tower.needs_full_inputs(model):
+        assert tower.needs_full_inputs(model) == "attention is not causal: every token reads the padding"
         return
     text = short_tokens(ENDS)[:2]
-    whole = encode(family, model, "text", text)
-    hidden = family.prefix(model, "text", text, 2)[:, :10]
+    whole = tower.encode(model, text)
+    hidden = tower.prefix(model, text, 2)[:, :10]
     for pooled_only in (False, True):
-        parts = family.suffix(model, "text", hidden, 2, text=text[:, :10], pooled_only=pooled_only)
+        parts = tower.suffix(model, hidden, 2, tokens=text[:, :10], pooled_only=pooled_only)
         torch.testing.assert_close(parts, whole, rtol=2e-6, atol=2e-6)
 
 
@@ -89,45 +87,46 @@ def test_texts_may_be_trimmed_to_the_longest(clip):
 @modalities
 def test_dropout_acts_in_the_suffix_and_not_in_the_prefix(clip, modality):
     model = mora.patch(MODELS[clip](), dropout=0.5)
-    family = family_of(model)
+    tower = towers_of(model)[modality]
     inputs = inputs_of(modality)
-    reference = family.prefix(model, modality, inputs, 2)
+    reference = tower.prefix(model, inputs, 2)
     model.train()
     modes = [module.training for module in model.modules()]
-    hidden = family.prefix(model, modality, inputs, 2)
+    hidden = tower.prefix(model, inputs, 2)
     assert torch.equal(hidden, reference)
     assert [module.training for module in model.modules()] == modes
     text = inputs if modality == "text" else None
-    one, other = (family.suffix(model, modality, hidden, 2, text=text) for _ in range(2))
+    one, other = (tower.suffix(model, hidden, 2, tokens=text) for _ in range(2))
     assert one.isfinite().all()
     assert not torch.equal(one, other)
 
 
 @clips
 def test_wrong_arguments_are_named(clip):
-    model, family = prepared(clip, patched=False)
+    model, towers = prepared(clip, patched=False)
     text = short_tokens(ENDS)
-    with pytest.raises(ValueError, match="modality: got 'audio', expected one of 'image', 'text'"):
-        family.prefix(model, "audio", text, 2)
+    tower = towers["text"]
+    for call in (lambda one: one.prefix("audio", text), lambda one: one.plan("audio")):
+        with pytest.raises(ValueError, match="modality: got 'audio', expected one of 'image', 'text'"):
+            call(mora.MissingModalityClassifier(model, 3))
     with pytest.raises(ValueError, match="first: got 9, expected a block index from 0 to"):
-        family.prefix(model, "text", text, 9)
-    hidden = family.prefix(model, "text", text, 2)
-    if family.text_frame(model) is not None:
+        tower.prefix(model, text, 9)
+    hidden = tower.prefix(model, text, 2)
+    if tower.frame(model) is not None:
         with pytest.raises(ValueError, match="text: got None, expected the token ids"):
-            family.suffix(model, "text", hidden, 2)
+            tower.suffix(model, hidden, 2)
     with pytest.raises(ValueError, match=r"text: got shape \(3, 4\), expected \(3, 16\)"):
-        family.suffix(model, "text", hidden, 2, text=text[:, :4])
+        tower.suffix(model, hidden, 2, tokens=text[:, :4])
 
 
 def test_every_cut_gives_the_same():
     for make in (lambda: open_clip_model(3, 4), *MODELS.values()):
         model = make().requires_grad_(False)
-        family = family_of(model)
-        for modality, sites in family.towers(model).items():
+        for modality, tower in towers_of(model).items():
             inputs = images() if modality == "image" else tokens()
             text = None if modality == "image" else inputs
-            whole = encode(family, model, modality, inputs)
-            for first in range(len(sites)):
-                hidden = family.prefix(model, modality, inputs, first)
-                parts = family.suffix(model, modality, hidden, first, text=text, pooled_only=False)
+            whole = tower.encode(model, inputs)
+            for first in range(len(tower.blocks(model))):
+                hidden = tower.prefix(model, inputs, first)
+                parts = tower.suffix(model, hidden, first, tokens=text, pooled_only=False)
                 assert torch.equal(parts, whole), (modality, first)

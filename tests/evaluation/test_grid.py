@@ -9,6 +9,7 @@ from mora.data.tables import Missing, draw_table, per_sample
 from mora.evaluation.embeddings import embed
 from mora.evaluation.grid import Result, cells, evaluate, grid
 from mora.evaluation.metrics import Metric
+from mora.towers import CutTower
 from mora.training.run import load_run
 from mora_kernels.testing import assert_parity
 from tests.evaluation.fakes import InMemory, write_run
@@ -80,13 +81,13 @@ def test_each_image_and_text_passes_once(runs, monkeypatch):
     run, dataset = runs["accuracy"], InMemory(groups=GROUPS)
     seen = {"image": 0, "text": 0}
     run.model.saved()  # what it tries to find that out
-    suffix = run.model.family.suffix
+    suffix = CutTower.suffix
 
-    def count(model, modality, hidden, *others):
-        seen[modality] += len(hidden)
-        return suffix(model, modality, hidden, *others)
+    def count(self, model, hidden, *others):
+        seen[self.modality] += len(hidden)
+        return suffix(self, model, hidden, *others)
 
-    monkeypatch.setattr(run.model.family, "suffix", count)
+    monkeypatch.setattr(CutTower, "suffix", count)
     grid(run, dataset, seeds=(0, 1))
     assert seen == {"image": 8 + 1, "text": 12 + 1}  # movies and plots, and the two substitutes
     assert sorted(dataset.reads) == list(range(12))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import mora
-from mora.families.conversion import to_hugging_face
+from mora.export.conversion import to_hugging_face
 from mora_kernels.testing import assert_parity
 from tests.mora.models import (
     CONTEXT,

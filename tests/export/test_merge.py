@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from mora.cli import main
 from mora.export import merge_run
 from mora.export.formats import hugging_face_tokenizer
-from mora.families import family_of
+from mora.towers import recipe_of
 from mora.training.backbone import load_backbone
 from mora.training.run import load_run
 from mora_kernels.testing import assert_parity
@@ -162,11 +162,11 @@ def test_a_model_that_answers_otherwise_is_refused(tmp_path, monkeypatch):
 
 
 def test_models_without_that_form_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("mora.families.conversion.text_pool", lambda model: "last")
+    monkeypatch.setattr("mora.export.conversion.text_pool", lambda model: "last")
     with pytest.raises(ValueError, match="its text tower is pooled by 'last'"):
         merge_run(write_run(tmp_path / "run"), tmp_path / "merged", "hugging_face")
     assert not (tmp_path / "merged").exists()
-    assert family_of(load_backbone("tiny").model).name == "open_clip"
+    assert recipe_of(load_backbone("tiny").model).name == "open_clip"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from mora.families import family_of
+from mora.towers import towers_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 VOCABULARY, CONTEXT, IMAGE = 100, 16, 32
@@ -167,7 +167,7 @@ def short_tokens(ends, seed=2, padding=0):
 
 def attention_of(model, modality, layer):
     """The attention module of one block."""
-    return family_of(model).towers(model)[modality][layer].attention
+    return towers_of(model)[modality].slots(model)[layer].attention
 
 
 def embed(model, image=None, text=None):

@@ -12,7 +12,8 @@ import transformers
 from torch import nn
 
 import mora
-from mora.families import FAMILIES, family_of
+from mora.towers import towers_of
+from mora.towers.recipes import RECIPES
 from mora_kernels.testing import assert_parity
 from tests.mora.models import (
     HF_TEXT,
@@ -36,9 +37,9 @@ TEXTS = short_tokens((3, 9, 15), padding=1)
 
 @pytest.mark.parametrize("name", EVERY)
 def test_the_whole_life_of_an_adapter(name, tmp_path):
-    """Identity start, proof, gradients, save and load, savings, merge, unpatch: in one family as in the other."""
+    """Identity start, proof, gradients, save and load, savings, merge, unpatch: whatever the model."""
     base = EVERY[name]().double()
-    image, text = images().double(), family_of(base).random_text(base, 3, torch.Generator().manual_seed(0))
+    image, text = images().double(), towers_of(base)["text"].random(base, 3, torch.Generator().manual_seed(0))
     weights = {n: t.clone() for n, t in base.state_dict().items()}
     with torch.no_grad():
         plain = embed(base, image, text)
@@ -139,8 +140,8 @@ def test_every_model_of_transformers_with_clip_s_names_was_looked_at():
                     model = getattr(module, name)(made)
             except (ValueError, TypeError, AttributeError, RuntimeError):
                 continue  # a part of a model, or one that has no default: not one with CLIP's names
-            if FAMILIES[0].matches(model):
-                found[name] = not FAMILIES[0].unsupported(model)
+            if RECIPES[0].matches(model):
+                found[name] = not RECIPES[0].unsupported(model)
     assert found == {name: adapted for name, adapted in KNOWN.items() if hasattr(transformers, name)}
 
 
@@ -217,14 +218,14 @@ def test_the_empty_text_of_siglip(text, expected):
         model = transformers.SiglipModel(
             transformers.SiglipConfig(vision_config=HF_VISION, text_config={**HF_TEXT, **text})
         )
-    assert family_of(model).empty_text(model).tolist() == [*expected, *[expected[-1]] * 13]
+    assert towers_of(model)["text"].substitute(model).tolist() == [*expected, *[expected[-1]] * 13]
 
 
 def test_clip_s_own_ids_end_a_text_whatever_was_added_to_its_vocabulary():
     config = {**HF_TEXT, "vocab_size": 49500, "bos_token_id": 0, "eos_token_id": 2}
     with torch.device("meta"):
         model = transformers.CLIPModel(transformers.CLIPConfig(text_config=config, vision_config=HF_VISION))
-    assert family_of(model).empty_text(model).tolist()[:3] == [49406, 49407, 49407]
+    assert towers_of(model)["text"].substitute(model).tolist()[:3] == [49406, 49407, 49407]
 
 
 @pytest.mark.parametrize(
@@ -260,15 +261,17 @@ def test_open_clip_s_texts_may_end_at_any_id(end):
 def test_random_texts_end_at_places_of_their_own():
     for name, make in EVERY.items():
         model = make()
-        family = family_of(model)
-        text = family.random_text(model, 5)
+        tower = towers_of(model)["text"]
+        text = tower.random(model, 5)
         if name != "siglip":
-            ends = family.text_ends(model, text).tolist()
+            ends = tower.ends(model, text).tolist()
             assert len(set(ends)) == 5 and all(0 < end < text.shape[1] for end in ends), name
         assert len(set(map(tuple, text.tolist()))) == 5
 
 
 def test_siglip_embeds_as_wide_as_its_towers():
     model = siglip_model()
-    assert family_of(model).embedding_size(model) == embed(model)[0].shape[1] == embed(model)[1].shape[1] == 64
-    assert family_of(model).image_size(transformers_model("CLIP")) == (32, 32)
+    widths = [tower.width(model) for tower in towers_of(model).values()]
+    assert widths == [embedding.shape[1] for embedding in embed(model)] == [64, 64]
+    clip = transformers_model("CLIP")
+    assert towers_of(clip)["image"].size(clip) == (32, 32)

@@ -79,8 +79,8 @@ def test_features_and_merge(name, family):
     model = classifier.eval().model
     pixels, ids = tensors["input.pixel_values"], tensors["input.input_ids"]
     with torch.no_grad():
-        assert_parity("image", classifier.family.encode_image(model, pixels), tensors["out.image_features"], TABLE)
-        assert_parity("text", classifier.family.encode_text(model, ids), tensors["out.text_features"], TABLE)
+        assert_parity("image", classifier.towers["image"].encode(model, pixels), tensors["out.image_features"], TABLE)
+        assert_parity("text", classifier.towers["text"].encode(model, ids), tensors["out.text_features"], TABLE)
         mora.merge(model)
         assert_parity("logits", classifier(pixels, ids), tensors["out.logits_merged"], TABLE)
     if family == "hugging_face":

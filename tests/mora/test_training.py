@@ -77,8 +77,8 @@ def test_gradient_checkpointing(family):
 def checkpoint_blocks(model):
     """By the model's own switch; transformers has none for dual encoders, open_clip's fails on its own blocks."""
     if isinstance(model, transformers.VisionTextDualEncoderModel) or hasattr(model, "text"):
-        for site in model.mora.sites():
-            site.parent.forward = partial(checkpoint, site.parent.forward, use_reentrant=False)
+        for slot in model.mora.slots():
+            slot.parent.forward = partial(checkpoint, slot.parent.forward, use_reentrant=False)
     elif hasattr(model, "set_grad_checkpointing"):
         model.set_grad_checkpointing(True)
     else:

@@ -5,7 +5,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import mora
-from mora.families import family_of
+from mora.towers import towers_of
 from tests.mora.models import MODELS, embed, images, open_clip_model, tokens
 
 families = pytest.mark.parametrize("family", MODELS)
@@ -31,7 +31,7 @@ def test_a_projection_that_never_runs_is_named():
 
 def wrapped(model):
     """Every block's forward called through torch's own reentrant checkpoint."""
-    for block in (site.parent for sites in family_of(model).towers(model).values() for site in sites):
+    for block in (slot.parent for tower in towers_of(model).values() for slot in tower.slots(model)):
         block.forward = lambda x, *given, _forward=block.forward, **named: checkpoint(
             lambda y: _forward(y, *given, **named), x, use_reentrant=True
         )
@@ -56,7 +56,7 @@ def test_reentrant_checkpointing_is_not_dead(family, switch):
     model.load_state_dict(plain.state_dict())
     switch(model)
     for modality in ("image", "text"):
-        entered = family_of(model).towers(model)[modality][0].parent
+        entered = towers_of(model)[modality].slots(model)[0].parent
         entered.register_forward_pre_hook(lambda _, given: (given[0].detach().requires_grad_(), *given[1:]))
     for one in (plain, mora.verify(model)):
         assert all(parameter.grad is None for parameter in one.parameters())

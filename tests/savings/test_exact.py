@@ -102,14 +102,14 @@ def test_missing_rows_in_eval_are_bit_for_bit(family):
     with torch.no_grad():
         for modality, given, present in (("image", image, image_present), ("text", text, text_present)):
             substitute = model.substitute(modality)
-            encode = getattr(plain.family, f"encode_{modality}")
-            expected = torch.empty(len(INDEX), model.family.embedding_size(model.model))
+            tower = plain.towers[modality]
+            expected = torch.empty(len(INDEX), tower.width(model.model))
             expected[present], expected[~present] = (
-                encode(plain.model, given[present]),
-                encode(plain.model, substitute[None]),
+                tower.encode(plain.model, given[present]),
+                tower.encode(plain.model, substitute[None]),
             )
             for _ in range(2):
-                found = model.towers[modality].embed(model.model, given, present, substitute, training=False)
+                found = model.runners[modality].embed(model.model, given, present, substitute, training=False)
                 assert torch.equal(found, expected)
 
 

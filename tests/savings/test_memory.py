@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import mora
-from mora.savings.feed_forward import feed_forward
+from mora.towers.feed_forward import feed_forward
 from mora_kernels.torch import group
 from tests.savings.worlds import FAMILIES, Samples, classifier
 
@@ -82,7 +82,7 @@ def test_the_backward_pass_stops_at_the_first_adapted_projection(family, cached,
 
 @pytest.mark.parametrize("act", [nn.GELU(), nn.ReLU(), torch.tanh], ids=["gelu", "relu", "function"])
 def test_a_lean_feed_forward_layer_is_the_plain_one(act, monkeypatch):
-    monkeypatch.setitem(__import__("mora.savings.feed_forward", fromlist=["CHUNK"]).CHUNK, "cpu", 64)
+    monkeypatch.setitem(__import__("mora.towers.feed_forward", fromlist=["CHUNK"]).CHUNK, "cpu", 64)
     torch.manual_seed(0)
     up, down = (layer.double().requires_grad_(False) for layer in (nn.Linear(6, 24), nn.Linear(24, 6)))
     x = torch.randn(3, 5, 6, dtype=torch.float64, requires_grad=True)

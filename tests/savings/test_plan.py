@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import mora
-from mora.families import family_of
 from mora.hooks import library_hook
+from mora.towers import CutTower, recipe_of, towers_of
 from tests.mora.models import IMAGE, VOCABULARY, images, open_clip_model
 from tests.savings.worlds import FAMILIES, Samples, classifier
 
@@ -54,8 +54,9 @@ def test_a_tower_that_needs_every_token_says_so():
 
 def test_a_tower_that_cannot_be_cut_runs_whole(monkeypatch):
     model, samples = classifier("open_clip"), Samples()
-    project = type(model.family).project
-    monkeypatch.setattr(type(model.family), "project", lambda *given: 1.5 * project(*given))
+    kind = type(model.towers["image"])
+    project = kind.project
+    monkeypatch.setattr(kind, "project", lambda *given: 1.5 * project(*given))
     (line, _) = model.saved()
     assert line.startswith("image: runs from end to end: cut in two it gives another embedding")
     batch = samples.batch(INDEX)
@@ -85,16 +86,16 @@ def evaluated(model, samples):
         return model.eval()(*samples.batch(INDEX, samples.image.dtype))
 
 
-def count(model, monkeypatch):
+def count(monkeypatch):
     """How many rows pass the trained blocks of each tower."""
     seen = {"image": 0, "text": 0}
-    suffix = type(model.family).suffix
+    suffix = CutTower.suffix
 
-    def spy(self, clip, modality, hidden, *others):
-        seen[modality] += len(hidden)
-        return suffix(self, clip, modality, hidden, *others)
+    def spy(self, clip, hidden, *others):
+        seen[self.modality] += len(hidden)
+        return suffix(self, clip, hidden, *others)
 
-    monkeypatch.setattr(type(model.family), "suffix", spy)
+    monkeypatch.setattr(CutTower, "suffix", spy)
     return seen
 
 
@@ -103,7 +104,7 @@ def count(model, monkeypatch):
 def test_in_eval_a_missing_modality_costs_one_row_a_batch_or_in_all(family, keep, monkeypatch):
     model, samples = classifier(family).eval(), Samples()
     model.saved()
-    seen = count(model, monkeypatch)
+    seen = count(monkeypatch)
     image, text = (int(present[INDEX].sum()) for present in (samples.image_present, samples.text_present))
     with mora.keeping(model) if keep else nullcontext():
         for times in (1, 2, 3):
@@ -201,7 +202,7 @@ def test_options_are_checked():
         mora.Savings(multiple=0)
     assert str(mora.Savings.parse("trimmed,pooled")) == "pooled,trimmed"
     assert mora.Savings.parse("all") == mora.Savings() and str(mora.Savings.none()) == "none"
-    assert family_of(open_clip_model()).name == "open_clip"
+    assert recipe_of(open_clip_model()).name == "open_clip"
 
 
 def test_finding_the_plan_leaves_batch_statistics_as_they_were():
@@ -227,9 +228,11 @@ def test_a_merged_model_runs_its_last_block_for_the_pooled_row_too(family, train
         model.train(training)
     pooled = [modality for modality in ("image", "text") if saving.plan(modality).pooled]
     lengths = {"image": [], "text": []}
-    for modality, sites in family_of(saving.model).towers(saving.model).items():
+    for modality, tower in towers_of(saving.model).items():
         spy = lambda _, given, seen=lengths[modality]: seen.append(given[0].shape[1])  # noqa: E731
-        sites[-1].parent.mlp.register_forward_pre_hook(library_hook(spy))  # a user's own would want every row
+        tower.slots(saving.model)[-1].parent.mlp.register_forward_pre_hook(
+            library_hook(spy)
+        )  # a user's own would want every row
     got, want = (model(samples.image, samples.text) for model in (saving, plain))
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
     assert all((seen[-1] == 1) == (modality in pooled) for modality, seen in lengths.items()), lengths
@@ -245,7 +248,7 @@ def test_hooks_of_the_last_block_fire_though_one_row_would_do(family):
     """Grad-CAM and attention rollout look at every row of the last blocks."""
     samples, model = Samples(), classifier(family)
     expected = evaluated(model, samples)
-    block = model.family.blocks(model.model, "image", 3)[0]
+    block = model.towers["image"].blocks(model.model)[3]
     attention = next(module for name, module in block.named_children() if "attn" in name)
     seen = []
     hook = attention.register_forward_hook(lambda _, args, kwargs, output: seen.append(1), with_kwargs=True)
@@ -266,10 +269,10 @@ def test_hooks_before_a_cut_act_once_and_hooks_around_it_fire(family, modality):
     evaluated(model, samples)  # the plan is made
     double = lambda _, args, kwargs: ((2 * args[0], *args[1:]), kwargs)  # noqa: E731
     for one in (model, plain):
-        entered = one.family.blocks(one.model, modality, 2)[0]
+        entered = one.towers[modality].blocks(one.model)[2]
         entered.register_forward_pre_hook(double, with_kwargs=True)
     torch.testing.assert_close(evaluated(model, samples), evaluated(plain, samples), rtol=1e-4, atol=1e-5)
     seen = []
-    model.family.around_blocks(model.model, modality)[0].register_forward_hook(lambda *_: seen.append(1))
+    model.towers[modality].around(model.model)[0].register_forward_hook(lambda *_: seen.append(1))
     torch.testing.assert_close(evaluated(model, samples), evaluated(plain, samples), rtol=1e-4, atol=1e-5)
     assert seen

@@ -3,7 +3,6 @@
 import torch
 
 import mora
-from mora.families import family_of
 from tests.mora.models import IMAGE, MODELS, randomise, short_tokens
 
 FAMILIES = tuple(MODELS)
@@ -87,7 +86,3 @@ def same(actual, expected, tolerance):
         error = (actual[name] - value).double().norm() / max(float(size), 1e-12)
         assert error <= tolerance, f"{name}: {float(error):.1e}"
     assert any(bool(value.abs().max() > 0) for value in expected.values())
-
-
-def family(model):
-    return family_of(model.model)

@@ -6,8 +6,8 @@ import open_clip
 import pytest
 import torch
 
-from mora.families import family_of
 from mora.system.folders import whole_folder
+from mora.towers import towers_of
 from mora.training import load_backbone, load_run
 from mora.training.backbone import with_policy
 from mora.training.run import copy_strictly, write_config
@@ -39,9 +39,9 @@ def test_an_open_clip_name_with_a_file_of_weights(named):
     assert torch.equal(torch.get_rng_state(), state)
     assert not backbone.model.training and backbone.image_size == (32, 32)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in backbone.model.state_dict().items())
-    family = family_of(backbone.model)
-    torch.testing.assert_close(backbone.missing_image, family.white_image(backbone.model))
-    assert torch.equal(backbone.empty_text, family.empty_text(backbone.model))
+    towers = towers_of(backbone.model)
+    torch.testing.assert_close(backbone.missing_image, towers["image"].substitute(backbone.model))
+    assert torch.equal(backbone.empty_text, towers["text"].substitute(backbone.model))
 
 
 def test_the_official_substitutes():

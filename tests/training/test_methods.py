@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import mora
-from mora.families import family_of
+from mora.towers import recipe_of
 from mora.training import load_run
-from mora.training.methods import METHODS, adapt, adapted_sites, fold, trained_tensors
+from mora.training.methods import METHODS, adapt, adapted_slots, fold, trained_tensors
 from tests.mora.models import MODELS, embed, open_clip_model
 from tests.training import fakes
 
@@ -30,17 +30,17 @@ def move(parameters):
 def test_split_attention_equals_the_original_and_goes_back(family, targets):
     plain, model = MODELS[family]().double(), MODELS[family]().double()
     keys = list(model.state_dict())
-    sites = adapted_sites(model, CONFIG)
-    for site in sites:
-        site.split(targets)
-        assert all(isinstance(model.get_submodule(name), torch.nn.Linear) for name in site.linear_names(targets))
+    slots = adapted_slots(model, CONFIG)
+    for slot in slots:
+        slot.split(targets)
+        assert all(isinstance(model.get_submodule(name), torch.nn.Linear) for name in slot.linear_names(targets))
     for actual, expected in zip(embed(model, image()), embed(plain, image()), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
-    for site in sites:
-        site.unsplit(targets)
+    for slot in slots:
+        slot.unsplit(targets)
     assert list(model.state_dict()) == keys
     assert all(torch.equal(t, plain.state_dict()[n]) for n, t in model.state_dict().items())
-    assert [type(site.attention) for site in sites] == [type(s.attention) for s in adapted_sites(plain, CONFIG)]
+    assert [type(slot.attention) for slot in slots] == [type(s.attention) for s in adapted_slots(plain, CONFIG)]
 
 
 @pytest.mark.parametrize("family", MODELS)
@@ -106,7 +106,7 @@ def test_a_run_of_every_method_comes_back(method, tmp_path):
     rows = torch.randn(4, 3, 32, 32), run.tokenize(["a", "b", "c", "d"])
     torch.testing.assert_close(run.model(*rows), trainer.model(*rows), rtol=0, atol=0)
     assert result.parameters == sum(p.numel() for p in run.model.parameters() if p.requires_grad)
-    assert family_of(run.model.model).name == "open_clip"
+    assert recipe_of(run.model.model).name == "open_clip"
 
 
 def test_unknown_method():

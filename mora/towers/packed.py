@@ -149,7 +149,8 @@ class PackedAttention(nn.Module):
 
     def sharing(self) -> AbstractContextManager[None]:
         """While it is open, adapted projections of one input are computed together."""
-        found = [module.siblings for module in self.adapted() if isinstance(module, MoraLinear) and module.siblings]
+        adapted = [module for module in self.adapted() if isinstance(module, MoraLinear)]
+        found = [module.shared_input for module in adapted if module.shared_input is not None]
         return found[0].calling() if found and not torch.compiler.is_compiling() else nullcontext()
 
     def is_kept(self) -> bool:

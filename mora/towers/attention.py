@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from mora.packed import PackedAttention
+from mora.towers.packed import PackedAttention
 
 
 class MultiheadAttention(PackedAttention):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mora.families.open_clip import class_tokens, text_pool, text_tower
+from mora.towers.open_clip import class_tokens, text_pool, text_tower
 
 INSTALL = "pip install 'mora-kernels[train]'"
 BLOCK = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}

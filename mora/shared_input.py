@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from mora.hooks import library_hook
+from mora.switch import Switch
+from mora_kernels import Group
 
-if TYPE_CHECKING:
-    from mora.linear import MoraLinear
+
+class Projection(Protocol):
+    """What is asked of an adapted projection: a `mora.MoraLinear`."""
+
+    @property
+    def training(self) -> bool: ...
+    @property
+    def dropout(self) -> float: ...
+    @property
+    def switch(self) -> Switch: ...
+    @property
+    def place(self) -> tuple[Group, int]: ...
+    @property
+    def bias(self) -> Tensor | None: ...
 
 
 class Call:
@@ -24,7 +38,7 @@ class Call:
         self.waiting: dict[int, Tensor] = {}
 
 
-class Siblings:
+class SharedInput:
     """The adapted ones of q, k, v of one attention, in training with dropout.
 
     The attention calls them one after another with the same tensor. The first call computes all of them, every
@@ -32,7 +46,7 @@ class Siblings:
     forward call lasts, in its thread: a projection that is called by itself is computed by itself.
     """
 
-    def __init__(self, members: list[MoraLinear]) -> None:
+    def __init__(self, members: Sequence[Projection]) -> None:
         self.members = members
         self._threads = threading.local()
 
@@ -80,13 +94,13 @@ class Siblings:
         if not torch.compiler.is_compiling() and self.calls:
             self.calls.pop()
 
-    def share(self, member: MoraLinear) -> bool:
+    def share(self, member: Projection) -> bool:
         """Whether others will ask for a result of the same input."""
         if torch.compiler.is_compiling() or not (member.training and member.dropout > 0 and member.switch.is_on):
             return False
         return bool(self.calls)
 
-    def project(self, member: MoraLinear, x: Tensor) -> Tensor:
+    def project(self, member: Projection, x: Tensor) -> Tensor:
         """Equation (2) of `member` for x [..., d]."""
         call, (group, index) = self.calls[-1], member.place
         version = None if x.is_inference() else x._version

@@ -1,50 +1,49 @@
-"""One attention block where projections are adapted, and how they are put in and taken out again."""
+"""Where the projections of one block are adapted, and how they are put in and taken out again."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mora.attention import MultiheadAttention, OpenClipAttention, unsupported
 from mora.config import MoraConfig
 from mora.factors import CommonFactors
-from mora.families.admission import check_linear, check_packed, class_name, inside
 from mora.hooks import share_hooks
 from mora.linear import MoraLinear
-from mora.packed import PACKED, PackedMoraLinear, PackedSlice
-from mora.siblings import Siblings
+from mora.shared_input import SharedInput
+from mora.towers.admission import check_linear, check_packed, class_name, inside, located
+from mora.towers.attention import MultiheadAttention, OpenClipAttention, unsupported
+from mora.towers.packed import PACKED, PackedMoraLinear, PackedSlice
 
 
-class Site(ABC):
+class Slot(ABC):
     """The attention module of one block of one tower; `projections` holds what is adapted there, by target.
 
     Where a wrapper (`checkpoint_wrapper`, `torch.compile`) stands around block or attention and forwards what is read,
     `parent`, `name` and `path` are those inside it: what is set on a wrapper never runs.
 
     Args:
-        modality: "image" or "text".
+        modality: of the tower.
         layer: index of the block in its tower.
-        block: what stands in the tower's list of blocks; its attention is attribute `name`.
-        name: of the attention.
-        path: dotted path of the attention in the model.
+        block: what stands in the tower's list of blocks.
+        attention: dotted path of the attention below the block.
+        path: dotted path of the block in the model.
     """
 
     key: str  # what tells the attention itself from a wrapper around it
 
-    def __init__(self, modality: str, layer: int, block: nn.Module, name: str, path: str) -> None:
+    def __init__(self, modality: str, layer: int, block: nn.Module, attention: str, path: str) -> None:
         self.modality, self.layer, self.block = modality, layer, block
-        base, owner = path.removesuffix(f".{name}"), inside(block, name)
-        attention = getattr(block, name)
-        deeper = inside(attention, self.key) if self.opens(attention) else ""
-        here = ".".join(part for part in (owner, name, deeper) if part)
+        here, found = located(block, attention)
+        deeper = inside(found, self.key) if self.opens(found) else ""
+        here = ".".join(part for part in (here, deeper) if part)
         above, _, self.name = here.rpartition(".")
-        self.parent, self.path = block.get_submodule(above), f"{base}.{here}"
+        self.parent, self.path = block.get_submodule(above), f"{path}.{here}"
         self.projections: dict[str, MoraLinear] = {}
-        self.siblings: Siblings | None = None
+        self.shared_input: SharedInput | None = None
 
     def opens(self, attention: nn.Module) -> bool:
         """Whether what is inside of `attention`, a wrapper, may be replaced there."""
@@ -71,9 +70,9 @@ class Site(ABC):
     def restore(self) -> None:
         """Put the original modules back, holding the parameters as they are now."""
 
-    def watch(self, siblings: Siblings) -> None:
+    def watch(self, shared_input: SharedInput) -> None:
         """Let projections of one input be computed together while the attention runs."""
-        self.siblings = siblings
+        self.shared_input = shared_input
 
     @abstractmethod
     def linear_names(self, targets: tuple[str, ...]) -> list[str]:
@@ -107,29 +106,53 @@ class Site(ABC):
             raise ValueError(f"targets: widths {sorted(widths)} differ within {self.path}, expected one width")
         return widths.pop()
 
+    def label(self, target: str) -> str:
+        """The name of a projection, "image.11.v", the same whatever the tower is made of."""
+        return f"{self.modality}.{self.layer}.{target}"
+
     def named_projections(self) -> Iterator[tuple[str, MoraLinear]]:
-        """(name, module) of what is adapted here; names read "image.11.v" in every family."""
+        """(name, module) of what is adapted here."""
         for target, projection in self.projections.items():
-            yield f"{self.modality}.{self.layer}.{target}", projection
+            yield self.label(target), projection
 
 
-class SeparateSite(Site):
-    """Attention with one `nn.Linear` per projection: `q_proj`, `k_proj`, `v_proj`, `out_proj`."""
+class SeparateSlot(Slot):
+    """Attention with one `nn.Linear` per projection.
 
-    key = "q_proj"
+    Args:
+        names: dotted path of each target's `nn.Linear` below the attention.
+    """
 
-    def __init__(self, modality: str, layer: int, block: nn.Module, name: str, path: str) -> None:
-        super().__init__(modality, layer, block, name, path)
+    def __init__(
+        self, modality: str, layer: int, block: nn.Module, attention: str, path: str, names: Mapping[str, str]
+    ) -> None:
+        self.names = names
+        self.key = next(iter(names.values())).partition(".")[0]
+        super().__init__(modality, layer, block, attention, path)
         self.originals: dict[str, nn.Linear] = {}
 
     def opens(self, attention: nn.Module) -> bool:
         return True  # the attention itself stays, so whatever is around it may stand there
 
+    def place(self, target: str) -> tuple[Any, str, str]:
+        """(the module that holds a target's linear, its name there, its path in the model)."""
+        if target not in self.names:
+            raise ValueError(f"targets: {self.path} has no {target!r}, expected some of {', '.join(self.names)}")
+        above, _, name = self.names[target].rpartition(".")
+        here, holder = located(self.attention, above) if above else ("", self.attention)
+        return holder, name, ".".join(part for part in (self.path, here, name) if part)
+
+    def put(self, target: str, module: nn.Module) -> None:
+        """Let `module` be what stands for a target."""
+        holder, name, _ = self.place(target)
+        setattr(holder, name, module)
+
     def linear(self, target: str) -> nn.Linear:
-        return check_linear(getattr(self.attention, f"{target}_proj", None), f"{self.path}.{target}_proj", target)
+        holder, name, path = self.place(target)
+        return check_linear(getattr(holder, name, None), path, target)
 
     def replaced(self, targets: tuple[str, ...]) -> dict[str, nn.Module]:
-        return {f"{self.path}.{target}_proj": self.linear(target) for target in targets}
+        return {self.place(target)[2]: self.linear(target) for target in targets}
 
     def install(self, targets: tuple[str, ...], common: CommonFactors, config: MoraConfig) -> None:
         for target in targets:
@@ -137,22 +160,22 @@ class SeparateSite(Site):
             projection = MoraLinear(linear, common, self.modality, config).train(linear.training)
             share_hooks(projection, linear)
             self.originals[target], self.projections[target] = linear, projection
-            setattr(self.attention, f"{target}_proj", projection)
+            self.put(target, projection)
 
     def restore(self) -> None:
-        if self.siblings is not None:
-            self.siblings.leave(self.attention)
-            self.siblings = None
+        if self.shared_input is not None:
+            self.shared_input.leave(self.attention)
+            self.shared_input = None
         for target, linear in self.originals.items():
-            setattr(self.attention, f"{target}_proj", take_back(self.projections[target], linear))
+            self.put(target, take_back(self.projections[target], linear))
         self.originals, self.projections = {}, {}
 
-    def watch(self, siblings: Siblings) -> None:
-        super().watch(siblings)
-        siblings.watch(self.attention)
+    def watch(self, shared_input: SharedInput) -> None:
+        super().watch(shared_input)
+        shared_input.watch(self.attention)
 
     def linear_names(self, targets: tuple[str, ...]) -> list[str]:
-        return [f"{self.path}.{target}_proj" for target in targets]
+        return [self.place(target)[2] for target in targets]
 
     def split(self, targets: tuple[str, ...]) -> None:
         for target in targets:
@@ -162,7 +185,7 @@ class SeparateSite(Site):
         """Nothing to do: the projections were never packed."""
 
 
-class PackedSite(Site):
+class PackedSlot(Slot):
     """Attention with packed q, k, v: `nn.MultiheadAttention` or open_clip's own `Attention`."""
 
     key = "in_proj_weight"

@@ -1,4 +1,4 @@
-"""One tower of a classifier, with what cannot change left out: embeddings of rows of which some are not there."""
+"""One tower of a model, with what cannot change left out: embeddings of rows of which some are not there."""
 
 from __future__ import annotations
 
@@ -11,25 +11,41 @@ import torch
 from torch import Tensor, nn
 
 from mora.adapters import is_patched, unwrap
-from mora.families.family import Family, evaluating
 from mora.hooks import watched_itself
 from mora.savings.options import Hidden, Savings
 from mora.savings.plan import Plan, plan_of
-from mora.savings.state import Kept, frozen_state, kept, precision, state_of, switches_of, version
+from mora.savings.state import Kept, flags_of, frozen_state, kept, precision, state_of, switches_of, version
+from mora.towers.cutting import CutTower, evaluating
+from mora.towers.tower import Tower
 
 
-class Tower:
-    """The image or the text tower of a CLIP.
+class Runner:
+    """Runs one tower of a model.
 
     Args:
-        modality: "image" or "text".
-        family: of the CLIP.
+        tower: one that cannot be cut runs whole.
         savings: what is left out.
     """
 
-    def __init__(self, modality: str, family: Family, savings: Savings) -> None:
-        self.modality, self.family, self.savings = modality, family, savings
+    def __init__(self, tower: Tower, savings: Savings) -> None:
+        self.tower, self.savings = tower, savings
         self.plans = Kept()
+
+    @property
+    def modality(self) -> str:
+        """Of the tower."""
+        return self.tower.modality
+
+    @property
+    def parts(self) -> CutTower:
+        """The tower, where its plan says that it can be cut."""
+        assert isinstance(self.tower, CutTower)
+        return self.tower
+
+    @property
+    def trims(self) -> bool:
+        """Whether rows come with the tokens of their inputs, which may end before the context does."""
+        return isinstance(self.tower, CutTower) and self.tower.trims
 
     def clip(self, model: nn.Module) -> Any:
         """The CLIP inside wrappers that `mora.patch` is seen through."""
@@ -41,10 +57,11 @@ class Tower:
         training = clip.training if training is None else training
         if hasattr(clip, "_orig_mod") or clip is not model:
             return Plan(whole=f"the CLIP is wrapped in a {type(model).__name__}")
-        flags = tuple(parameter.requires_grad for parameter in clip.parameters())
-        state = (id(clip), id(getattr(clip, "mora", None)), substitute.device, substitute.dtype, flags)
-        make = lambda: plan_of(clip, self.family, self.modality, substitute[None], training)  # noqa: E731
-        around = self.plans.get("around", state, lambda: self.family.around_blocks(clip, self.modality))
+        if not isinstance(self.tower, CutTower):
+            return plan_of(clip, self.tower, substitute, training)
+        state = (id(clip), id(getattr(clip, "mora", None)), substitute.device, substitute.dtype, flags_of(clip))
+        make = lambda: plan_of(clip, self.tower, substitute[None], training)  # noqa: E731
+        around = self.plans.get("around", state, lambda: self.parts.around(clip))
         if any(watched_itself(module) for module in around):
             return Plan(whole="somebody registered hooks on a module around its blocks")
         return self.plans.get("training" if training else "eval", state, make)
@@ -56,9 +73,9 @@ class Tower:
 
         Args:
             model: the CLIP.
-            given: images or token ids [B, ...], rows past the frozen blocks, or None.
+            given: inputs [B, ...], rows past the frozen blocks, or None.
             present: bool [B].
-            substitute: what stands for a missing input, [3, H, W] or [L].
+            substitute: what stands for a missing input, one row of inputs.
             training: whether every row is to have dropout of its own.
         """
         if training or not self.savings.missing:
@@ -95,8 +112,18 @@ class Tower:
         if given is not None:
             assert isinstance(given, Tensor)
             keep = present.view(-1, *[1] * (given.dim() - 1))
-            rows = torch.where(keep, given, fit(rows, given))
+            rows = torch.where(keep, given, self.fit(rows, given))
         return self.run(model, rows, substitute)
+
+    def fit(self, rows: Tensor, given: Tensor) -> Tensor:
+        """The substitute's rows at the length of a batch of tokens that was trimmed or is shorter than the context."""
+        if rows.shape == given.shape:
+            return rows
+        if rows.dim() == 2 and rows.shape[1] > given.shape[1] >= 2:
+            return rows[:, : given.shape[1]]
+        raise ValueError(
+            f"{self.modality}: got rows of shape {tuple(given.shape[1:])}, expected {tuple(rows.shape[1:])}"
+        )
 
     def with_shared_prefix(
         self, model: nn.Module, given: Tensor | Hidden | None, present: Tensor, substitute: Tensor
@@ -135,10 +162,14 @@ class Tower:
         return kept(model, name, state, lambda: self.prefix(model, substitute[None], substitute))
 
     def end_of(self, model: Any, substitute: Tensor) -> int:
-        """How many tokens of the substitute text count; 0 for images and for texts that are not cut."""
-        if self.modality == "image" or not self.plan(model, substitute).trimmed:
+        """How many tokens of the substitute count; 0 where inputs are not cut."""
+        if not self.plan(model, substitute).trimmed:
             return 0
-        return int(self.family.text_ends(model, substitute[None])) + 1
+        return int(self.parts.ends(model, substitute[None])) + 1
+
+    def ends(self, model: nn.Module, tokens: Tensor) -> Tensor:
+        """The last token of each input that can reach its embedding, int64 [B]; only where inputs are cut."""
+        return self.parts.ends(self.clip(model), tokens)
 
     def prefix(self, model: Any, inputs: Tensor, substitute: Tensor, atleast: int = 0) -> Hidden:
         """Rows past the frozen blocks, of at least `atleast` tokens."""
@@ -146,45 +177,42 @@ class Tower:
         tokens: Tensor | None = None
         if plan.whole:
             raise ValueError(f"{self.modality}: rows past the frozen blocks cannot be had: {plan.whole}")
-        if self.modality == "text":
+        if self.trims:
             inputs = self.trim(model, inputs, plan, atleast)
             tokens = inputs
         with as_in_training():
             if plan.ends_pooled and self.savings.pooled:  # nothing is trained: the last block is frozen as well
                 with torch.no_grad(), evaluating(model):
-                    hidden = self.family.prefix(model, self.modality, inputs, plan.depth - 1)
-                    return Hidden(self.family.suffix(model, self.modality, hidden, plan.depth - 1, tokens), tokens)
-            return Hidden(self.family.prefix(model, self.modality, inputs, plan.first, plan.frozen), tokens)
+                    hidden = self.parts.prefix(model, inputs, plan.depth - 1)
+                    return Hidden(self.parts.suffix(model, hidden, plan.depth - 1, tokens), tokens)
+            return Hidden(self.parts.prefix(model, inputs, plan.first, plan.frozen), tokens)
 
-    def trim(self, model: Any, text: Tensor, plan: Plan, atleast: int = 0) -> Tensor:
-        """Texts cut after the longest one's end, rounded up."""
+    def trim(self, model: Any, tokens: Tensor, plan: Plan, atleast: int = 0) -> Tensor:
+        """Inputs cut after the longest one's end, rounded up."""
         if not (self.savings.trimmed and plan.trimmed):
-            return text
+            return tokens
         multiple = self.savings.multiple
-        length = max(int(self.family.text_ends(model, text).max()) + 1, atleast)
-        return text[:, : -(-length // multiple) * multiple]
+        length = max(int(self.parts.ends(model, tokens).max()) + 1, atleast)
+        return tokens[:, : -(-length // multiple) * multiple]
 
     def run(self, model: Any, given: Tensor | Hidden, substitute: Tensor) -> Tensor:
         """Embeddings [B, e] of rows that are all computed."""
-        encode = self.family.encode_image if self.modality == "image" else self.family.encode_text
         if isinstance(given, Tensor) and torch.compiler.is_compiling():
-            return encode(model, given)
+            return self.tower.encode(model, given)
         plan = self.plan(model, substitute)
         if isinstance(given, Tensor):
             if plan.whole or not (self.savings.pooled or self.savings.trimmed or self.savings.lean):
-                return encode(model, given)
+                return self.tower.encode(model, given)
             given = self.prefix(model, given, substitute)
         elif plan.whole:
             raise ValueError(f"{self.modality}: got rows past the frozen blocks, expected inputs: {plan.whole}")
         else:
             given = self.ready(model, given, plan, substitute)
         rows, tokens = given.rows, given.tokens
-        return self.family.suffix(
-            model, self.modality, rows, plan.first, tokens, self.savings.pooled, self.savings.lean
-        )
+        return self.parts.suffix(model, rows, plan.first, tokens, self.savings.pooled, self.savings.lean)
 
     def ready(self, model: Any, given: Hidden, plan: Plan, substitute: Tensor) -> Hidden:
-        """Rows in the dtype they were computed in, texts cut."""
+        """Rows in the dtype they were computed in, inputs cut."""
         rows, tokens = given.rows, given.tokens
         if tokens is not None and rows.dim() == 3:
             tokens = self.trim(model, tokens, plan)
@@ -194,11 +222,13 @@ class Tower:
         return Hidden(rows, tokens)
 
     def check(self, given: Hidden) -> None:
-        """ValueError unless texts come with their tokens."""
+        """ValueError unless rows that have tokens come with them."""
         rows, tokens = given.rows, given.tokens
-        if self.modality == "text" and rows.dim() == 3 and (tokens is None or tokens.shape != rows.shape[:2]):
+        if self.trims and rows.dim() == 3 and (tokens is None or tokens.shape != rows.shape[:2]):
             got = None if tokens is None else tuple(tokens.shape)
-            raise ValueError(f"text: got tokens of shape {got}, expected {tuple(rows.shape[:2])}, those of the rows")
+            raise ValueError(
+                f"{self.modality}: got tokens of shape {got}, expected {tuple(rows.shape[:2])}, those of the rows"
+            )
 
 
 @contextmanager
@@ -239,16 +269,7 @@ def chosen(given: Tensor | Hidden, present: Tensor) -> Tensor | Hidden:
 
 
 def padded(rows: Tensor, length: int) -> Tensor:
-    """Text rows [B, L, ...] cut or filled with zeros to another length: what stands behind the end is not looked at."""
+    """Rows of tokens [B, L, ...] cut or filled with zeros to another length: nothing looks behind the end."""
     if rows.shape[1] >= length:
         return rows[:, :length]
     return torch.cat([rows, rows.new_zeros(len(rows), length - rows.shape[1], *rows.shape[2:])], dim=1)
-
-
-def fit(rows: Tensor, given: Tensor) -> Tensor:
-    """The substitute's rows at the length of a text batch that was trimmed or is shorter than the context."""
-    if rows.shape == given.shape:
-        return rows
-    if rows.dim() == 2 and rows.shape[1] > given.shape[1] >= 2:
-        return rows[:, : given.shape[1]]
-    raise ValueError(f"image or text: got rows of shape {tuple(given.shape[1:])}, expected {tuple(rows.shape[1:])}")

@@ -91,7 +91,7 @@ def check_plain(module: nn.Module, names: Iterable[str], path: str) -> None:
             )
         parameter: Any = module._parameters[name]
         if parameter is None:
-            continue  # no bias; or q, k, v of other widths, which the site names
+            continue  # no bias; or q, k, v of other widths, which the slot names
         if hasattr(parameter, "device_mesh"):
             raise ValueError(f"model: {path}.{name} is sharded (DTensor), expected a whole one: patch before sharding")
         if type(parameter) is not nn.Parameter or type(parameter.data) is not Tensor:
@@ -126,23 +126,33 @@ def inside(module: nn.Module, name: str) -> str:
     return found[0] if len(found) == 1 else ""
 
 
-def check_alone(model: nn.Module, sites: Iterable[Any], replaced: dict[str, nn.Module]) -> None:
+def located(module: Any, path: str) -> tuple[str, Any]:
+    """(where, what) `path` names below `module`, seen through wrappers: the path with them in it, None if nothing."""
+    here: list[str] = []
+    for name in path.split("."):
+        owner = inside(module, name) if isinstance(module, nn.Module) else ""
+        here += [owner, name] if owner else [name]
+        module = getattr(module, name, None)
+    return ".".join(here), module
+
+
+def check_alone(model: nn.Module, slots: Iterable[Any], replaced: dict[str, nn.Module]) -> None:
     """Raise ValueError when something that is to be replaced is also used elsewhere.
 
     Args:
         model: the CLIP.
-        sites: of every block of its towers, adapted or not: each runs once.
+        slots: of every block of its towers, adapted or not: each runs once.
         replaced: the modules that will be replaced, by path: each is held in one place.
     """
     seen: dict[int, str] = {}
-    for site in sites:
-        for one in (site.block, site.attention):
+    for slot in slots:
+        for one in (slot.block, slot.attention):
             if id(one) in seen:
                 raise ValueError(
-                    f"model: {site.path} and {seen[id(one)]} are one object, expected blocks of their own: adapting "
+                    f"model: {slot.path} and {seen[id(one)]} are one object, expected blocks of their own: adapting "
                     "one would adapt the other; copy.deepcopy it"
                 )
-        seen |= {id(site.block): site.path, id(site.attention): site.path}
+        seen |= {id(slot.block): slot.path, id(slot.attention): slot.path}
     places: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         for key, child in module._modules.items():

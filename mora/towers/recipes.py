@@ -1,0 +1,87 @@
+"""Which towers a model of a library has: a recipe each. A new library is a recipe, in `RECIPES`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from mora.towers import hugging_face, kinds, open_clip
+from mora.towers.tower import Tower, descend
+
+
+class Recipe(ABC):
+    """One library's way to put towers into a model.
+
+    Attributes:
+        name: of the library.
+        looked_for: what its models have, in words.
+    """
+
+    name: str
+    looked_for: str
+
+    @abstractmethod
+    def matches(self, model: Any) -> bool:
+        """Whether `model` is of this library."""
+
+    @abstractmethod
+    def unsupported(self, model: Any) -> list[str]:
+        """Why a model of this library cannot be used, a reason each; empty when all of the library works on it."""
+
+    @abstractmethod
+    def towers(self, model: Any) -> dict[str, Tower]:
+        """The towers of a model that matches and is supported, by modality, in the order of their embeddings."""
+
+
+class HuggingFace(Recipe):
+    """`transformers.CLIPModel`, `MetaClip2Model`, `SiglipModel` and others whose towers `kinds` knows.
+
+    They keep its names: `vision_model`, `text_model`, `self_attn`.
+    """
+
+    name = "Hugging Face"
+    looked_for = "vision_model.encoder.layers and text_model.encoder.layers"
+
+    def matches(self, model: Any) -> bool:
+        return all(at(model, [path]) for path in (hugging_face.IMAGE_BLOCKS, hugging_face.TEXT_BLOCKS))
+
+    def unsupported(self, model: Any) -> list[str]:
+        return kinds.unsupported(model)
+
+    def towers(self, model: Any) -> dict[str, Tower]:
+        return {
+            "image": hugging_face.HuggingFaceImage("image", hugging_face.IMAGE_BLOCKS),
+            "text": hugging_face.HuggingFaceText("text", hugging_face.TEXT_BLOCKS),
+        }
+
+
+class OpenClip(Recipe):
+    """`open_clip.CLIP`, `CustomTextCLIP` and `CoCa`; their towers are open_clip's own transformers, or others'."""
+
+    name = "open_clip"
+    looked_for = "visual.transformer.resblocks and transformer.resblocks (or text.transformer.resblocks)"
+
+    def matches(self, model: Any) -> bool:
+        return hasattr(model, "visual") and hasattr(model, "encode_image") and hasattr(model, "encode_text")
+
+    def unsupported(self, model: Any) -> list[str]:
+        return []
+
+    def towers(self, model: Any) -> dict[str, Tower]:
+        image, text = at(model, open_clip.IMAGE_BLOCKS), at(model, open_clip.TEXT_BLOCKS)
+        return {
+            "image": open_clip.OpenClipImage("image", image) if image else open_clip.OtherImage("image"),
+            "text": open_clip.OpenClipText("text", text) if text else open_clip.OtherText("text"),
+        }
+
+
+# The first that matches is taken.
+RECIPES: tuple[Recipe, ...] = (HuggingFace(), OpenClip())
+
+
+def at(model: Any, paths: Iterable[str]) -> str:
+    """The first of some dotted paths at which a list of blocks stands; "" when there is none."""
+    return next((path for path in paths if isinstance(descend(model, path), nn.ModuleList)), "")
