@@ -8,7 +8,6 @@ from typing import Any
 
 from mora.system.messages import VALUE, printable, shown
 
-MODALITIES = ("image", "text")
 TARGETS = ("q", "k", "v", "out")
 INITS = ("official", "identity")
 VARIANTS = ("official", "no-gram", "no-specific")
@@ -51,7 +50,7 @@ class MoraConfig:
     """How a CLIP is adapted, equations (1) and (2); every wrong value raises a ValueError that names the field.
 
     Attributes:
-        rank: rank r_s of the specific updates; an int, or one per modality, {"image": 4, "text": 8}.
+        rank: rank r_s of the specific updates; an int, or one for each of the model's towers, {"image": 4, "text": 8}.
         common_rank: rank r_c of the factors that the towers share; None means `rank`.
         alpha: plain factor of both updates, not divided by the rank; positive, at most a million.
         dropout: probability in [0, 1) of dropping an input element of an adapted projection, base path included.
@@ -98,15 +97,15 @@ class MoraConfig:
     def _check_ranks(self) -> None:
         ranks = self.rank if isinstance(self.rank, Mapping) else {"": self.rank}
         if isinstance(self.rank, Mapping):
-            if set(self.rank) != set(MODALITIES):
-                raise ValueError(f"rank: got keys {shown(sorted(map(str, self.rank)))}, expected 'image' and 'text'")
-            object.__setattr__(self, "rank", {modality: self.rank[modality] for modality in MODALITIES})
+            if not self.rank or not all(isinstance(modality, str) and modality for modality in self.rank):
+                raise ValueError(f"rank: got keys {shown(list(self.rank))}, expected names of modalities")
+            object.__setattr__(self, "rank", {modality: self.rank[modality] for modality in sorted(self.rank)})
         for modality, rank in ranks.items():
-            check_whole(f"rank[{modality!r}]" if modality else "rank", rank, 1)
+            check_whole(f"rank[{shown(modality)}]" if modality else "rank", rank, 1)
         if self.common_rank is None:
             if len(set(ranks.values())) > 1:
                 raise ValueError(
-                    f"common_rank: got None with rank={dict(ranks)}, expected an int: the towers share one common rank"
+                    f"common_rank: got None with rank={shown(dict(ranks))}, expected an int: the towers share one"
                 )
         else:
             check_whole("common_rank", self.common_rank, 1, ", or None")
@@ -125,13 +124,29 @@ class MoraConfig:
         return tuple(target for target in TARGETS if target in self.targets)
 
     def specific_rank(self, modality: str) -> int:
-        """r_s of one modality."""
+        """r_s of one modality; `check_modalities` says that it is there."""
         return self.rank if isinstance(self.rank, int) else self.rank[modality]
+
+    def check_modalities(self, modalities: Iterable[str]) -> None:
+        """Raise ValueError that names what a model's towers and the keys of `rank` do not share."""
+        if isinstance(self.rank, int):
+            return
+        expected = [*modalities]
+        unknown = [shown(modality) for modality in self.rank if modality not in expected]
+        missing = [repr(modality) for modality in expected if modality not in self.rank]
+        found = [f"{what} {', '.join(names)}" for what, names in (("unknown", unknown), ("missing", missing)) if names]
+        if found:
+            towers = ", ".join(map(repr, expected))
+            raise ValueError(
+                f"rank: got keys {shown([*self.rank])} ({'; '.join(found)}), expected the towers, {towers}"
+            )
 
     @property
     def shared_rank(self) -> int:
         """r_c, the rank of the common factors."""
-        return self.specific_rank("image") if self.common_rank is None else self.common_rank
+        if self.common_rank is not None:
+            return self.common_rank
+        return self.rank if isinstance(self.rank, int) else next(iter(self.rank.values()))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types."""

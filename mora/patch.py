@@ -140,7 +140,8 @@ def admitted(model: nn.Module, towers: Mapping[str, Tower], config: MoraConfig) 
 
 
 def check_pairs(pairs: list[Pair], config: MoraConfig) -> None:
-    """Raise ValueError unless every target is there, square, at least as wide as its ranks, on one usable device."""
+    """Raise ValueError unless every tower has a rank and every target is there, square, wide enough, on one device."""
+    config.check_modalities(pairs[0])
     places = {slot.linear(config.targets[0]).weight.device: slot.path for pair in pairs for slot in pair.values()}
     if len(places) > 1:
         found = ", ".join(f"{path} on {device}" for device, path in places.items())

@@ -80,7 +80,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], base: str = "
     config = config_from(str(folder / CONFIG), saved["config"])
     if is_patched(model):
         adapters = adapters_of(model)
-        check_same_adapters(str(folder), config, adapters.config)
+        check_same_adapters(str(folder), config, adapters)
         pairs, config = adapters.pairs, adapters.config
     else:
         pairs = admitted(model, towers_of_itself(model), config)

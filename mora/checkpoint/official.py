@@ -91,7 +91,7 @@ def load_official(model: nn.Module, path: str | os.PathLike[str]) -> tuple[Tenso
 def pairs_for(path: Path, model: nn.Module, theirs: MoraConfig, layers: list[int]) -> list[Pair]:
     """The model's blocks that a checkpoint adapts, patched or to be; ValueError where they are not the same."""
     if is_patched(model):
-        check_same_adapters(str(path), theirs, adapters_of(model).config)
+        check_same_adapters(str(path), theirs, adapters_of(model))
         pairs = adapters_of(model).pairs
     else:
         pairs = pair_blocks(slots_of(model, towers_of_itself(model)), theirs)

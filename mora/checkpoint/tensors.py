@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -41,14 +41,19 @@ def expected_shapes(pairs: list[Pair], config: MoraConfig) -> dict[str, tuple[in
     return shapes
 
 
-def check_same_adapters(source: str, theirs: MoraConfig, ours: MoraConfig) -> None:
+def check_same_adapters(source: str, theirs: MoraConfig, adapters: Adapters) -> None:
     """Raise ValueError that names the first field in which a checkpoint and a patched model differ."""
+    ours, modalities = adapters.config, [*adapters.towers]
+    try:
+        theirs.check_modalities(modalities)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
     for field in WEIGHT_FIELDS:
         got, expected = getattr(theirs, field), getattr(ours, field)
         if field == "common_rank":
             got, expected = theirs.shared_rank, ours.shared_rank
         elif field == "rank":
-            got, expected = ranks(theirs), ranks(ours)
+            got, expected = ranks(theirs, modalities), ranks(ours, modalities)
         if got != expected:
             raise ValueError(f"{field}: {source} has {got!r}, the patched model has {expected!r}: expected the same")
 
@@ -61,9 +66,9 @@ def config_from(source: str, fields: Any) -> MoraConfig:
         raise ValueError(f"{source}: {error}") from error
 
 
-def ranks(config: MoraConfig) -> dict[str, int]:
+def ranks(config: MoraConfig, modalities: Iterable[str]) -> dict[str, int]:
     """The specific rank of each modality."""
-    return {modality: config.specific_rank(modality) for modality in ("image", "text")}
+    return {modality: config.specific_rank(modality) for modality in modalities}
 
 
 def check_tensors(source: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -8,7 +8,7 @@ import mora
 from mora import MoraConfig
 
 WRONG = {
-    "rank": [0, -1, 1.5, True, {"image": 4}, {"image": 4, "text": 0}, {"image": 4, "text": 8, "audio": 2}],
+    "rank": [0, -1, 1.5, True, {}, {"": 4}, {1: 4}, {"image": 4, "text": 0}],
     "common_rank": [0, 2.0, "4"],
     "alpha": [-0.01, 0, float("nan"), float("inf"), "0.1", True],
     "dropout": [1.5, 1.0, -0.1, None],

@@ -254,6 +254,11 @@ def test_first_layer():
         ({"last_layers": 9}, "last_layers: got 9, expected at most"),
         ({"first_layer": 7}, "first_layer: got 7"),
         ({"rank": 0}, "rank: got 0"),
+        (
+            {"rank": {"image": 4}},
+            r"rank: got keys \['image'\] \(missing 'text'\), expected the towers, 'image', 'text'",
+        ),
+        ({"rank": {"image": 4, "text": 4, "audio": 4}}, r"rank: got keys \[.*\] \(unknown 'audio'\), expected"),
         ({"rank": 65}, "rank: got 65, expected at most"),
         ({"alpha": -1.0}, "alpha: got -1.0"),
         ({"dropout": 1.5}, "dropout: got 1.5"),
