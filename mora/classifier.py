@@ -23,7 +23,7 @@ class MissingModalityClassifier(nn.Module):
 
     Embeddings are projected and un-normalised. The substitute of a missing image is a white image, preprocessed; of a
     missing text, the tokens of "". What cannot change a result is not computed (`mora.Savings`, docs/savings.md): in
-    eval all rows that lack a modality cost one, or one in all within `mora.keeping`; in training every row passes the
+    eval all rows that lack a modality cost at most one; in training every row passes the
     blocks that are trained, so that dropout stays per sample, and only rows that are there pass the frozen ones.
 
     Args:

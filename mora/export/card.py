@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +125,9 @@ def licence_of(name: str, pretrained: str | None) -> tuple[str, str]:
     """(spelling of the hub, in words) of a backbone's weights, as far as it is known."""
     if name == TINY:
         return TINY_LICENCE
-    return next((licence for tag, licence in TAG_LICENCES.items() if (pretrained or "").startswith(tag)), UNKNOWN)
+    if pretrained is None or os.path.basename(pretrained) != pretrained or os.path.exists(pretrained):
+        return UNKNOWN  # a file, whatever it is called
+    return next((licence for tag, licence in TAG_LICENCES.items() if pretrained.startswith(tag)), UNKNOWN)
 
 
 def scores(run: LoadedRun, about: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mora.adapters import is_patched, unwrap
 from mora.families.family import Family, evaluating
 from mora.hooks import watched_itself
+from mora.savings.contents import contents
 from mora.savings.options import Hidden, Savings
 from mora.savings.plan import Plan, plan_of
 from mora.savings.state import Kept, frozen_state, kept, precision, state_of, switches_of, version
@@ -29,7 +30,7 @@ class Tower:
 
     def __init__(self, modality: str, family: Family, savings: Savings) -> None:
         self.modality, self.family, self.savings = modality, family, savings
-        self.plans = Kept()
+        self.plans, self.rows = Kept(), Kept()
 
     def clip(self, model: nn.Module) -> Any:
         """The CLIP inside wrappers that `mora.patch` is seen through."""
@@ -80,7 +81,8 @@ class Tower:
             return state_of(model), precision(substitute.device), version(substitute), model.training
 
         name = (id(self), "embedding", torch.is_inference_mode_enabled())
-        return kept(model, name, state, lambda: self.run(model, substitute[None], substitute))
+        make = lambda: self.run(model, substitute[None], substitute)  # noqa: E731
+        return kept(model, name, state, lambda: self.same_contents("embedding", model, substitute, make))
 
     def every_row(self, model: nn.Module, given: Tensor | Hidden | None, present: Tensor, substitute: Tensor) -> Tensor:
         """Embeddings [B, e] with every row, present or not, through the blocks that are trained."""
@@ -132,7 +134,29 @@ class Tower:
             return frozen_state(model), precision(substitute.device), version(substitute), switches_of(model)
 
         name = (id(self), "prefix", torch.is_inference_mode_enabled())
-        return kept(model, name, state, lambda: self.prefix(model, substitute[None], substitute))
+        make = lambda: self.prefix(model, substitute[None], substitute)  # noqa: E731
+        return kept(model, name, state, lambda: self.same_contents("prefix", model, substitute, make))
+
+    def same_contents(self, name: str, model: nn.Module, substitute: Tensor, make: Callable[[], Any]) -> Any:
+        """What was made last time, where every byte it depends on is the same; else what is made now.
+
+        For images on the CPU: their substitute has hundreds of tokens, and takes longer than to read the weights once.
+        """
+        if self.modality != "image" or substitute.device.type != "cpu" or self.plan(model, substitute).whole:
+            return make()
+        clip = self.clip(model)
+        others = self.plans.get("others", (id(clip),), lambda: self.modules_of_others(clip))
+        state = contents(clip, others, substitute, frozen=name == "prefix")
+        if state is None:
+            return make()
+        state = (*state, switches_of(clip), precision(substitute.device), self.plan(model, substitute), self.savings)
+        mode = "inference" if torch.is_inference_mode_enabled() else "plain"
+        return self.rows.get(f"{name} {mode}", state, make)
+
+    def modules_of_others(self, clip: Any) -> list[nn.Module]:
+        """The modules within the blocks of the other towers, of which this one reads nothing."""
+        others = [name for name in ("image", "text") if name != self.modality]
+        return [part for name in others for block in self.family.blocks(clip, name, 0) for part in block.modules()]
 
     def end_of(self, model: Any, substitute: Tensor) -> int:
         """How many tokens of the substitute text count; 0 for images and for texts that are not cut."""

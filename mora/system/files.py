@@ -47,7 +47,7 @@ def appearing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         if temporary.exists():
-            with temporary.open("rb") as file:
+            with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
     except BaseException as error:
