@@ -109,7 +109,7 @@ def _source(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _build(options: argparse.Namespace, command: str) -> None:
-    from mora.data.build import build
+    from mora.data.builders import build
     from mora.system.folders import remove_leftovers
     from mora.system.lock import FolderLock
 

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import torch
 
 from mora.data.corruption import Corrupted, Corruption
-from mora.data.dataset import Dataset, open_dataset
+from mora.data.dataset import Dataset
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
+from mora.data.open import open_dataset
 from mora.data.table_files import load_table
 from mora.data.tables import Missing
 from mora.evaluation import report

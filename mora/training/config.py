@@ -51,7 +51,7 @@ class TrainConfig:
     `TrainConfig.make` takes the same fields, a preset, and the fields of `MoraConfig` by their own names.
 
     Attributes:
-        data: "openmoji", a folder of a data set, or a manifest; see `mora.data.dataset.open_dataset`.
+        data: "openmoji", a folder of a data set, or a manifest; see `mora.data.open_dataset`.
         out: the run folder.
         backbone: "tiny" or a name of open_clip.
         pretrained: open_clip's tag, or a file of weights.

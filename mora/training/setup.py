@@ -14,8 +14,9 @@ from torch import Tensor
 
 from mora.config import PRESETS
 from mora.data.corruption import Corrupted, Corruption
-from mora.data.dataset import SPLITS, Dataset, open_dataset, splits_of
+from mora.data.dataset import SPLITS, Dataset
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
+from mora.data.open import open_dataset, splits_of
 from mora.data.table_files import find_table, load_table
 from mora.data.tables import Missing, MissingTable, draw_table, per_sample, table_seed
 from mora.data.trainable import refuse_incomplete, refuse_unlearnable, refuse_unscorable, refuse_untrainable

@@ -146,7 +146,7 @@ def test_samples_are_told_apart():
 def test_a_touched_file_counts_as_changed(tmp_path):
     from PIL import Image
 
-    from mora.data.dataset import open_dataset
+    from mora.data.open import open_dataset
 
     for row in range(4):
         Image.new("RGB", (8, 8), (40 * row, 0, 0)).save(tmp_path / f"{row}.png")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mora.data.build.raw import Raw, RawRow, RawSplit, is_text, read_split_file, stays_inside
+from mora.data.builders.raw import Raw, RawRow, RawSplit, is_text, read_split_file, stays_inside
 from mora.data.published import GENRES
 from mora.system.files import read_json
 from mora.system.messages import printable

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mora.data.arrow import DESCRIPTION
+from mora.data.sources.official import DESCRIPTION
 from mora.system.files import read_json, write_bytes
 from mora.system.messages import listed
 

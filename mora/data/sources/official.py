@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mora.data.dataset import SPLITS
 from mora.data.published import PUBLISHED, SPLIT_NAMES, published_name
-from mora.data.rows import ABSENT, MOST_CLASSES, Columns, Rows, Task, refuse_vast
+from mora.data.sources.rows import ABSENT, MOST_CLASSES, Columns, Rows, Task, refuse_vast
+from mora.data.sources.source import Source
 from mora.system.files import read_json, regular_file
 from mora.system.messages import listed, printable
 
@@ -240,3 +241,14 @@ def _columns(table: pa.Table, texts: str, labels: Tensor) -> Columns:
             words.append(text if text is not None and text.strip() else None)
             images.append(row)
     return Columns(ids, words, labels[images], images, sizes)
+
+
+SOURCE = Source(
+    form="a folder of train.arrow, val.arrow, test.arrow",
+    matches=lambda source: Path(source).is_dir() and any(Path(source).glob("*.arrow")),
+    splits=lambda source, options: arrow_splits(Path(source)),
+    open=lambda source, split, options: ArrowSplit(
+        Path(source), split, options.name, options.on_broken, options.classes
+    ),
+    takes_name=True,
+)

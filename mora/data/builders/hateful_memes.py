@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mora.data.build.raw import Raw, RawRow, RawSplit, is_text, refuse_repeated, stays_inside
+from mora.data.builders.raw import Raw, RawRow, RawSplit, is_text, refuse_repeated, stays_inside
 from mora.data.published import PUBLISHED
 from mora.system.files import parse_json, read_text
 from mora.system.messages import printable, shown

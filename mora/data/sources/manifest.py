@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from mora.data.dataset import SPLITS
-from mora.data.formats import COLUMNS, read_columns
 from mora.data.images import LARGEST_IMAGE
-from mora.data.labelled import SEPARATOR, Labelled
-from mora.data.rows import ABSENT, Columns, Rows, file_size
+from mora.data.sources.columns import COLUMNS, READERS, read_columns
+from mora.data.sources.labelled import SEPARATOR, Labelled
+from mora.data.sources.rows import ABSENT, Columns, Rows, file_size
+from mora.data.sources.source import Options, Source
 from mora.system.files import read_bytes
 from mora.system.messages import listed, printable, rows_of
 
@@ -69,9 +70,15 @@ class ManifestSplit(Rows):
         return [file for file in self._files if file is not None]
 
 
-def manifest_splits(path: Path, extra_columns: bool) -> tuple[str, ...]:
+def is_manifest(source: str) -> bool:
+    """Whether `source` is a file with the ending of a manifest."""
+    path = Path(source)
+    return path.is_file() and path.suffix.lower() in READERS
+
+
+def manifest_splits(source: str, options: Options) -> tuple[str, ...]:
     """The splits a manifest has rows of."""
-    parts = set(read_manifest(path, extra_columns).parts(seed=0))
+    parts = set(read_manifest(Path(source), options.extra_columns).parts(seed=0))
     return tuple(split for split in SPLITS if split in parts)
 
 
@@ -149,3 +156,19 @@ def _text(value: Any) -> str | None:
 def _labels(value: Any) -> tuple[str, ...]:
     parts = value if isinstance(value, list) else (_word(value) or "").split(SEPARATOR)
     return tuple(dict.fromkeys(word for part in parts if (word := _word(part))))
+
+
+def open_manifest(source: str, split: str, options: Options) -> ManifestSplit:
+    """One split of a manifest."""
+    return ManifestSplit(
+        Path(source),
+        split,
+        options.on_broken,
+        classes=options.classes,
+        multi_label=options.multi_label,
+        seed=options.seed,
+        extra_columns=options.extra_columns,
+    )
+
+
+SOURCE = Source("a .csv, .jsonl or .parquet file", is_manifest, manifest_splits, open_manifest)

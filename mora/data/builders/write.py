@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from mora.data.build.raw import RawRow, RawSplit
+from mora.data.builders.raw import RawRow, RawSplit
 from mora.data.images import LARGEST_IMAGE, BrokenImageError, decode, progress
 from mora.data.published import SPLIT_NAMES, Published
 from mora.system.files import appearing, read_bytes

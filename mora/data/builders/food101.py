@@ -7,7 +7,7 @@ import io
 import re
 from pathlib import Path
 
-from mora.data.build.raw import Raw, RawRow, RawSplit, is_text, need, read_split_file, stays_inside
+from mora.data.builders.raw import Raw, RawRow, RawSplit, is_text, need, read_split_file, stays_inside
 from mora.system.files import read_json, read_text
 
 PICTURE = re.compile(r"[^,\"]+_\d+\.\w+,")

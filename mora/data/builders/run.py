@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mora.data.build import food101, hateful_memes, mmimdb
-from mora.data.build.description import Description
-from mora.data.build.raw import Raw, RawSplit
-from mora.data.build.write import write_split
+from mora.data.builders import food101, hateful_memes, mmimdb
+from mora.data.builders.description import Description
+from mora.data.builders.raw import Raw, RawSplit
+from mora.data.builders.write import write_split
 from mora.data.dataset import SPLITS, fingerprint
 from mora.data.published import PUBLISHED, SPLIT_NAMES
 from mora.system.files import write_bytes

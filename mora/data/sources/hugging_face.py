@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from mora.data.dataset import SPLITS
-from mora.data.formats import check_type
 from mora.data.images import LARGEST_IMAGE
-from mora.data.labelled import SEPARATOR, Labelled
-from mora.data.manifest import leaves_folder
 from mora.data.published import split_name
-from mora.data.rows import ABSENT, Columns, Rows, file_size
+from mora.data.sources.columns import check_type
+from mora.data.sources.labelled import SEPARATOR, Labelled
+from mora.data.sources.manifest import leaves_folder
+from mora.data.sources.rows import ABSENT, Columns, Rows, file_size
+from mora.data.sources.source import Options, Source
 from mora.system.files import digest, read_bytes, read_json, regular_file
 from mora.system.messages import listed, shown
 
@@ -75,8 +76,14 @@ class HuggingFaceSplit(Rows):
         return f"{self._folder} row {self._chosen[source] + 1}"
 
 
-def hugging_face_splits(folder: Path) -> tuple[str, ...]:
+def is_saved(source: str) -> bool:
+    """Whether `source` is a folder of `save_to_disk`."""
+    return any((Path(source) / file).is_file() for file in ("dataset_dict.json", "state.json"))
+
+
+def saved_splits(source: str, options: Options) -> tuple[str, ...]:
     """The splits a saved data set has rows of."""
+    folder = Path(source)
     data, splits = _load(folder)
     parts = set(_labelled(folder, data, splits).parts(seed=0))
     return tuple(split for split in SPLITS if split in parts)
@@ -238,3 +245,18 @@ def _sizes(data: Any, folder: Path) -> list[int]:
         else:
             sizes.append(file_size(folder / place))
     return sizes
+
+
+def open_saved(source: str, split: str, options: Options) -> HuggingFaceSplit:
+    """One split of a saved data set."""
+    return HuggingFaceSplit(
+        Path(source),
+        split,
+        options.on_broken,
+        classes=options.classes,
+        multi_label=options.multi_label,
+        seed=options.seed,
+    )
+
+
+SOURCE = Source("a folder saved by Hugging Face datasets", is_saved, saved_splits, open_saved)

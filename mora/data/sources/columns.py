@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mora.data.comma_separated import columns_of
 from mora.data.published import SPLIT_NAMES
+from mora.data.sources.comma_separated import columns_of
 from mora.system.files import LARGEST_TEXT, parse_json, read_text, regular_file
 from mora.system.messages import listed
 
@@ -23,7 +23,7 @@ def read_columns(path: Path) -> dict[str, list[Any]]:
 
     Raises ValueError that names the line, or the row, that is wrong; OSError where the file cannot be read.
     """
-    return {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[path.suffix.lower()](path)
+    return READERS[path.suffix.lower()](path)
 
 
 def _read_csv(path: Path) -> dict[str, list[Any]]:
@@ -136,3 +136,6 @@ def _check_row(row: object, form: str) -> None:
     if isinstance(label, dict) or nested is not None:
         kind = "dict" if nested is None else f"list of {type(nested).__name__}"
         raise ValueError(form.format(f"label of type {kind}", "text, a number, or a list of these"))
+
+
+READERS = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
