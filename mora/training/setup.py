@@ -21,11 +21,10 @@ from mora.data.table_files import find_table, load_table
 from mora.data.tables import Missing, MissingTable, draw_table, per_sample, table_seed
 from mora.data.trainable import refuse_incomplete, refuse_unlearnable, refuse_unscorable, refuse_untrainable
 from mora.system.files import digest
+from mora.system.machine import need
 from mora.training.backbone import Backbone, with_policy
 from mora.training.batches import Inputs, Subset, spread
 from mora.training.config import TrainConfig
-
-INSTALL = "pip install 'mora-kernels[train]'"
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,10 @@ class Split:
 
 def make_accelerator(config: TrainConfig) -> Any:
     """The accelerator of this process; ValueError for a device or precision that is not there."""
-    try:
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
-    except ImportError as error:
-        raise ImportError(f"training needs accelerate: {INSTALL}") from error
+    need("accelerate", "training")
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
     if config.device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device: got {config.device!r}, expected 'auto', 'cpu' or 'cuda'")
     if config.device == "cuda" and not torch.cuda.is_available():

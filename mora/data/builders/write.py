@@ -12,10 +12,10 @@ from mora.data.builders.raw import RawRow, RawSplit
 from mora.data.images import LARGEST_IMAGE, BrokenImageError, decode, progress
 from mora.data.published import SPLIT_NAMES, Published
 from mora.system.files import appearing, read_bytes
+from mora.system.machine import need
 from mora.system.messages import printable
 
 BATCH = 128
-INSTALL = "pip install 'mora-kernels[train]'"
 
 
 def write_split(path: Path, split: str, found: RawSplit, data: Published, *, keep: bool) -> tuple[int, list[str]]:
@@ -23,10 +23,7 @@ def write_split(path: Path, split: str, found: RawSplit, data: Published, *, kee
 
     The file appears only when every image is whole and nothing was wrong before, or, with `keep`, in any case.
     """
-    try:
-        import pyarrow as pa
-    except ImportError as error:
-        raise ImportError(f"writing Arrow files needs pyarrow: {INSTALL}") from error
+    pa = need("pyarrow", "writing Arrow files")
     schema = _schema(data, found)
     broken: list[str] = []
     rows = 0

@@ -10,10 +10,10 @@ from typing import Any
 from mora.data.published import SPLIT_NAMES
 from mora.data.sources.comma_separated import columns_of
 from mora.system.files import LARGEST_TEXT, parse_json, read_text, regular_file
+from mora.system.machine import need
 from mora.system.messages import listed
 
 COLUMNS = ("image", "text", "label", "split")
-INSTALL = "pip install 'mora-kernels[train]'"
 MOST_ROWS = 1 << 27
 BATCH = 256  # rows decoded at a time
 
@@ -40,11 +40,10 @@ def _read_csv(path: Path) -> dict[str, list[Any]]:
 
 
 def _read_parquet(path: Path) -> dict[str, list[Any]]:
-    try:
-        import pyarrow as pa
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ImportError(f"reading Parquet needs pyarrow: {INSTALL}") from error
+    need("pyarrow", "reading Parquet")
+    import pyarrow as pa
+    from pyarrow import parquet
+
     regular_file(path)
     try:
         with parquet.ParquetFile(path) as file:

@@ -15,10 +15,10 @@ from mora.data.sources.manifest import leaves_folder
 from mora.data.sources.rows import ABSENT, Columns, Rows, file_size
 from mora.data.sources.source import Options, Source
 from mora.system.files import digest, read_bytes, read_json, regular_file
+from mora.system.machine import need
 from mora.system.messages import listed, shown
 
 COLUMNS = ("image", "text", "label")
-INSTALL = "pip install 'mora-kernels[train]'"
 
 
 class HuggingFaceSplit(Rows):
@@ -91,10 +91,7 @@ def saved_splits(source: str, options: Options) -> tuple[str, ...]:
 
 def _load(folder: Path) -> tuple[Any, list[str] | None]:
     """All rows, images not decoded, and the key of the DatasetDict each comes from."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise ImportError(f"reading saved data sets needs datasets: {INSTALL}") from error
+    datasets = need("datasets", "reading saved data sets")
     _refuse_irregular(folder)
     try:
         loaded = datasets.load_from_disk(str(folder))

