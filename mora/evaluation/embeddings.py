@@ -21,7 +21,7 @@ from mora.keeping import keeping
 from mora.system.workers import leave_signals
 
 if TYPE_CHECKING:
-    from mora.training.run import LoadedRun
+    from mora.runs.run import LoadedRun
 
 HEAD_ROWS = 8192
 

@@ -16,15 +16,13 @@ from mora.data.table_files import load_table
 from mora.data.tables import Missing
 from mora.evaluation import report
 from mora.evaluation.grid import SEEDS, Result, cells
+from mora.runs.run import LoadedRun, load_run
 from mora.savings import Savings
 from mora.system.folders import remove_leftovers
 from mora.system.lock import FolderLock
 from mora.system.machine import device_of, need
 from mora.system.messages import printable
 from mora.system.workers import check_workers, lost_workers
-from mora.training.config import TrainConfig
-from mora.training.run import LoadedRun, load_run
-from mora.training.setup import options_of
 
 
 class Source(NamedTuple):
@@ -48,8 +46,8 @@ class Source(NamedTuple):
 
     def open(self, run: LoadedRun) -> Dataset:
         """The split as a run sees it: its classes in their order, rows without splits divided as for training."""
-        given = run.data.get("options") or options_of(TrainConfig.from_dict(run.config["train"]))
-        options = dict(given) if self.is_of(run) else {"seed": given.get("seed", 0)}
+        given = run.data_options
+        options = given if self.is_of(run) else {"seed": given.get("seed", 0)}
         if self.name is not None:
             options["name"] = self.name
         if self.extra_columns:

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from mora.config import PRESETS, MoraConfig, is_whole, one_of
 from mora.data.dataset import ON_BROKEN
 from mora.data.tables import FORM, Missing, by_split
-from mora.evaluation.metrics import KINDS
+from mora.metrics import KINDS
+from mora.runs.methods import METHODS
 from mora.savings.options import Savings
-from mora.training.methods import METHODS
 
 # A generator takes 64 bits; offsets by split and process are added to a seed.
 LARGEST_COUNT, LARGEST_SEED = (1 << 31) - 1, (1 << 62) - 1
@@ -54,7 +54,7 @@ class TrainConfig:
         out: the run folder.
         backbone: "tiny" or a name of open_clip.
         pretrained: open_clip's tag, or a file of weights.
-        method: one of `mora.training.methods.METHODS`.
+        method: one of `mora.runs.methods.METHODS`.
         mora: ranks, targets, blocks, dropout (for every method) and what is MoRA's own.
         lora_scale: `lora_alpha / rank` of LoRA and DoRA.
         missing: simulated absence per split: "none", "both:0.7" (kind:rate, a rate counts what is missing;

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from mora.runs.backbone import Backbone
 from mora.system.files import digest
 from mora.system.machine import versions
 from mora.system.messages import listed, printable
-from mora.training.backbone import Backbone
 from mora.training.checkpoints import Progress
 from mora.training.config import FREE_ON_RESUME, TrainConfig
 from mora.training.setup import Split, one_modality, options_of

@@ -20,9 +20,9 @@ from mora.data.open import open_dataset, splits_of
 from mora.data.table_files import find_table, load_table
 from mora.data.tables import Missing, MissingTable, draw_table, per_sample, table_seed
 from mora.data.trainable import refuse_incomplete, refuse_unlearnable, refuse_unscorable, refuse_untrainable
+from mora.runs.backbone import Backbone, with_policy
 from mora.system.files import digest
 from mora.system.machine import need
-from mora.training.backbone import Backbone, with_policy
 from mora.training.batches import Inputs, Subset, spread
 from mora.training.config import TrainConfig
 

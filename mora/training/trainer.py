@@ -16,11 +16,13 @@ from torch import Tensor
 from mora.classifier import MissingModalityClassifier
 from mora.data.dataset import Dataset
 from mora.keeping import keeping
+from mora.runs.backbone import Backbone, load_backbone
+from mora.runs.methods import adapt
+from mora.runs.run import BEST, CHECKPOINTS, save_best
 from mora.savings import Savings
 from mora.system.signals import Stop, Stopped
 from mora.system.workers import check_workers, lost_workers
 from mora.training import setup
-from mora.training.backbone import Backbone, load_backbone
 from mora.training.batches import epoch_order, shares
 from mora.training.caching import keep_rows
 from mora.training.checkpoints import Progress, State, pack, write_checkpoint
@@ -29,10 +31,8 @@ from mora.training.describe import describe, introduction, run_digest, where
 from mora.training.engine import Engine, Step
 from mora.training.folder import RunFolder, check_folder, refuse_held
 from mora.training.log import LOGS, Log, clock
-from mora.training.methods import adapt
 from mora.training.processes import anywhere, lost_processes, on_main
 from mora.training.result import Result
-from mora.training.run import BEST, CHECKPOINTS, save_best
 from mora.training.trust import Course
 
 

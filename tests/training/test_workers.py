@@ -16,8 +16,8 @@ import torch
 
 from mora.cli import main
 from mora.data.open import open_dataset
+from mora.runs.backbone import load_backbone, with_policy
 from mora.system import workers
-from mora.training.backbone import load_backbone, with_policy
 from mora.training.batches import Inputs
 from mora.training.caching import CachedInputs
 from tests.data import synthetic

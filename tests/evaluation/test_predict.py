@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from mora.cli import main
-from mora.predict import predict
-from mora.training.run import load_run
+from mora.evaluation.predict import predict
+from mora.runs.run import load_run
 from tests.evaluation.fakes import write_run
 
 

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from mora.config import MoraConfig, is_whole
 from mora.data.tables import Missing
-from mora.evaluation.metrics import KINDS
+from mora.metrics import KINDS
+from mora.runs.backbone import TOKEN_POLICIES
+from mora.runs.methods import METHODS
 from mora.system.messages import shown
-from mora.training.backbone import TOKEN_POLICIES
-from mora.training.methods import METHODS
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 MOST_CLASSES, LONGEST, HIGHEST = 1 << 20, 1 << 16, 1e30

@@ -8,7 +8,6 @@ metrics.jsonl     a line per epoch, for programs; train.log, for people
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,12 +21,12 @@ from mora.checkpoint import load_adapter, save_adapter
 from mora.checkpoint.tensors import check_tensors, check_values, copy_whole, largest_file
 from mora.classifier import MissingModalityClassifier
 from mora.config import MoraConfig
-from mora.system.files import digest, pack_tensors, read_json, read_tensors, write_bytes
+from mora.runs.backbone import Backbone, load_backbone, with_policy
+from mora.runs.methods import MORA_VARIANTS, adapt, trained_tensors
+from mora.runs.stored import check_config, check_result
+from mora.system.files import digest, pack_tensors, read_json, read_tensors, write_bytes, write_json
 from mora.system.folders import whole_folder
 from mora.system.messages import shown
-from mora.training.backbone import Backbone, load_backbone, with_policy
-from mora.training.methods import MORA_VARIANTS, adapt, trained_tensors
-from mora.training.stored import check_config, check_result
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,7 +48,7 @@ class LoadedRun:
         classes: names, in the order of the logits.
         metric: "accuracy", "macro_f1" or "auroc".
         multi_label: whether a row may have several classes.
-        method: one of `mora.training.methods.METHODS`.
+        method: one of `mora.runs.methods.METHODS`.
         data: config["data"]: source, name, rows and fingerprints.
         result: epoch and validation metrics of the best epoch.
         backbone: the CLIP inside `model`, and its name and weights.
@@ -68,6 +67,19 @@ class LoadedRun:
     result: dict[str, Any]
     backbone: Backbone
     folder: Path
+
+    @property
+    def data_options(self) -> dict[str, Any]:
+        """The arguments of `open_dataset` that decided what the rows, classes and metric of the run are."""
+        if options := self.data.get("options"):
+            return dict(options)
+        train = self.config["train"]
+        return {
+            "name": train.get("data_name"),
+            "metric": train.get("metric"),
+            "seed": train.get("split_seed", 0),
+            "extra_columns": train.get("extra_columns", False),
+        }
 
     @property
     def mora_config(self) -> MoraConfig:
@@ -138,11 +150,6 @@ def read_config(folder: Path) -> dict[str, Any]:
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Write config.json."""
     write_json(folder / CONFIG, {"format": FORMAT, **config})
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write an object as readable JSON; it appears by rename."""
-    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def save_best(

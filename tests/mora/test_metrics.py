@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from mora.evaluation.metrics import Metric
+from mora.metrics import Metric
 
 pytest.importorskip("torchmetrics")
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from mora.config import is_whole
-from mora.evaluation.metrics import THRESHOLD
+from mora.metrics import THRESHOLD
 from mora.system.files import read_bytes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from mora.training.run import LoadedRun
+    from mora.runs.run import LoadedRun
 
 
 class Answer(NamedTuple):
@@ -54,7 +54,7 @@ def predict(
     """Classify one sample.
 
     Args:
-        run: from `mora.training.run.load_run`.
+        run: from `mora.runs.run.load_run`.
         image: a file or a PIL image; None means missing.
         text: None or blank means missing.
         top: how many answers, at least 1; None is all classes.

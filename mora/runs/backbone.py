@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from mora.runs.described import SCHEMES, check_text_tower, make_tokenizer, no_code_from_elsewhere, read_description
 from mora.system.files import regular_file
 from mora.system.machine import need
-from mora.training.described import SCHEMES, check_text_tower, make_tokenizer, no_code_from_elsewhere, read_description
 
 if TYPE_CHECKING:
     from PIL.Image import Image

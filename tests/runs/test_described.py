@@ -11,13 +11,13 @@ import torch
 from transformers import dynamic_module_utils
 
 from mora.cli import main
+from mora.evaluation.predict import predict
 from mora.export import merge_run
-from mora.predict import predict
+from mora.runs.described import DESCRIPTION, check_text_tower, no_code_from_elsewhere
 from mora.training import load_backbone, load_run
-from mora.training.described import DESCRIPTION, check_text_tower, no_code_from_elsewhere
 from tests.data import synthetic
 from tests.evaluation.fakes import write_run
-from tests.training.test_backbone import SIZES
+from tests.runs.test_backbone import SIZES
 
 EVIL = """
 from pathlib import Path

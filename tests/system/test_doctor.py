@@ -7,7 +7,7 @@ import sys
 import torch
 
 from mora.cli import main
-from mora.doctor import doctor
+from mora.system.doctor import doctor
 
 
 def test_doctor_names_versions_and_backends(capsys):
@@ -32,10 +32,10 @@ def test_a_broken_driver_or_package_is_reported(monkeypatch):
     def broken(*_):
         raise RuntimeError("CUDA driver\nis too old")
 
-    monkeypatch.setattr("mora.doctor.devices", lambda: [torch.device("cpu"), torch.device("cuda", 0)])
+    monkeypatch.setattr("mora.system.doctor.devices", lambda: [torch.device("cpu"), torch.device("cuda", 0)])
     monkeypatch.setattr(torch.cuda, "get_device_capability", broken)
     monkeypatch.setattr("mora_kernels.backend.missing", broken)
-    monkeypatch.setattr("mora.doctor.metadata.version", broken)
+    monkeypatch.setattr("mora.system.doctor.metadata.version", broken)
     text = doctor()
     assert text.count("cuda:0: cannot be asked: CUDA driver is too old") == 2
     assert "damaged: CUDA driver is too old" in text and "float32   torch" in text

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from mora.families import family_of
+from mora.runs.backbone import with_policy
+from mora.runs.run import copy_strictly, write_config
 from mora.system.folders import whole_folder
 from mora.training import load_backbone, load_run
-from mora.training.backbone import with_policy
-from mora.training.run import copy_strictly, write_config
 from tests.training import fakes
 
 SIZES = {
@@ -47,7 +47,7 @@ def test_an_open_clip_name_with_a_file_of_weights(named):
 def test_the_official_substitutes():
     """METHOD: a white image is (1.9303, 2.0749, 2.1459) everywhere after CLIP's preprocessing."""
     transform = open_clip.image_transform(224, is_train=False)
-    from mora.training.backbone import white_image
+    from mora.runs.backbone import white_image
 
     image = white_image(transform)
     assert image.shape == (3, 224, 224)

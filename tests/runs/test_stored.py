@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from mora.cli import main
-from mora.training.run import load_run, read_config
+from mora.runs.run import load_run, read_config
 from tests.data import synthetic
 from tests.evaluation.fakes import write_run
 

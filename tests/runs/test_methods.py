@@ -5,8 +5,8 @@ import torch
 
 import mora
 from mora.families import family_of
+from mora.runs.methods import METHODS, adapt, adapted_sites, fold, trained_tensors
 from mora.training import load_run
-from mora.training.methods import METHODS, adapt, adapted_sites, fold, trained_tensors
 from tests.mora.models import MODELS, embed, open_clip_model
 from tests.training import fakes
 

@@ -1,8 +1,10 @@
-"""The figures of the protocol, by torchmetrics in float32: accuracy, macro F1, AUROC."""
+"""The figures of the protocol, by torchmetrics in float32: accuracy, macro F1, AUROC; mean and spread over seeds."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -159,3 +161,21 @@ def build(kind: str, num_classes: int) -> dict[str, Any]:
         f"{average}_f1": classification.MultilabelF1Score(num_classes, threshold=THRESHOLD, average=average, **here)
         for average in ("macro", "micro")
     }
+
+
+class Spread(NamedTuple):
+    """Mean and sample standard deviation over seeds (0 with one seed), shares of 1."""
+
+    mean: float
+    deviation: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.1f} ± {100 * self.deviation:.1f}"
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and sample standard deviation of a few values."""
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return Spread(mean, 0.0)
+    return Spread(mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1)))
