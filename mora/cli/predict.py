@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mora.system.messages import printable
 
 if TYPE_CHECKING:
-    from mora.commands.parser import Commands
+    from mora.cli.parser import Commands
     from mora.evaluation.predict import Prediction
 
 ABSENT = {"text": "the text is absent", "image": "the image is absent", "none": "image and text are there"}

@@ -1,4 +1,4 @@
-"""The command `mora`: one file in `mora/commands/` per subcommand, each importing what it needs when it runs."""
+"""The command `mora`: a file per subcommand, in which `add` declares arguments and `run` imports what it needs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mora.commands import data, demo, doctor, evaluate, merge, predict, train
-from mora.commands.parser import Parser
+from mora.cli import data, demo, doctor, evaluate, merge, predict, train
+from mora.cli.parser import Parser
 from mora.system.messages import one_line
 from mora.system.signals import heard
 from mora.version import __version__
@@ -82,7 +82,3 @@ def in_words(error: BaseException) -> str:
     if isinstance(error, FORESEEN) and text:
         return text
     return f"{type(error).__name__}: {text or 'no message'} (--traceback shows where)"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

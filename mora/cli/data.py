@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mora.commands.parser import Parser
+from mora.cli.parser import Parser
 
 if TYPE_CHECKING:
-    from mora.commands.parser import Commands
+    from mora.cli.parser import Commands
 
 SPLITS = ("train", "validation", "test")
 SOURCE = "openmoji, a folder in the official layout or saved by datasets, or a CSV / JSONL / Parquet manifest"

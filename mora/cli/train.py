@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mora.commands.parser import Commands
+    from mora.cli.parser import Commands
 
 DESCRIPTION = """Adapt a CLIP to a data set in which images or texts are missing, keep the best validation epoch and
 test it once. On several GPUs or machines: accelerate launch -m mora.cli train ..., or torchrun likewise."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mora.commands.parser import Commands
+    from mora.cli.parser import Commands
 
 
 def add(commands: Commands) -> None:

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mora.commands.parser import Commands
+    from mora.cli.parser import Commands
 
 
 def add(commands: Commands) -> None:

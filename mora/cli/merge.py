@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mora.system.messages import printable
 
 if TYPE_CHECKING:
-    from mora.commands.parser import Commands
+    from mora.cli.parser import Commands
 
 
 def add(commands: Commands) -> None:
