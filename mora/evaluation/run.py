@@ -8,12 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mora.data.corruption import Corrupted, Corruption
+from mora.data.corruption import Corruption
 from mora.data.dataset import Dataset
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
 from mora.data.open import open_dataset
 from mora.data.table_files import load_table
 from mora.data.tables import Missing
+from mora.data.views import Corrupted
 from mora.evaluation import report
 from mora.evaluation.grid import SEEDS, Result, cells
 from mora.runs.run import LoadedRun, load_run

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mora.data.corruption import Corrupted, Corruption
+from mora.data import Corrupted, Corruption
 from mora.data.missing import missing_table
 from mora.data.tables import Missing, draw_table, per_sample
 from mora.evaluation.embeddings import embed
