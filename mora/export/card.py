@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from mora.evaluation.tables import FIGURES, Table, percent
 from mora.export.formats import HUGGING_FACE, MERGES, merges_of
+from mora.runs.backbone import TINY
 from mora.system.markup import Markdown, code, plain
 from mora.system.messages import printable
-from mora.training.backbone import TINY
 
 if TYPE_CHECKING:
-    from mora.training.run import LoadedRun
+    from mora.runs.run import LoadedRun
 
 OPEN_CLIP_CODE = """import json, open_clip, torch
 from PIL import Image

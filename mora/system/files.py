@@ -63,6 +63,11 @@ def write_bytes(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an object as readable JSON; it appears by rename."""
+    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
 def pack_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """The bytes of a safetensors file; every tensor contiguous on the CPU."""
     return save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, dict(metadata))

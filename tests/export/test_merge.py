@@ -15,8 +15,8 @@ from mora.export import merge_run
 from mora.export.card import UNKNOWN, licence_of
 from mora.export.formats import hugging_face_tokenizer
 from mora.families import family_of
-from mora.training.backbone import load_backbone
-from mora.training.run import load_run
+from mora.runs.backbone import load_backbone
+from mora.runs.run import load_run
 from mora_kernels.testing import assert_parity
 from tests.evaluation.fakes import write_run
 
