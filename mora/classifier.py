@@ -24,7 +24,7 @@ class MissingModalityClassifier(nn.Module):
 
     Embeddings are projected and un-normalised. The substitute of a missing image is a white image, preprocessed; of a
     missing text, the tokens of "". What cannot change a result is not computed (`mora.Savings`, docs/savings.md): in
-    eval all rows that lack a modality cost one, or one in all within `mora.keeping`; in training every row passes the
+    eval all rows that lack a modality cost at most one; in training every row passes the
     blocks that are trained, so that dropout stays per sample, and only rows that are there pass the frozen ones.
 
     Args:
@@ -173,7 +173,8 @@ class MissingModalityClassifier(nn.Module):
     def save(self, savings: Savings) -> None:
         """Leave out of the computation what `savings` says, from now on."""
         self.savings = savings
-        self.runners = {modality: Runner(tower, savings) for modality, tower in self.towers.items()}
+        each = self.towers.values()
+        self.runners = {one.modality: Runner(one, savings, [t for t in each if t is not one]) for one in each}
 
     def forget(self) -> None:
         """Drop all that is kept of the model, as `mora.forget(self)`, and what was found out about its towers."""

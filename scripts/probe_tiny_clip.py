@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mora.tiny
-from mora.data import openmoji
+from mora.data.sources import openmoji
 
 STEPS, RATE, DECAY = 300, 1e-2, 1.0  # the decay was chosen on validation
 

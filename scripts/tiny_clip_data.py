@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mora.data import openmoji
+from mora.data.sources import openmoji
 
 PACKAGES = (
     "@iconify-json/fluent-emoji-flat@1.2.6",

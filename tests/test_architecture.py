@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,47 @@ import mora_kernels
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob("mora/**/*.py"), *ROOT.glob("mora_kernels/**/*.py")])
+# The house from the ground up. An import, at any depth and for types too, stays in its room or goes to a lower floor:
+# never up, and never to another room of the same floor. A new file or folder of mora/ gets its place here.
+FLOORS = (
+    ("mora_kernels",),
+    ("mora.version", "mora.hooks", "mora.switch"),
+    ("mora.system",),
+    ("mora.config", "mora.tiny"),
+    ("mora.data", "mora.metrics"),
+    ("mora.start",),  # from here on what is put into a model
+    ("mora.factors", "mora.shared_input"),
+    ("mora.linear",),
+    ("mora.keeping",),
+    ("mora.towers",),
+    ("mora.adapters",),  # the verbs on a model
+    ("mora.first_step", "mora.liveness", "mora.summary", "mora.verify"),
+    ("mora.patch",),
+    ("mora.checkpoint",),
+    ("mora.savings",),
+    ("mora.classifier",),
+    ("mora.runs",),
+    ("mora.evaluation", "mora.training"),
+    ("mora.export",),
+    ("mora.demo",),
+    ("mora.cli",),
+    ("mora",),  # the public names
+)
+# Imports that run up, each with what it takes to end it. This list only gets shorter.
+RUN_UP = {
+    ("mora.start", "mora.linear"): "a type: what it starts should say what it needs of a projection",
+    ("mora.savings.cache", "mora.classifier"): "the cache should take the encoder, which the classifier holds",
+    ("mora.savings.fingerprint", "mora.classifier"): "so should what names its rows",
+}
+
+
+def module_of(path):
+    """The dotted name of a source file; a package's own file has the package's name."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in SOURCES}
 
 
 def imports(path):
@@ -23,6 +65,47 @@ def imports(path):
             assert node.level == 0, f"{path}: relative import"
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imported(path):
+    """The modules of this project that a file imports, at any depth; a package only for names that are its own."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [whole if (whole := f"{node.module}.{name}") in MODULES else node.module for name in names]
+        yield from {*names} & {*MODULES} - {module_of(path)}
+
+
+GRAPH = {name: sorted(set(imported(path))) for name, path in MODULES.items()}
+FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
+
+
+def room_of(module):
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] == "mora" else parts[0]
+
+
+def test_every_room_stands_on_a_floor():
+    assert {*map(room_of, MODULES)} == {*FLOOR}
+
+
+def test_no_import_runs_up():
+    rising = {
+        (module, other)
+        for module, others in GRAPH.items()
+        for other in others
+        if room_of(module) != room_of(other) and FLOOR[room_of(other)] >= FLOOR[room_of(module)]
+    }
+    assert rising - {*RUN_UP} == set()
+    assert {*RUN_UP} - rising == set(), "these run up no more: take them off the list"
+
+
+def test_no_imports_run_in_a_circle():
+    graph = {name: [other for other in others if (name, other) not in RUN_UP] for name, others in GRAPH.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle of imports: {' <- '.join(error.args[1])}")
 
 
 def test_public_names():

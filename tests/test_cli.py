@@ -205,7 +205,7 @@ def test_an_error_that_nobody_foresaw_is_one_line_too(monkeypatch, capsys):
     def fail(options, command):
         raise KeyError("a\nb")
 
-    monkeypatch.setattr("mora.commands.doctor.run", fail)
+    monkeypatch.setattr("mora.cli.doctor.run", fail)
     assert main(["doctor"]) == 2
     assert capsys.readouterr().err == "mora doctor: KeyError: 'a\\nb' (--traceback shows where)\n"
     with pytest.raises(KeyError):

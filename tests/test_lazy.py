@@ -44,7 +44,7 @@ FIRST = [
     "pass",
     "import mora.patch",
     "import mora.summary, mora.verify",
-    "import mora.training.methods",
+    "import mora.runs.methods",
     "from mora.patch import pair_blocks",
     "from mora import patch, verify",
     "import mora.cli",

@@ -31,7 +31,7 @@ TOLERANCE = {torch.float32: 1e-4}
 
 def shapes(scale: Scale) -> list[Shape]:
     """The whole training part; a few rows of it in a smoke test."""
-    from mora.data import openmoji
+    from mora.data.sources import openmoji
 
     rows = sum(row.split == "train" for row in openmoji.table())
     rows, batch, layers = (8, 4, 1) if scale.smoke else (rows, 32, 2)
@@ -77,7 +77,7 @@ class Data:
     """The rows on the device, and which of them lack what."""
 
     def __init__(self, rows: int, batch: int, preprocess: Any, tokenizer: Any, device: str) -> None:
-        from mora.data import openmoji
+        from mora.data.sources import openmoji
 
         samples = openmoji.load("train", progress=True)
         self.image = preprocess(samples.images[:rows]).to(device)

@@ -36,7 +36,8 @@ def shapes(scale: Scale) -> list[Shape]:
     found = []
     for name in names:
         depth = min(models.SIZES[name].vision[2], models.SIZES[name].text[2])
-        for layers, batches in ((min(2, depth - 1), (16, 32, 256)), (depth, (256,))):
+        some, every = (min(2, depth - 1), (16, 32, 256)), (depth, (256,))
+        for layers, batches in (some,) if scale.smoke else (some, every):
             found += [
                 {"model": name, "library": "Hugging Face", "adapted_layers": layers, "batch": batch, "dropout": 0.1}
                 for batch in scale.batches("model", batches)

@@ -1,10 +1,12 @@
 """Data sets of every kind behind one interface, and missing tables; heavy packages load when a source needs them."""
 
-from mora.data.corruption import Corrupted, Corruption
-from mora.data.dataset import Dataset, Sample, open_dataset, splits_of
+from mora.data.corruption import Corruption
+from mora.data.dataset import Dataset, Sample
 from mora.data.missing import combine_missing, missing_table
+from mora.data.open import open_dataset, splits_of
 from mora.data.table_files import find_table, load_table
 from mora.data.tables import Missing, MissingTable, draw_table, parse_missing, per_sample, save_table, table_seed
+from mora.data.views import Corrupted
 
 __all__ = [
     "Corrupted",

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from mora.data.dataset import Dataset, open_dataset, splits_of
+from mora.data.dataset import Dataset
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
+from mora.data.open import open_dataset, splits_of
 from mora.data.table_files import load_table, read_table
 from mora.data.tables import MissingTable, per_sample
 from mora.data.trainable import refuse_incomplete, refuse_untrainable

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from torch import Tensor
-
-from mora.data.dataset import Dataset, Sample, fingerprint
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -70,42 +66,3 @@ class Corruption:
             return text
         kept = [word for word in words if draw.random() >= self.word_drop]
         return " ".join(kept or [draw.choice(words)])
-
-
-class Corrupted(Dataset):
-    """A data set damaged as it is read; rows, labels, tables and fingerprint are the original's."""
-
-    def __init__(self, dataset: Dataset, corruption: Corruption) -> None:
-        self.dataset, self.corruption = dataset, corruption
-        self.name, self.split, self.classes = dataset.name, dataset.split, dataset.classes
-        self.multi_label, self.metric = dataset.multi_label, dataset.metric
-        self.fingerprint, self.broken, self.plain = dataset.fingerprint, dataset.broken, dataset.plain
-
-    def stamp(self) -> str:
-        return fingerprint([self.dataset.stamp(), asdict(self.corruption)])
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Sample:
-        image, text, label, name = self.dataset[index]
-        return Sample(
-            None if image is None else self.corruption.image(image, name),
-            None if text is None else self.corruption.text(text, name),
-            label,
-            name,
-        )
-
-    def available(self) -> Tensor:
-        return self.dataset.available()
-
-    def labels(self) -> Tensor:
-        return self.dataset.labels()
-
-    def groups(self) -> Tensor | None:
-        return self.dataset.groups()
-
-    @property
-    def rows(self) -> int:
-        """As in `Dataset`."""
-        return self.dataset.rows

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from mora.system.machine import need
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -25,7 +27,6 @@ LARGEST_WHOLE, LARGEST_REDUCED, STRIP = 1 << 26, 1 << 24, 1 << 22
 SHORTEST_REDUCED = 1024  # pixels
 # An image is of nearly one colour when all but this share of its pixels lie within so many of 256 levels.
 OUTLIERS, NEARLY = 0.001, 8
-INSTALL = "pip install 'mora-kernels[train]'"
 
 
 class BrokenImageError(ValueError):
@@ -44,10 +45,9 @@ def decode(data: bytes, where: str) -> Image.Image:
             point), is larger than `LARGEST_IMAGE` bytes or than `PIL.Image.MAX_IMAGE_PIXELS` allows, or one of
             its sides is more than `LARGEST_RATIO` times the other; the message starts with `where`.
     """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError(f"reading images needs pillow: {INSTALL}") from error
+    need("PIL.Image", "reading images")
+    from PIL import Image
+
     try:
         if len(data) > LARGEST_IMAGE:
             raise ValueError(f"it is of {len(data):,} bytes, expected at most {LARGEST_IMAGE:,}")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from mora.system.files import digest, pack_tensors, write_bytes
 FORMAT = "mora missing table 1"
 # A seed's offset in each split, so that no two splits draw alike.
 TABLE_SEEDS = {"train": 0, "validation": 1000, "test": 2000, "all": 3000}
+Specification = TypeVar("Specification")
 FORM = "KIND:RATE or KIND:RATE:SHARE, such as both:0.7, text:0.5, both:0.7:0.25, or none"
 
 
@@ -57,18 +59,39 @@ class Missing:
         return f"{self.kind}:{self.rate:g}{share}"
 
 
-def parse_missing(text: str) -> dict[str, Missing]:
-    """What each split lacks: `"both:0.7"` for all three, or `"train=both:0.7,test=image:0.9"`, others complete."""
-    if "=" not in text:
-        return dict.fromkeys(SPLITS, Missing.parse(text))
-    given: dict[str, Missing] = {}
-    for part in text.split(","):
-        word, _, value = part.strip().partition("=")
-        split = split_name(word)
-        if split is None or split in given:
-            raise ValueError(f"missing: got {part.strip()!r}, expected {', '.join(SPLITS)}, each once, = {FORM}")
-        given[split] = Missing.parse(value)
-    return {split: given.get(split, Missing()) for split in SPLITS}
+def parse_missing(given: object) -> dict[str, Missing]:
+    """What each split lacks: `"both:0.7"` for all three, or as `by_split` takes it, others complete."""
+    return by_split(given, Missing.parse)
+
+
+def by_split(given: object, read: Callable[[Any], Specification]) -> dict[str, Specification]:
+    """One specification for every split, each as `read` reads it.
+
+    Args:
+        given: one for all splits; `"train=both:0.7,test=image:0.9"`, where the others are `"none"`; or a mapping. A
+            split may be called as files call it, `"dev"`.
+        read: raises ValueError for a specification of another form.
+
+    Raises:
+        ValueError: an unknown split, or one that comes twice.
+    """
+    if isinstance(given, str):
+        if "=" not in given or Path(given).is_file():
+            return dict.fromkeys(SPLITS, read(given.strip()))
+        pairs = [part.partition("=") for part in given.split(",")]
+        named = {split.strip(): specification.strip() for split, _, specification in pairs}
+        if len(named) < len(pairs):
+            raise ValueError(f"missing: got {given!r}, expected each split once")
+        given = named
+    if not isinstance(given, Mapping):
+        raise ValueError(f"missing: got {given!r}, expected 'both:0.7', 'train=both:0.7,test=image:0.5' or a mapping")
+    found: dict[str, object] = {}
+    for word, specification in given.items():
+        split = split_name(str(word))
+        if split is None or split in found:
+            raise ValueError(f"missing: got {word!r}, expected each of {', '.join(map(repr, SPLITS))} at most once")
+        found[split] = specification
+    return {split: read(found.get(split, "none")) for split in SPLITS}
 
 
 @dataclass(frozen=True)

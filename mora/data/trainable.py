@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from mora.data.dataset import Dataset
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
 from mora.system.messages import listed, printable
-
-if TYPE_CHECKING:
-    from mora.data.dataset import Dataset
 
 NEEDED = ("train", "validation")
 

@@ -15,8 +15,8 @@ from mora.demo.report import markdown_table
 from mora.demo.run import frozen_blocks, progress_bar
 from mora.demo.settings import CHOSEN, LABELS, METHODS, Choice, Settings
 from mora.demo.workers import Job, Progress, train_all
+from mora.runs.methods import MORA_VARIANTS
 from mora.system.files import write_bytes
-from mora.training.methods import MORA_VARIANTS
 
 HEAD_SEEDS, SEEDS = (100, 101, 102), (100,)
 HEAD_LEARNING_RATES = (1e-3, 3e-3, 1e-2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import mora
 from mora.demo.methods import adapt
 from mora.demo.prefixes import Inputs, Prefixes
 from mora.demo.settings import Settings
@@ -18,10 +16,12 @@ from mora.demo.training import Embedder, Run, combine, embed_all, restore
 from mora.export.card import snippet
 from mora.export.formats import OPEN_CLIP, write_open_clip
 from mora.export.merge import ABOUT, CARD, HEAD
-from mora.system.files import pack_tensors, write_bytes
+from mora.patch import merge
+from mora.runs.backbone import TINY, load_backbone
+from mora.runs.methods import MORA_VARIANTS
+from mora.system.files import pack_tensors, write_bytes, write_json
 from mora.towers.find import towers_of
-from mora.training.backbone import TINY, load_backbone
-from mora.training.methods import MORA_VARIANTS
+from mora.version import __version__
 
 README = """# A CLIP adapted with MoRA and merged: {label}, seed {seed}
 
@@ -61,7 +61,7 @@ def merge_run(
     restore(head, adapters, run.state)
     complete = torch.zeros(len(prefixes.test))
     adapted = head(combine(embed_all(Embedder(model, prefixes.first), prefixes.test), complete))
-    merged = mora.merge(model).eval()
+    merged = merge(model).eval()
     parts = zip(inputs.images.split(128), inputs.tokens.split(128), strict=True)
     logits = torch.cat([plain_logits(merged, head, preprocess(image), tokens) for image, tokens in parts])
     found = {
@@ -89,7 +89,7 @@ def write_merged(
     config = {
         "method": run.method,
         "seed": run.seed,
-        "mora_version": mora.__version__,
+        "mora_version": __version__,
         "best_epoch": run.best_epoch,
         "validation_accuracy": run.best,
         "test_accuracy": run.test,
@@ -97,7 +97,7 @@ def write_merged(
         "settings": settings.to_dict(),
         "classes": list(classes),
     }
-    write_bytes(folder / ABOUT, (json.dumps(config, indent=2) + "\n").encode())
+    write_json(folder / ABOUT, config)
     accuracy = ", ".join(f"{100 * value:.1f} % ({name})" for name, value in run.test.items())
     text = README.format(
         code=snippet(OPEN_CLIP, multi_label=False, token_policy="plain", merges=True),

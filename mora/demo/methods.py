@@ -9,8 +9,8 @@ from torch import nn
 
 from mora.config import MoraConfig
 from mora.demo.settings import Settings
-from mora.training import methods
-from mora.training.methods import MORA_VARIANTS
+from mora.runs import methods
+from mora.runs.methods import MORA_VARIANTS
 
 
 def adapt(base: Any, method: str, settings: Settings) -> tuple[Any, dict[str, nn.Parameter]]:

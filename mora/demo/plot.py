@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 
-from mora.demo.settings import INSTALL, LABELS
+from mora.demo.settings import LABELS
 from mora.demo.statistics import COLUMNS, Row
 from mora.demo.training import Run
+from mora.system.machine import need
 
 # Okabe and Ito's palette: tells methods apart with every common kind of colour blindness.
 COLOURS = {
@@ -21,11 +22,10 @@ COLOURS = {
 
 def draw(rows: list[Row], runs: list[Run], majority: float, title: str) -> bytes:
     """The plot as PNG; ImportError where matplotlib is absent."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(f"the plot needs matplotlib: {INSTALL}") from error
+    need("matplotlib", "the plot")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, 5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

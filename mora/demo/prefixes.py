@@ -59,8 +59,8 @@ class Inputs:
 
 def load_inputs(tokenizer: Any, limit: int | None) -> tuple[dict[str, Inputs], tuple[str, ...]]:
     """The built-in drawings by split, and the class names; `limit` keeps evenly spaced rows of each split."""
-    from mora.data import openmoji
     from mora.data.dataset import SPLITS
+    from mora.data.sources import openmoji
 
     inputs = {}
     for split in SPLITS:

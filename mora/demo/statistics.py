@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from mora.demo.training import CONDITIONS, Run
-from mora.evaluation.spread import Spread, spread
+from mora.metrics import Spread, spread
 
 COLUMNS = {"complete": "nothing missing", "image": "images missing", "text": "texts missing", "both": "either missing"}
 

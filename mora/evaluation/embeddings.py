@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from mora.classifier import MissingModalityClassifier
-from mora.data.corruption import Corrupted
 from mora.data.dataset import Dataset, Sample
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
+from mora.data.views import Corrupted
 from mora.keeping import keeping
 from mora.system.workers import leave_signals
 
 if TYPE_CHECKING:
-    from mora.training.run import LoadedRun
+    from mora.runs.run import LoadedRun
 
 HEAD_ROWS = 8192
 

@@ -12,11 +12,11 @@ from mora.data.dataset import Dataset
 from mora.data.missing import COMPLETE, IMAGE_MISSING, KINDS, TEXT_MISSING
 from mora.data.tables import Missing, MissingTable, draw_table, per_sample
 from mora.evaluation.embeddings import Embeddings, embed
-from mora.evaluation.metrics import Metric
+from mora.metrics import Metric
 from mora.system.files import digest
 
 if TYPE_CHECKING:
-    from mora.training.run import LoadedRun
+    from mora.runs.run import LoadedRun
 
 NOTHING = "none"
 RATES, SEEDS = (0.5, 0.7, 0.9), (0, 1, 2)
@@ -87,7 +87,7 @@ def evaluate(
     """Score a trained classifier on one split with one part of it missing.
 
     Args:
-        run: from `mora.training.run.load_run`.
+        run: from `mora.runs.run.load_run`.
         dataset: one split, with the classes of the run.
         missing: what is taken away in addition to natural absence, "both:0.7"; a rate counts what is MISSING.
         seed: of the missing table.

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from mora.evaluation.grid import NOTHING, Result
-from mora.evaluation.metrics import INSTALL
 from mora.evaluation.tables import FIGURES, Summary, lacking
+from mora.system.machine import need
 from mora.system.messages import printable
 
 # Okabe and Ito's palette: tells lines apart with every common kind of colour blindness; markers do so in grey.
@@ -21,11 +21,10 @@ def draw(results: Sequence[Result], title: str) -> bytes:
 
     Raises ImportError where matplotlib is absent.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(f"the plot needs matplotlib: {INSTALL}") from error
+    need("matplotlib", "the plot")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     summary = Summary(results)
     alone = len(summary.models) == 1
     panels = [None] if alone or not summary.kinds else summary.kinds

@@ -15,9 +15,9 @@ from mora.evaluation import plot
 from mora.evaluation.grid import NOTHING, Result
 from mora.evaluation.tables import Summary, Table, everything, percent, tables
 from mora.system.folders import write_together
+from mora.system.machine import versions
 from mora.system.markup import cell, code, plain
 from mora.system.messages import printable
-from mora.training.describe import versions
 
 FILES = ("results.csv", "results.json", "report.md", "plot.png")
 COLUMNS = (

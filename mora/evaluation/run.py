@@ -8,24 +8,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-from mora.data.corruption import Corrupted, Corruption
-from mora.data.dataset import Dataset, open_dataset
+from mora.data.corruption import Corruption
+from mora.data.dataset import Dataset
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
+from mora.data.open import open_dataset
 from mora.data.table_files import load_table
 from mora.data.tables import Missing
+from mora.data.views import Corrupted
 from mora.evaluation import report
 from mora.evaluation.grid import SEEDS, Result, cells
-from mora.evaluation.metrics import INSTALL
+from mora.runs.run import LoadedRun, load_run
 from mora.savings import Savings
 from mora.system.folders import remove_leftovers
 from mora.system.lock import FolderLock
+from mora.system.machine import device_of, need
 from mora.system.messages import printable
 from mora.system.workers import check_workers, lost_workers
-from mora.training.config import TrainConfig
-from mora.training.run import LoadedRun, load_run
-from mora.training.setup import options_of
 
 
 class Source(NamedTuple):
@@ -49,8 +47,8 @@ class Source(NamedTuple):
 
     def open(self, run: LoadedRun) -> Dataset:
         """The split as a run sees it: its classes in their order, rows without splits divided as for training."""
-        given = run.data.get("options") or options_of(TrainConfig.from_dict(run.config["train"]))
-        options = dict(given) if self.is_of(run) else {"seed": given.get("seed", 0)}
+        given = run.data_options
+        options = given if self.is_of(run) else {"seed": given.get("seed", 0)}
         if self.name is not None:
             options["name"] = self.name
         if self.extra_columns:
@@ -142,11 +140,7 @@ def evaluate_runs(
 
 def make_console() -> Any:
     """A rich console; ImportError where rich is absent."""
-    try:
-        from rich.console import Console
-    except ImportError as error:
-        raise ImportError(f"the tables need rich: {INSTALL}") from error
-    return Console()
+    return need("rich.console", "printing tables").Console()
 
 
 def load_runs(folders: Sequence[Path], device: str) -> list[LoadedRun]:
@@ -181,18 +175,6 @@ def has_changed(source: Source, run: LoadedRun, dataset: Dataset) -> bool:
     """Whether the split has other rows than when the run was trained on this very source."""
     before = run.data.get("fingerprints", {}).get(dataset.split)
     return before not in (None, dataset.fingerprint) and source.is_of(run)
-
-
-def device_of(name: str) -> torch.device:
-    """The device of a name, "auto" being the GPU where there is one; ValueError for one that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device: got {name!r}, expected one that is there ({reason})") from error
-    return torch.device(name)
 
 
 def labels_of(runs: Sequence[LoadedRun]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from mora.data.missing import KINDS
 from mora.data.tables import Missing
 from mora.evaluation.grid import NOTHING, Result
-from mora.evaluation.spread import Spread, spread
+from mora.metrics import Spread, spread
 from mora.system.markup import plain
 
 FIGURES = {

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mora.evaluation.tables import FIGURES, Table, percent
 from mora.export.formats import HUGGING_FACE, MERGES, merges_of
+from mora.runs.backbone import TINY
 from mora.system.markup import Markdown, code, plain
 from mora.system.messages import printable
-from mora.training.backbone import TINY
 
 if TYPE_CHECKING:
-    from mora.training.run import LoadedRun
+    from mora.runs.run import LoadedRun
 
 OPEN_CLIP_CODE = """import json, open_clip, torch
 from PIL import Image
@@ -124,7 +125,9 @@ def licence_of(name: str, pretrained: str | None) -> tuple[str, str]:
     """(spelling of the hub, in words) of a backbone's weights, as far as it is known."""
     if name == TINY:
         return TINY_LICENCE
-    return next((licence for tag, licence in TAG_LICENCES.items() if (pretrained or "").startswith(tag)), UNKNOWN)
+    if pretrained is None or os.path.basename(pretrained) != pretrained or os.path.exists(pretrained):
+        return UNKNOWN  # a file, whatever it is called
+    return next((licence for tag, licence in TAG_LICENCES.items() if pretrained.startswith(tag)), UNKNOWN)
 
 
 def scores(run: LoadedRun, about: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -12,9 +11,9 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from mora.export.conversion import to_hugging_face
-from mora.system.files import pack_tensors, read_bytes, write_bytes
-from mora.training.backbone import TINY, Backbone, make, white_image
-from mora.training.described import LOCAL, read_description
+from mora.runs.backbone import TINY, Backbone, make, white_image
+from mora.runs.described import LOCAL, read_description
+from mora.system.files import pack_tensors, read_bytes, write_bytes, write_json
 
 OPEN_CLIP, HUGGING_FACE = "open_clip", "hugging_face"
 FORMATS = (OPEN_CLIP, HUGGING_FACE)
@@ -42,7 +41,7 @@ def write_open_clip(folder: Path, model: nn.Module, backbone: Backbone) -> None:
     elif hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(folder)
     write_bytes(folder / WEIGHTS, pack_tensors(model.state_dict(), {"format": "pt"}))
-    write_bytes(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    write_json(folder / CONFIG, config)
 
 
 def merges_of(backbone: Backbone) -> bytes | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,15 @@ from torch import Tensor, nn
 
 from mora.classifier import MissingModalityClassifier
 from mora.config import one_of
-from mora.evaluation.metrics import THRESHOLD
 from mora.export import card
 from mora.export.formats import FORMATS, OPEN_CLIP, READERS, WRITERS
-from mora.system.files import pack_tensors, read_json, write_bytes
+from mora.metrics import THRESHOLD
+from mora.runs.backbone import Backbone
+from mora.runs.methods import fold
+from mora.runs.run import RESULT, LoadedRun, load_run
+from mora.system.files import pack_tensors, read_json, write_bytes, write_json
 from mora.system.folders import remove_leftovers, whole_folder
 from mora.system.lock import FolderLock
-from mora.training.backbone import Backbone
-from mora.training.methods import fold
-from mora.training.run import RESULT, LoadedRun, load_run
 from mora.version import __version__
 
 HEAD, ABOUT, CARD = "classifier.safetensors", "classifier.json", "README.md"
@@ -66,7 +65,7 @@ def merge_into(folder: Path, model: str | os.PathLike[str] | LoadedRun, format: 
     with whole_folder(folder) as work:
         found = write_plain(work, plain, run.model.head, run.backbone, format, adapted, image, text)
         about = description(run, format, found)
-        write_bytes(work / ABOUT, (json.dumps(about, indent=2) + "\n").encode())
+        write_json(work / ABOUT, about)
         write_bytes(work / CARD, card.model_card(run, about).encode())
     return found
 

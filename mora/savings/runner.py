@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mora.adapters import is_patched, unwrap
 from mora.hooks import watched_itself
+from mora.savings.contents import contents
 from mora.savings.options import Hidden, Savings
 from mora.savings.plan import Plan, plan_of
 from mora.savings.state import Kept, flags_of, frozen_state, kept, precision, state_of, switches_of, version
@@ -25,11 +26,12 @@ class Runner:
     Args:
         tower: one that cannot be cut runs whole.
         savings: what is left out.
+        others: the other towers of the model, which have no part in it.
     """
 
-    def __init__(self, tower: Tower, savings: Savings) -> None:
-        self.tower, self.savings = tower, savings
-        self.plans = Kept()
+    def __init__(self, tower: Tower, savings: Savings, others: Iterable[Tower] = ()) -> None:
+        self.tower, self.savings, self.others = tower, savings, tuple(others)
+        self.plans, self.rows = Kept(), Kept()
 
     @property
     def modality(self) -> str:
@@ -97,7 +99,8 @@ class Runner:
             return state_of(model), precision(substitute.device), version(substitute), model.training
 
         name = (id(self), "embedding", torch.is_inference_mode_enabled())
-        return kept(model, name, state, lambda: self.run(model, substitute[None], substitute))
+        make = lambda: self.run(model, substitute[None], substitute)  # noqa: E731
+        return kept(model, name, state, lambda: self.same_contents("embedding", model, substitute, make))
 
     def every_row(self, model: nn.Module, given: Tensor | Hidden | None, present: Tensor, substitute: Tensor) -> Tensor:
         """Embeddings [B, e] with every row, present or not, through the blocks that are trained."""
@@ -159,7 +162,30 @@ class Runner:
             return frozen_state(model), precision(substitute.device), version(substitute), switches_of(model)
 
         name = (id(self), "prefix", torch.is_inference_mode_enabled())
-        return kept(model, name, state, lambda: self.prefix(model, substitute[None], substitute))
+        make = lambda: self.prefix(model, substitute[None], substitute)  # noqa: E731
+        return kept(model, name, state, lambda: self.same_contents("prefix", model, substitute, make))
+
+    def same_contents(self, name: str, model: nn.Module, substitute: Tensor, make: Callable[[], Any]) -> Any:
+        """What was made last time, where every byte it depends on is the same; else what is made now.
+
+        On the CPU, and for no texts: a substitute of hundreds of rows takes longer than to read the weights once.
+        """
+        if self.trims or substitute.device.type != "cpu" or self.plan(model, substitute).whole:
+            return make()
+        clip = self.clip(model)
+        others = self.plans.get("others", (id(clip),), lambda: self.modules_of_others(clip))
+        state = contents(clip, others, substitute, frozen=name == "prefix")
+        if state is None:
+            return make()
+        state = (*state, switches_of(clip), precision(substitute.device), self.plan(model, substitute), self.savings)
+        mode = "inference" if torch.is_inference_mode_enabled() else "plain"
+        return self.rows.get(f"{name} {mode}", state, make)
+
+    def modules_of_others(self, clip: Any) -> list[nn.Module]:
+        """The modules within the blocks of the other towers, of which this one reads nothing."""
+        own = {part for block in self.parts.blocks(clip) for part in block.modules()}
+        blocks = [block for tower in self.others if isinstance(tower, CutTower) for block in tower.blocks(clip)]
+        return [part for block in blocks for part in block.modules() if part not in own]
 
     def end_of(self, model: Any, substitute: Tensor) -> int:
         """How many tokens of the substitute count; 0 where inputs are not cut."""

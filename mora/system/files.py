@@ -47,7 +47,7 @@ def appearing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         if temporary.exists():
-            with temporary.open("rb") as file:
+            with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
     except BaseException as error:
@@ -61,6 +61,11 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` beside `path`, flush it to disk, and let it appear by rename."""
     with appearing(path) as temporary, temporary.open("xb") as file:  # plain creation, so that the user's umask holds
         file.write(data)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an object as readable JSON; it appears by rename."""
+    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def pack_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

@@ -25,7 +25,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         yield work
         for path in work.rglob("*"):  # files that other libraries wrote
             if path.is_file() and not path.is_symlink():
-                with path.open("rb") as file:
+                with path.open("rb+") as file:
                     os.fsync(file.fileno())
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)

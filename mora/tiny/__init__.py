@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
+from mora.system.machine import need
+
 if TYPE_CHECKING:
     from open_clip import CLIP, SimpleTokenizer
     from PIL.Image import Image
@@ -66,7 +68,7 @@ def config() -> dict[str, Any]:
 
 def build(**vision: Any) -> tuple[CLIP, Preprocess]:
     """Fresh weights in the tiny architecture; ``vision`` overrides entries of ``vision_cfg``."""
-    open_clip = _open_clip()
+    open_clip = need("open_clip", "the tiny CLIP")
     model_cfg, preprocess_cfg = config()["model_cfg"], config()["preprocess_cfg"]
     vision_cfg = {**model_cfg["vision_cfg"], **vision}
     model = open_clip.CLIP(**{**model_cfg, "vision_cfg": vision_cfg})
@@ -78,7 +80,9 @@ def build(**vision: Any) -> tuple[CLIP, Preprocess]:
 def tokenizer() -> SimpleTokenizer:
     """open_clip's byte-pair tokenizer with the tiny CLIP's own merges; 24 tokens a text."""
     with resources.as_file(resources.files("mora.tiny") / "merges.txt.gz") as path:
-        made: SimpleTokenizer = _open_clip().SimpleTokenizer(bpe_path=str(path), context_length=CONTEXT_LENGTH)
+        made: SimpleTokenizer = need("open_clip", "the tiny CLIP").SimpleTokenizer(
+            bpe_path=str(path), context_length=CONTEXT_LENGTH
+        )
     return made
 
 
@@ -98,11 +102,3 @@ def load() -> tuple[CLIP, Preprocess, SimpleTokenizer]:
     weights = load_safetensors((resources.files("mora.tiny") / "tiny.safetensors").read_bytes())
     model.load_state_dict({name: weight.float() for name, weight in weights.items()})
     return model.eval(), preprocess, tokenizer()
-
-
-def _open_clip() -> Any:
-    try:
-        import open_clip
-    except ImportError as error:
-        raise ImportError("the tiny CLIP needs open_clip: pip install open_clip_torch") from error
-    return open_clip

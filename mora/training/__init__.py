@@ -5,23 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mora.training.backbone import Backbone, load_backbone
+    from mora.runs.backbone import Backbone, load_backbone
+    from mora.runs.run import LoadedRun, load_run
     from mora.training.config import TrainConfig
     from mora.training.result import Result
-    from mora.training.run import LoadedRun, load_run
     from mora.training.trainer import Trainer, train
 
 __all__ = ["Backbone", "LoadedRun", "Result", "TrainConfig", "Trainer", "load_backbone", "load_run", "train"]
 
 PLACES = {
-    "Backbone": "backbone",
-    "load_backbone": "backbone",
-    "TrainConfig": "config",
-    "LoadedRun": "run",
-    "load_run": "run",
-    "Result": "result",
-    "Trainer": "trainer",
-    "train": "trainer",
+    "Backbone": "mora.runs.backbone",
+    "load_backbone": "mora.runs.backbone",
+    "TrainConfig": "mora.training.config",
+    "LoadedRun": "mora.runs.run",
+    "load_run": "mora.runs.run",
+    "Result": "mora.training.result",
+    "Trainer": "mora.training.trainer",
+    "train": "mora.training.trainer",
 }
 
 
@@ -31,4 +31,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{PLACES[name]}"), name)
+    return getattr(import_module(PLACES[name]), name)

@@ -9,49 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from mora.data.dataset import Dataset, Sample, fingerprint
+from mora.data.dataset import Dataset
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
 from mora.system.workers import leave_signals
-
-
-class Subset(Dataset):
-    """Some samples of a data set, in the order given; it keeps the image rows' count of the whole."""
-
-    def __init__(self, dataset: Dataset, index: Tensor) -> None:
-        self.dataset, self.index = dataset, index
-        self.name, self.split, self.classes = dataset.name, dataset.split, dataset.classes
-        self.multi_label, self.metric, self.fingerprint = dataset.multi_label, dataset.metric, dataset.fingerprint
-        self.broken = dataset.broken
-
-    def stamp(self) -> str:
-        return fingerprint([self.dataset.stamp(), self.index.tolist()])
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.dataset[int(self.index[index])]
-
-    def available(self) -> Tensor:
-        return self.dataset.available()[self.index]
-
-    def labels(self) -> Tensor:
-        return self.dataset.labels()[self.index]
-
-    def groups(self) -> Tensor | None:
-        groups = self.dataset.groups()
-        return None if groups is None else groups[self.index]
-
-    @property
-    def rows(self) -> int:
-        return self.dataset.rows
-
-
-def spread(dataset: Dataset, limit: int | None) -> Dataset:
-    """At most `limit` samples, evenly spread over the data set; the data set itself when it has no more."""
-    if limit is None or limit >= len(dataset):
-        return dataset
-    return Subset(dataset, torch.arange(limit) * len(dataset) // limit)
 
 
 class Inputs(torch.utils.data.Dataset[dict[str, Tensor]]):

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from mora.classifier import MissingModalityClassifier
-from mora.data.corruption import Corrupted
 from mora.data.dataset import Dataset
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
-from mora.data.openmoji import cache_folder
+from mora.data.sources.openmoji import cache_folder
+from mora.data.views import Corrupted
 from mora.savings.cache import PrefixCache, refusal
 from mora.savings.determinism import why_random
 from mora.savings.fingerprint import sample_parts

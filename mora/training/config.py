@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mora.config import PRESETS, MoraConfig, is_whole, one_of
-from mora.data.dataset import ON_BROKEN, SPLITS
-from mora.data.published import split_name
-from mora.data.tables import FORM, Missing
-from mora.evaluation.metrics import KINDS
+from mora.data.dataset import ON_BROKEN
+from mora.data.tables import FORM, Missing, by_split
+from mora.metrics import KINDS
+from mora.runs.methods import METHODS
 from mora.savings.options import Savings
-from mora.training.methods import METHODS
 
 # A generator takes 64 bits; offsets by split and process are added to a seed.
 LARGEST_COUNT, LARGEST_SEED = (1 << 31) - 1, (1 << 62) - 1
@@ -51,11 +50,11 @@ class TrainConfig:
     `TrainConfig.make` takes the same fields, a preset, and the fields of `MoraConfig` by their own names.
 
     Attributes:
-        data: "openmoji", a folder of a data set, or a manifest; see `mora.data.dataset.open_dataset`.
+        data: "openmoji", a folder of a data set, or a manifest; see `mora.data.open_dataset`.
         out: the run folder.
         backbone: "tiny" or a name of open_clip.
         pretrained: open_clip's tag, or a file of weights.
-        method: one of `mora.training.methods.METHODS`.
+        method: one of `mora.runs.methods.METHODS`.
         mora: ranks, targets, blocks, dropout (for every method) and what is MoRA's own.
         lora_scale: `lora_alpha / rank` of LoRA and DoRA.
         missing: simulated absence per split: "none", "both:0.7" (kind:rate, a rate counts what is missing;
@@ -154,7 +153,7 @@ class TrainConfig:
         if self.mora.variant != "official":
             raise ValueError(f"variant: got {self.mora.variant!r}, expected method='mora-{self.mora.variant}' instead")
         self._check_numbers()
-        object.__setattr__(self, "missing", missing_by_split(self.missing))
+        object.__setattr__(self, "missing", by_split(self.missing, check_missing))
 
     def _check_numbers(self) -> None:
         for name, least in (
@@ -240,27 +239,6 @@ def check_number(name: str, value: Any, low: float, high: float, open_left: bool
         )
         raise ValueError(f"{name}: got {value!r}, expected a number {wanted}")
     return float(value)
-
-
-def missing_by_split(missing: object) -> dict[str, str]:
-    """The specification of every split, canonical; ValueError for an unknown split, kind or rate."""
-    if isinstance(missing, str):
-        if "=" not in missing or Path(missing).is_file():
-            return dict.fromkeys(SPLITS, check_missing(missing.strip()))
-        pairs = [part.partition("=") for part in missing.split(",")]
-        named = {split.strip(): specification.strip() for split, _, specification in pairs}
-        if len(named) < len(pairs):
-            raise ValueError(f"missing: got {missing!r}, expected each split once")
-        missing = named
-    if not isinstance(missing, Mapping):
-        raise ValueError(f"missing: got {missing!r}, expected 'both:0.7', 'train=both:0.7,test=image:0.5' or a mapping")
-    given: dict[str, object] = {}
-    for word, specification in missing.items():
-        split = split_name(str(word))
-        if split is None or split in given:
-            raise ValueError(f"missing: got {word!r}, expected each of {', '.join(map(repr, SPLITS))} at most once")
-        given[split] = specification
-    return {split: check_missing(given.get(split, "none")) for split in SPLITS}
 
 
 def check_missing(specification: object) -> str:

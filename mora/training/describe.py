@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any
 
 from torch import nn
 
+from mora.runs.backbone import Backbone
 from mora.system.files import digest
+from mora.system.machine import versions
 from mora.system.messages import listed, printable
-from mora.training.backbone import Backbone
 from mora.training.checkpoints import Progress
 from mora.training.config import FREE_ON_RESUME, TrainConfig
 from mora.training.setup import Split, one_modality, options_of
-from mora.version import __version__
-
-PACKAGES = ("torch", "open_clip_torch", "accelerate", "transformers", "peft", "torchmetrics")
-
-
-def versions() -> dict[str, str]:
-    """What is installed of the packages that can move a number."""
-    found = {"mora-kernels": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def describe(

@@ -151,7 +151,7 @@ class Engine:
         """
         from accelerate.utils import gather_object
 
-        from mora.evaluation.metrics import Metric
+        from mora.metrics import Metric
 
         dataset = self.splits[split].dataset
         own = list(range(self.rank, len(dataset), self.processes))

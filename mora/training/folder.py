@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mora.runs.run import CHECKPOINTS, CONFIG, LOG, METRICS, read_config, write_config
 from mora.system.folders import LEFTOVER, remove_leftovers
 from mora.system.lock import LOCK, FolderLock
 from mora.system.messages import listed
@@ -14,7 +15,6 @@ from mora.training.checkpoints import State, read_checkpoint, set_aside
 from mora.training.describe import check_same_run, other_versions
 from mora.training.log import Log
 from mora.training.processes import everyones, on_main
-from mora.training.run import CHECKPOINTS, CONFIG, LOG, METRICS, read_config, write_config
 from mora.training.trust import Course, check_state, largest_checkpoint
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from mora.runs.run import LOG, METRICS
 from mora.system.messages import printable
-from mora.training.run import LOG, METRICS
 
 LOGS = (METRICS, LOG)
 PLAIN_SECONDS, SHORT_SECONDS = 30.0, 5.0

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mora.system.machine import need
 from mora.training.config import TrainConfig
 
 
@@ -25,8 +26,5 @@ def make_optimizer(
 
 def make_schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> torch.optim.lr_scheduler.LRScheduler:
     """Linear from 0 over the share `warmup` of `steps`, then a cosine to 0; ImportError without transformers."""
-    try:
-        from transformers.optimization import get_cosine_schedule_with_warmup
-    except ImportError as error:
-        raise ImportError("training needs transformers: pip install 'mora-kernels[train]'") from error
-    return get_cosine_schedule_with_warmup(optimizer, int(steps * warmup), steps)
+    optimization = need("transformers.optimization", "training", extra="train")
+    return optimization.get_cosine_schedule_with_warmup(optimizer, int(steps * warmup), steps)

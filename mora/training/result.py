@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mora.system.files import read_json
-from mora.training.run import RESULT, write_json
+from mora.runs.run import RESULT
+from mora.system.files import read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Result:
     """What a finished run found; metrics are shares of 1.
 
     Attributes:
-        folder: the run folder; `mora.training.run.load_run` opens it.
+        folder: the run folder; `mora.runs.run.load_run` opens it.
         best_epoch: the epoch that was kept, from 1.
         validation: metrics of that epoch.
         test: metrics of that epoch on the test split; None where there is none.

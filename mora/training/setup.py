@@ -13,18 +13,19 @@ import torch
 from torch import Tensor
 
 from mora.config import PRESETS
-from mora.data.corruption import Corrupted, Corruption
-from mora.data.dataset import SPLITS, Dataset, open_dataset, splits_of
+from mora.data.corruption import Corruption
+from mora.data.dataset import SPLITS, Dataset
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
+from mora.data.open import open_dataset, splits_of
 from mora.data.table_files import find_table, load_table
 from mora.data.tables import Missing, MissingTable, draw_table, per_sample, table_seed
 from mora.data.trainable import refuse_incomplete, refuse_unlearnable, refuse_unscorable, refuse_untrainable
+from mora.data.views import Corrupted, Subset, thinned
+from mora.runs.backbone import Backbone, with_policy
 from mora.system.files import digest
-from mora.training.backbone import Backbone, with_policy
-from mora.training.batches import Inputs, Subset, spread
+from mora.system.machine import need
+from mora.training.batches import Inputs
 from mora.training.config import TrainConfig
-
-INSTALL = "pip install 'mora-kernels[train]'"
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,10 @@ class Split:
 
 def make_accelerator(config: TrainConfig) -> Any:
     """The accelerator of this process; ValueError for a device or precision that is not there."""
-    try:
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
-    except ImportError as error:
-        raise ImportError(f"training needs accelerate: {INSTALL}") from error
+    need("accelerate", "training")
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
     if config.device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device: got {config.device!r}, expected 'auto', 'cpu' or 'cuda'")
     if config.device == "cuda" and not torch.cuda.is_available():
@@ -111,7 +111,7 @@ def prepare(config: TrainConfig, backbone: Backbone, datasets: Mapping[str, Data
             continue
         whole = datasets[split]
         table = make_table(whole, split, config)
-        dataset = spread(whole, config.limit)
+        dataset = thinned(whole, config.limit)
         refuse_unlearnable(dataset)
         refuse_unscorable(dataset)
         lacks = per_sample(table, whole)

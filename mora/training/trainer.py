@@ -7,7 +7,6 @@ import os
 import signal
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +15,24 @@ from torch import Tensor
 from mora.classifier import MissingModalityClassifier
 from mora.data.dataset import Dataset
 from mora.keeping import keeping
+from mora.runs.backbone import Backbone, load_backbone
+from mora.runs.methods import adapt
+from mora.runs.run import BEST, CHECKPOINTS, save_best
 from mora.savings import Savings
 from mora.system.signals import Stop, Stopped
 from mora.system.workers import check_workers, lost_workers
 from mora.training import setup
-from mora.training.backbone import Backbone, load_backbone
+from mora.training.account import Account
 from mora.training.batches import epoch_order, shares
 from mora.training.caching import keep_rows
 from mora.training.checkpoints import Progress, State, pack, write_checkpoint
 from mora.training.config import TrainConfig
-from mora.training.describe import describe, introduction, run_digest, where
+from mora.training.describe import describe, introduction, run_digest
 from mora.training.engine import Engine, Step
 from mora.training.folder import RunFolder, check_folder, refuse_held
-from mora.training.log import LOGS, Log, clock
-from mora.training.methods import adapt
+from mora.training.log import LOGS, Log
 from mora.training.processes import anywhere, lost_processes, on_main
 from mora.training.result import Result
-from mora.training.run import BEST, CHECKPOINTS, save_best
 from mora.training.trust import Course
 
 
@@ -82,6 +82,7 @@ class Trainer:
             run_digest(self.description), config.epochs, passes, config.accumulation, self.task.metric, LOGS
         )
         self.steps = config.epochs * self.course.steps
+        self.account = Account(config, self.accelerator, self.log, self.task.metric, self.steps)
         self.engine = Engine(self.accelerator, config, self.model, adapters, self.splits, self.steps)
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
@@ -115,7 +116,7 @@ class Trainer:
         # Dropout draws from here on, differently in every process, whatever was drawn since the trainer was built.
         setup.seed_everything(self.config.seed + 1 + self.accelerator.process_index)
         self.started = time.perf_counter()
-        self.start_trackers(state)
+        self.account.start_trackers(None if state is None else state.progress.step)
         if state is not None:
             self.restore(state)
         self.introduce(state)
@@ -128,32 +129,18 @@ class Trainer:
                 self.end_epoch()
             result = self.finish()
         except KeyboardInterrupt as error:  # in a thread that no signal reaches it comes as it is
-            self.tell(error if isinstance(error, Stopped) else Stopped(signal.SIGINT))
+            stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
+            self.account.stopped(stopped, self.progress, self.written)
             raise
         finally:
             self.log.stop()
         self.accelerator.end_training()
         return result
 
-    def tell(self, stopped: Stopped) -> None:
-        """Say where the run stopped, and how it goes on."""
-        self.log.stop()
-        stopped.told = self.log.main
-        with suppress(OSError):  # a disk that is full is no reason to hide what happened
-            self.log.say(f"stopped by {stopped} {where(self.progress, self.steps, self.config.epochs, self.written)}")
-
-    def start_trackers(self, state: State | None) -> None:
-        """Begin to report to the trackers asked for."""
-        if self.config.tracker == "none":
-            return
-        tensorboard = self.config.tracker == "tensorboard"
-        options = {"tensorboard": {"purge_step": state.progress.step + 1}} if tensorboard and state else {}
-        self.accelerator.init_trackers("tensorboard" if tensorboard else "mora", init_kwargs=options)
-
     def introduce(self, state: State | None) -> None:
         """Say what is going to happen."""
         if state is not None:
-            self.log.say(f"resumed at epoch {self.progress.epoch}, step {self.progress.step} of {self.steps}")
+            self.account.resumed(self.progress)
             return
         place, processes = self.accelerator.device.type, self.accelerator.num_processes
         for line in introduction(
@@ -194,39 +181,22 @@ class Trainer:
 
     def report(self, step: Step, throughput: float) -> None:
         """Count a step and tell of it."""
-        progress, config = self.progress, self.config
+        progress = self.progress
         progress.step += 1
         progress.skipped += step.skipped
         progress.loss = [progress.loss[0] + step.loss * step.rows, progress.loss[1] + step.rows]
-        self.log.advance(f"epoch {progress.epoch}/{config.epochs}", progress.step, step.loss, throughput)
-        if progress.step % config.log_every == 0 or progress.step == 1:
-            values = {"loss": step.loss, "lr": step.rate, "grad_norm": step.grad_norm}
-            self.log.event("step", step=progress.step, epoch=progress.epoch, **values)
-            self.track({f"train/{name}": value for name, value in values.items() if value is not None})
-
-    def track(self, values: dict[str, float]) -> None:
-        """Tell the tracker, where there is one."""
-        if self.config.tracker != "none":
-            self.accelerator.log(values, step=self.progress.step)
+        self.account.step(progress, step, throughput)
 
     def end_epoch(self) -> None:
         """Validate, keep the best, write a checkpoint."""
         progress, name = self.progress, self.task.metric
         figures = self.evaluate("validation")
-        loss = progress.loss[0] / progress.loss[1]
         better = progress.best is None or figures[name] > progress.best["validation"][name]
         if better:
             progress.best = {"epoch": progress.epoch, "validation": figures}
             self.best = self.engine.copies()
             self.save_best()
-        spent = self.spent()
-        self.log.event("epoch", epoch=progress.epoch, step=progress.step, loss=loss, validation=figures, seconds=spent)
-        self.track({"train/epoch_loss": loss, **{f"validation/{key}": value for key, value in figures.items()}})
-        mark = " (best)" if better else ""
-        self.log.say(
-            f"epoch {progress.epoch}/{self.config.epochs}  loss {loss:.4f}  validation {name} "
-            f"{100 * figures[name]:.2f} %{mark}  {clock(spent)} spent, {clock(self.log.left(progress.step))} left"
-        )
+        self.account.epoch(progress, figures, better, self.spent())
         progress.epoch, progress.done, progress.loss = progress.epoch + 1, 0, [0.0, 0.0]
         self.checkpoint()
 
@@ -287,14 +257,7 @@ class Trainer:
         count = sum(parameter.numel() for parameter in self.engine.trained.values())
         best = progress.best["epoch"], progress.best["validation"]
         result = Result(self.folder, *best, test, self.config.epochs, count, progress.skipped, self.spent())
-        name = self.task.metric
-        if test is not None:
-            self.log.event("test", epoch=result.best_epoch, test=test)
-        shown = f", test {100 * test[name]:.2f} %" if test is not None else ""
-        self.log.say(
-            f"best epoch {result.best_epoch}: validation {name} {100 * result.validation[name]:.2f} %{shown}; "
-            f"{clock(result.seconds)}; {self.folder}"
-        )
+        self.account.finished(result)
         if self.accelerator.is_main_process:
             result.write()
         return result

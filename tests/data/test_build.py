@@ -9,7 +9,7 @@ pytest.importorskip("PIL")
 pa = pytest.importorskip("pyarrow")
 
 from mora.data import open_dataset, splits_of  # noqa: E402
-from mora.data.build import build, write  # noqa: E402
+from mora.data.builders import build, write  # noqa: E402
 from tests.data import synthetic  # noqa: E402
 
 NAMES = tuple(synthetic.ROOTS)
@@ -215,7 +215,7 @@ def test_what_is_done_is_said_when_writing_stops(
             raise error
         return write.write_split(path, split, *rest, **options)
 
-    monkeypatch.setattr("mora.data.build.run.write_split", stop)
+    monkeypatch.setattr("mora.data.builders.run.write_split", stop)
     account = "train: 24 images written; validation: not written; test: not written; the same command goes on from here"
     lines: list[str] = []
     with pytest.raises(type(error)) as caught:

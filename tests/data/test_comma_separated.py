@@ -6,8 +6,8 @@ import pytest
 
 from mora.cli import main
 from mora.data import open_dataset, splits_of
-from mora.data.comma_separated import columns_of
-from mora.data.manifest import read_manifest
+from mora.data.sources.comma_separated import columns_of
+from mora.data.sources.manifest import read_manifest
 
 HEAD = "text,label,split\n"
 LINES = [f"t{i},{'ab'[i % 2]},{('train', 'train', 'validation', 'test')[i // 3]}" for i in range(12)]

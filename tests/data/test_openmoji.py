@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mora.data import openmoji
+from mora.data.sources import openmoji
 
 SIZE = 16
 

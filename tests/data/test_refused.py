@@ -16,7 +16,7 @@ pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 
 from mora.cli import main  # noqa: E402
-from mora.data import formats, images, missing_table, open_dataset  # noqa: E402
+from mora.data import images, missing_table, open_dataset  # noqa: E402
 from mora.data.table_files import read_table  # noqa: E402
 from tests.data import synthetic  # noqa: E402
 from tests.data.test_arrow import write  # noqa: E402
@@ -260,7 +260,7 @@ def test_parquet_of_other_types_or_vast_sizes_is_named(tmp_path: Path, monkeypat
     table = pa.table({"text": pa.nulls(5_000_000), "label": pa.nulls(5_000_000)})
     parquet.write_table(table, path)
     assert path.stat().st_size < 1 << 17
-    monkeypatch.setattr(formats, "MOST_ROWS", 4_000_000)
+    monkeypatch.setattr("mora.data.sources.columns.MOST_ROWS", 4_000_000)
     with pytest.raises(ValueError, match=r"damaged Parquet file \(5,000,000 rows of .* bytes, expected at most"):
         open_dataset(path, "all")
 

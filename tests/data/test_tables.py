@@ -110,8 +110,9 @@ def test_conditions_by_split() -> None:
         ("both:0.7:0.5:1", "missing: got"),
         ("audio:0.7", "kind: got 'audio', expected one of 'text', 'image', 'both'"),
         ("both:70", "rate: got 70.0, expected a share between 0 and 1"),
-        ("eval=both:0.7", "missing: got 'eval=both:0.7', expected train, validation, test, each once"),
-        ("train=both:0.7,train=text:0.1", "missing: got 'train=text:0.1'"),
+        ("eval=both:0.7", "missing: got 'eval', expected each of 'train', 'validation', 'test' at most once"),
+        ("train=both:0.7,train=text:0.1", "missing: got .*expected each split once"),
+        ("dev=both:0.7,val=text:0.1", "missing: got 'val', expected each of"),
     ):
         with pytest.raises(ValueError, match=message):
             parse_missing(text)

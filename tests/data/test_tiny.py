@@ -10,7 +10,7 @@ pytest.importorskip("open_clip")
 Image = pytest.importorskip("PIL.Image")
 
 import mora.tiny  # noqa: E402
-from mora.data import openmoji  # noqa: E402
+from mora.data.sources import openmoji  # noqa: E402
 
 
 @pytest.fixture(scope="module")

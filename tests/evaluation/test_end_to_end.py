@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from mora.cli import main
 from mora.data import open_dataset, table_seed
 from mora.evaluation.grid import evaluate
-from mora.training.run import load_run
+from mora.runs.run import load_run
 from tests.data import synthetic
 
 FIGURES = {

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from mora.data.corruption import Corrupted, Corruption
+from mora.data import Corrupted, Corruption
 from mora.data.missing import missing_table
 from mora.data.tables import Missing, draw_table, per_sample
 from mora.evaluation.embeddings import embed
 from mora.evaluation.grid import Result, cells, evaluate, grid
-from mora.evaluation.metrics import Metric
+from mora.metrics import Metric
+from mora.runs.run import load_run
 from mora.towers import CutTower
-from mora.training.run import load_run
 from mora_kernels.testing import assert_parity
 from tests.evaluation.fakes import InMemory, write_run
 

@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from mora.cli import main
 from mora.export import merge_run
+from mora.export.card import UNKNOWN, licence_of
 from mora.export.formats import hugging_face_tokenizer
+from mora.runs.backbone import load_backbone
+from mora.runs.run import load_run
 from mora.towers import recipe_of
-from mora.training.backbone import load_backbone
-from mora.training.run import load_run
 from mora_kernels.testing import assert_parity
 from tests.evaluation.fakes import write_run
 
@@ -189,3 +190,10 @@ def test_refusals_are_one_line(tmp_path, monkeypatch, capsys, arguments, message
     assert error.startswith(f"mora merge: {message}")
     assert error.count("\n") == 1
     assert (tmp_path / "mine/thesis.tex").exists()
+
+
+def test_a_file_that_is_called_like_a_tag_has_no_known_licence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert licence_of("ViT-B-16", "openai") != UNKNOWN
+    (tmp_path / "openai").touch()
+    assert licence_of("ViT-B-16", "openai") == UNKNOWN == licence_of("ViT-B-16", "weights/openai.pt")

@@ -261,8 +261,8 @@ def test_save_official_refuses_too(tmp_path):
 
 @pytest.mark.parametrize("method", ["mora", "bitfit", "linear"])
 def test_the_best_epoch_of_a_run_stays(method, tmp_path):
-    from mora.training.methods import adapt
-    from mora.training.run import load_best, save_best
+    from mora.runs.methods import adapt
+    from mora.runs.run import load_best, save_best
 
     config = mora.MoraConfig()
     clip = MODELS["open_clip"]()

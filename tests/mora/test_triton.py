@@ -13,7 +13,9 @@ TABLE = {torch.float32: 2e-5}
 
 
 def make(family, backend="triton", **options):
-    return randomise(mora.patch(SITES[family](), targets=("q", "v"), backend=backend, **options)).train()
+    """One adapted block a tower, 4 projections: the interpreter is slow."""
+    model = mora.patch(SITES[family](), targets=("q", "v"), last_layers=1, backend=backend, **options)
+    return randomise(model).train()
 
 
 def energy(model):
@@ -47,7 +49,7 @@ def test_launches_of_a_training_step(family, dropout):
     assert sorted(builds) == ["build_group_backward_kernel", "build_group_kernel"]
     own = len(launches) - len(builds)
     # per projection: its share of dropout and of its backward, one gradient kernel; with three library products, <= 6
-    assert own / 8 + 3 <= 6
+    assert own / 4 + 3 <= 6
 
 
 @families
@@ -61,7 +63,7 @@ def test_builds_are_reused_where_they_are_kept(family):
     assert launches.count("build_group_kernel") == 1
     with counted(library=False) as launches, torch.no_grad():
         embed(model)
-    assert launches.count("build_group_kernel") == 8, "one a projection where nothing is kept"
+    assert launches.count("build_group_kernel") == 4, "one a projection where nothing is kept"
 
 
 @families

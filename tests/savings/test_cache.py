@@ -11,11 +11,11 @@ import torch
 from safetensors import safe_open
 
 import mora
+from mora.data.views import Subset
 from mora.savings import room
 from mora.savings.cache import refusal
 from mora.savings.determinism import why_random
 from mora.savings.fingerprint import preprocess_state, sample_parts, tokenizer_state
-from mora.training.batches import Subset
 from tests.savings.worlds import FAMILIES, Samples, classifier
 from tests.training import fakes
 
@@ -132,7 +132,7 @@ def test_what_stands_above_does_not_matter(tmp_path):
 
 def test_samples_are_told_apart():
     """One text, one pixel, the preprocessing, the tokenizer, the order: each is another name."""
-    from mora.data.corruption import Corrupted, Corruption
+    from mora.data import Corrupted, Corruption
 
     data = fakes.rows(6)
     known = sample_parts(data, fakes.preprocess, fakes.tokenizer)
@@ -146,7 +146,7 @@ def test_samples_are_told_apart():
 def test_a_touched_file_counts_as_changed(tmp_path):
     from PIL import Image
 
-    from mora.data.dataset import open_dataset
+    from mora.data.open import open_dataset
 
     for row in range(4):
         Image.new("RGB", (8, 8), (40 * row, 0, 0)).save(tmp_path / f"{row}.png")

@@ -50,7 +50,7 @@ def work(folder, fields):
 def processes():
     """Fresh processes that have imported everything already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.training.fakes", "mora.training.trainer", "mora.evaluation.metrics"])
+    context.set_forkserver_preload(["tests.training.fakes", "mora.training.trainer", "mora.metrics"])
     return context
 
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from mora.cli import main
-from mora.data.dataset import open_dataset
+from mora.data.open import open_dataset
+from mora.runs.backbone import load_backbone, with_policy
 from mora.system import workers
-from mora.training.backbone import load_backbone, with_policy
 from mora.training.batches import Inputs
 from mora.training.caching import CachedInputs
 from tests.data import synthetic
@@ -30,7 +30,7 @@ import multiprocessing, sys
 from mora.cli import main
 if __name__ == "__main__":
     multiprocessing.set_start_method(sys.argv[1])
-    multiprocessing.set_forkserver_preload(["mora.training.trainer", "mora.data.manifest"])
+    multiprocessing.set_forkserver_preload(["mora.training.trainer", "mora.data.sources.manifest"])
     sys.exit(main(sys.argv[2:]))
 """
 
@@ -100,7 +100,7 @@ def test_cached_rows_are_sent_to_workers_without_the_model(tmp_path):
 
 
 def test_a_killed_worker_is_named(tmp_path, capsys, monkeypatch):
-    from mora.data.manifest import ManifestSplit
+    from mora.data.sources.manifest import ManifestSplit
 
     def killed(self, index):
         if multiprocessing.current_process().name != "MainProcess":

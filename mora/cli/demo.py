@@ -1,0 +1,50 @@
+"""`mora demo`: the whole job on built-in data and a built-in model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mora.cli.parser import Commands
+
+
+def add(commands: Commands) -> None:
+    """Declare the arguments."""
+    about = "Adapt the built-in tiny CLIP on the built-in drawings with parts missing, next to baselines."
+    parser = commands.add_parser(
+        "demo",
+        help="the whole job on built-in data and a built-in model, in minutes on a CPU",
+        description=f"{about} Writes report.md, results.json, plot.png and merged/ into a folder.",
+    )
+    parser.add_argument("--out", type=Path, default=None, metavar="FOLDER", help="where to write (default: demo)")
+    parser.add_argument("--epochs", type=int, metavar="N", help="passes over the training part")
+    parser.add_argument("--seeds", type=int, metavar="N", help="runs per method (default: 3)")
+    parser.add_argument("--rate", type=float, metavar="R", help="share of rows that lack a modality (default: 0.7)")
+    parser.add_argument("--missing", metavar="KIND", help="what they lack: both, image or text (default: both)")
+    parser.add_argument("--last-layers", type=int, metavar="N", help="adapted blocks per tower (default: 1)")
+    parser.add_argument("--rank", type=int, metavar="R", help="rank of the adapters (default: 4)")
+    parser.add_argument("--alpha", type=float, metavar="A", help="MoRA's alpha, instead of the one found on validation")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="which ones (default: all six)")
+    parser.add_argument("--device", metavar="D", help="cpu (default) or cuda")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at once, a CPU thread each (default: all cores)")
+    parser.add_argument("--limit", type=int, metavar="N", help="use N rows of each part only, for a quick look")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, command: str) -> None:
+    """Run `mora demo`; ValueError, ImportError or OSError for what the user can mend."""
+    from mora.demo.run import demo
+    from mora.demo.settings import Settings
+    from mora.system.folders import remove_leftovers
+    from mora.system.lock import FolderLock
+
+    names = set(Settings.__dataclass_fields__) & set(vars(options))
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if "methods" in given:
+        given["methods"] = tuple(given["methods"])
+    settings = Settings(**given)
+    with FolderLock.beside(settings.out):
+        remove_leftovers(settings.out)
+        demo(settings, command)

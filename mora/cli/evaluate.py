@@ -1,0 +1,101 @@
+"""`mora evaluate`: trained classifiers under missing modalities."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mora.cli.parser import Commands
+
+MOST_SEEDS = 1000
+
+
+def add(commands: Commands) -> None:
+    """Declare the arguments."""
+    about = "Score trained classifiers with modalities missing, and compare them side by side."
+    parser = commands.add_parser(
+        "evaluate",
+        help="score trained classifiers with modalities missing",
+        description=f"{about} Writes report.md, results.csv, results.json and plot.png. Rates count what is MISSING.",
+    )
+    parser.add_argument(
+        "--model", type=Path, nargs="+", required=True, metavar="RUN", help="folders of mora train, one or several"
+    )
+    parser.add_argument(
+        "--data", metavar="D", help="openmoji, a folder or a manifest (default: what it was trained on)"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where to write")
+    parser.add_argument("--split", default="test", metavar="S", help="train, validation, test (default), or all")
+    parser.add_argument("--grid", action="store_true", help="every type at every rate (see --types, --rates)")
+    parser.add_argument(
+        "--missing",
+        nargs="+",
+        default=[],
+        metavar="M",
+        help="single conditions: both:0.7 takes the text of 35 %% of the rows and the image of 35 %%; or files of "
+        "missing tables",
+    )
+    parser.add_argument("--types", nargs="+", metavar="TYPE", help="of the grid (default: text image both)")
+    parser.add_argument("--rates", nargs="+", type=float, metavar="R", help="of the grid (default: 0.5 0.7 0.9)")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="missing tables per condition (default: 3)")
+    parser.add_argument("--patches", type=float, default=0.0, metavar="S", help="share of every image to black out")
+    parser.add_argument("--word-drop", type=float, default=0.0, metavar="P", help="share of the words to drop")
+    parser.add_argument("--on-broken", default="raise", metavar="W", help="raise (default) or skip unreadable images")
+    parser.add_argument(
+        "--data-name", metavar="N", help="mmimdb, food101 or hateful_memes, where a folder does not tell"
+    )
+    parser.add_argument("--extra-columns", action="store_true", help="ignore columns of a manifest that mean nothing")
+    parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu or cuda")
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="rows at a time (default: 64)")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images (default: 0)")
+    parser.add_argument(
+        "--savings", default="all", metavar="S", help="all (default), none, or some of pooled,trimmed (docs/savings.md)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, command: str) -> None:
+    """Run `mora evaluate`; ValueError, ImportError or OSError for what the user can mend."""
+    from mora.data.corruption import Corruption
+    from mora.data.missing import KINDS
+    from mora.data.tables import Missing
+    from mora.evaluation.grid import RATES, conditions_of
+    from mora.evaluation.run import Source, evaluate_runs
+    from mora.training.config import LARGEST_COUNT
+
+    for name in ("types", "rates"):
+        if getattr(options, name) is not None and not options.grid:
+            raise ValueError(f"{name}: got {getattr(options, name)} without --grid, expected --grid with it")
+    for name, least, most in (("seeds", 1, MOST_SEEDS), ("batch", 1, LARGEST_COUNT), ("workers", 0, LARGEST_COUNT)):
+        if getattr(options, name) < least:
+            raise ValueError(f"{name}: got {getattr(options, name)}, expected a whole number of at least {least}")
+        if getattr(options, name) > most:
+            raise ValueError(f"{name}: got {getattr(options, name)}, expected a whole number of at most {most:,}")
+    single = [given for given in options.missing if not Path(given).is_file()]
+    conditions = [Missing.parse(given) for given in single]
+    if options.grid:
+        conditions += conditions_of(options.types or KINDS, options.rates or RATES)
+    corruption = Corruption(patches=options.patches, word_drop=options.word_drop)
+    source = Source(
+        options.data,
+        options.split,
+        options.on_broken,
+        options.data_name,
+        options.extra_columns,
+        None if corruption == Corruption() else corruption,
+    )
+    evaluate_runs(
+        options.model,
+        options.out,
+        conditions,
+        seeds=range(options.seeds),
+        tables=[Path(given) for given in options.missing if given not in single],
+        source=source,
+        device=options.device,
+        batch=options.batch,
+        workers=options.workers,
+        savings=options.savings,
+        command=command,
+    )

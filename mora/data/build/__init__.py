@@ -1,5 +1,0 @@
-"""Builders of the published data sets: from the raw folders to the official Arrow layout."""
-
-from mora.data.build.run import READERS, build
-
-__all__ = ["READERS", "build"]

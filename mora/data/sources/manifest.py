@@ -1,0 +1,174 @@
+"""Manifests: a CSV, JSONL or Parquet file with `image`, `text`, `label` and, optionally, `split`."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mora.data.dataset import SPLITS
+from mora.data.images import LARGEST_IMAGE
+from mora.data.sources.columns import COLUMNS, READERS, read_columns
+from mora.data.sources.labelled import SEPARATOR, Labelled
+from mora.data.sources.rows import ABSENT, Columns, Rows, file_size
+from mora.data.sources.source import Options, Source
+from mora.system.files import read_bytes
+from mora.system.messages import listed, printable, rows_of
+
+
+class ManifestSplit(Rows):
+    """One split of a manifest; images are read from their files."""
+
+    def __init__(
+        self,
+        path: Path,
+        split: str,
+        on_broken: str,
+        *,
+        classes: Sequence[str] | None,
+        multi_label: bool | None,
+        seed: int,
+        extra_columns: bool,
+    ) -> None:
+        table = read_manifest(path, extra_columns)
+        parts = table.parts(seed)
+        if classes is None and split != "all":
+            table.refuse_unseen(parts)
+        task = table.task(path.stem, classes, multi_label)
+        chosen = table.choose(split, parts)
+        keys = [table.images[row] for row in chosen]
+        self._files = [None if key is None else path.parent / key for key in keys]
+        columns = Columns(
+            ids=[
+                f"row {row + 1}" if key is None else f"row {row + 1}: {printable(key)}"
+                for row, key in zip(chosen, keys, strict=True)
+            ],
+            texts=[table.texts[row] for row in chosen],
+            labels=table.encode(chosen, task),
+            images=list(range(len(chosen))),
+            sizes=[ABSENT if file is None else file_size(file) for file in self._files],
+        )
+        self._ids = columns.ids
+        super().__init__(task, split, columns, on_broken)
+
+    def read_image(self, source: int) -> bytes:
+        file = self._files[source]
+        if file is None:
+            raise FileNotFoundError("the row has no image")
+        return read_bytes(file, LARGEST_IMAGE)
+
+    def image_file(self, source: int) -> Path | None:
+        return self._files[source]
+
+    def image_name(self, source: int) -> str:
+        return self._ids[source]
+
+    def files(self) -> list[Path]:
+        return [file for file in self._files if file is not None]
+
+
+def is_manifest(source: str) -> bool:
+    """Whether `source` is a file with the ending of a manifest."""
+    path = Path(source)
+    return path.is_file() and path.suffix.lower() in READERS
+
+
+def manifest_splits(source: str, options: Options) -> tuple[str, ...]:
+    """The splits a manifest has rows of."""
+    parts = set(read_manifest(Path(source), options.extra_columns).parts(seed=0))
+    return tuple(split for split in SPLITS if split in parts)
+
+
+def read_manifest(path: Path, extra_columns: bool = False) -> Labelled:
+    """Every row of a manifest; ValueError that names the column, the rows or the line that is wrong."""
+    columns = read_columns(path)
+    _refuse_columns(path, list(columns), extra_columns)
+    length = len(columns["label"])
+    labels = [_labels(value) for value in columns["label"]]
+    splits = [_word(value) or "" for value in columns["split"]] if "split" in columns else None
+    if splits and "" in splits:
+        empty = [row for row, word in enumerate(splits, 1) if not word]
+        raise ValueError(f"{path}: got no split in {rows_of(empty)}, expected one in every row, or no column split")
+    images = [_word(value) for value in columns.get("image", [None] * length)]
+    _refuse_outside(path, images)
+    return Labelled(
+        where=str(path),
+        images=images,
+        texts=[_text(value) for value in columns.get("text", [None] * length)],
+        labels=labels,
+        splits=splits,
+        classes=None,
+        several=any(len(several) > 1 for several in labels),
+    )
+
+
+def _refuse_columns(path: Path, names: list[str], extra_columns: bool) -> None:
+    unknown = [name for name in names if name not in COLUMNS]
+    if unknown and not extra_columns:
+        guess = difflib.get_close_matches(unknown[0], set(COLUMNS) - set(names), n=1, cutoff=0.5)
+        hint = f"; did you mean {guess[0]!r}?" if guess else ""
+        if len(names) == 1 and "label" in unknown[0]:
+            raise ValueError(f"{path}: got one column {unknown[0]!r}, expected {listed(COLUMNS)}, separated by commas")
+        raise ValueError(
+            f"{path}: got the unknown columns {listed(map(repr, unknown))}, expected {listed(COLUMNS)}{hint}; "
+            "extra_columns=True (--extra-columns) lets others be"
+        )
+    if "label" not in names:
+        raise ValueError(
+            f"{path}: got the columns {listed(names)}, expected label too: the class of each row, several between |"
+        )
+
+
+def _refuse_outside(path: Path, images: list[str | None]) -> None:
+    """A relative path stays in the manifest's folder; one that leaves it has to be written in full."""
+    outside = [
+        row for row, image in enumerate(images, 1)
+        if image is not None and leaves_folder(image)
+    ]  # fmt: skip
+    if outside:
+        raise ValueError(
+            f"{path}: got images outside the manifest's folder in {rows_of(outside)}, such as "
+            f"{images[outside[0] - 1]!r}; expected paths below {path.parent}, or absolute ones"
+        )
+
+
+def leaves_folder(path: str) -> bool:
+    """Whether a relative path leads out of the folder it is relative to."""
+    return not os.path.isabs(path) and Path(os.path.normpath(path)).parts[:1] == (os.pardir,)
+
+
+def _word(value: Any) -> str | None:
+    """A path, label or split as text without surrounding blanks; None for null, NaN and blank."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # 3.0 is what spreadsheets make of 3
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return str(value).strip() or None
+
+
+def _text(value: Any) -> str | None:
+    return None if _word(value) is None else str(value)
+
+
+def _labels(value: Any) -> tuple[str, ...]:
+    parts = value if isinstance(value, list) else (_word(value) or "").split(SEPARATOR)
+    return tuple(dict.fromkeys(word for part in parts if (word := _word(part))))
+
+
+def open_manifest(source: str, split: str, options: Options) -> ManifestSplit:
+    """One split of a manifest."""
+    return ManifestSplit(
+        Path(source),
+        split,
+        options.on_broken,
+        classes=options.classes,
+        multi_label=options.multi_label,
+        seed=options.seed,
+        extra_columns=options.extra_columns,
+    )
+
+
+SOURCE = Source("a .csv, .jsonl or .parquet file", is_manifest, manifest_splits, open_manifest)

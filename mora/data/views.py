@@ -1,0 +1,92 @@
+"""A data set seen otherwise: some of its samples, or all of them damaged; labels and absence stay what they are."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+
+from mora.data.corruption import Corruption
+from mora.data.dataset import Dataset, Sample, fingerprint
+
+
+class View(Dataset):
+    """Base: everything as in `dataset`; its fingerprint too, so that its missing tables fit."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self.name, self.split, self.classes = dataset.name, dataset.split, dataset.classes
+        self.multi_label, self.metric = dataset.multi_label, dataset.metric
+        self.fingerprint, self.broken, self.plain = dataset.fingerprint, dataset.broken, dataset.plain
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def available(self) -> Tensor:
+        return self.dataset.available()
+
+    def labels(self) -> Tensor:
+        return self.dataset.labels()
+
+    def groups(self) -> Tensor | None:
+        return self.dataset.groups()
+
+    @property
+    def rows(self) -> int:
+        """As in `Dataset`: those of the whole."""
+        return self.dataset.rows
+
+
+class Subset(View):
+    """Some samples of a data set, `index` int64 [n], in the order given."""
+
+    def __init__(self, dataset: Dataset, index: Tensor) -> None:
+        super().__init__(dataset)
+        self.index = index
+
+    def stamp(self) -> str:
+        return fingerprint([self.dataset.stamp(), self.index.tolist()])
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.dataset[int(self.index[index])]
+
+    def available(self) -> Tensor:
+        return self.dataset.available()[self.index]
+
+    def labels(self) -> Tensor:
+        return self.dataset.labels()[self.index]
+
+    def groups(self) -> Tensor | None:
+        groups = self.dataset.groups()
+        return None if groups is None else groups[self.index]
+
+
+def thinned(dataset: Dataset, limit: int | None) -> Dataset:
+    """At most `limit` samples, evenly spread over the data set; the data set itself when it has no more."""
+    if limit is None or limit >= len(dataset):
+        return dataset
+    return Subset(dataset, torch.arange(limit) * len(dataset) // limit)
+
+
+class Corrupted(View):
+    """A data set damaged as it is read."""
+
+    def __init__(self, dataset: Dataset, corruption: Corruption) -> None:
+        super().__init__(dataset)
+        self.corruption = corruption
+
+    def stamp(self) -> str:
+        return fingerprint([self.dataset.stamp(), asdict(self.corruption)])
+
+    def __getitem__(self, index: int) -> Sample:
+        image, text, label, name = self.dataset[index]
+        return Sample(
+            None if image is None else self.corruption.image(image, name),
+            None if text is None else self.corruption.text(text, name),
+            label,
+            name,
+        )

@@ -1,0 +1,99 @@
+"""The methods compared: how each adapts the same CLIP, on the same projections, at the same rank."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torch import Tensor, nn
+
+from mora.adapters import adapter_parameters
+from mora.config import MoraConfig, one_of
+from mora.patch import merge, pair_blocks, patch, slots_of
+from mora.system.machine import need
+from mora.towers.find import towers_of
+from mora.towers.slots import Slot
+
+MORA_VARIANTS = {"mora": "official", "mora-no-gram": "no-gram", "mora-no-specific": "no-specific"}
+METHODS = ("linear", "lora", "dora", "bitfit", *MORA_VARIANTS)
+
+
+def adapt(model: Any, method: str, config: MoraConfig, lora_scale: float = 1.0) -> dict[str, nn.Parameter]:
+    """Adapt `model` in place and return what is trained in it, by name; everything else is frozen.
+
+    Adapters are drawn from torch's global generator: seed it before.
+
+    Args:
+        model: an open_clip or Hugging Face CLIP, not patched.
+        method: "linear" trains nothing here (the head alone); "lora" and "dora" are PEFT's, on the projections and at
+            the ranks of `config`; "bitfit" trains every bias of both towers; "mora" and its ablations are `mora.patch`.
+        config: ranks, targets, blocks and dropout; alpha and init are MoRA's alone.
+        lora_scale: `lora_alpha / rank` of LoRA and DoRA.
+
+    Raises:
+        ValueError: unknown method, or `config` does not fit the model.
+        ImportError: LoRA or DoRA without PEFT.
+    """
+    one_of("method", method, METHODS)
+    if method in MORA_VARIANTS:
+        patch(model, config, variant=MORA_VARIANTS[method])
+        return dict(adapter_parameters(model))
+    model.requires_grad_(False)
+    if method in ("lora", "dora"):
+        add_lora(model, config, lora_scale, dora=method == "dora")
+    elif method == "bitfit":
+        for name, parameter in model.named_parameters():
+            # not SigLIP's logit_bias, which is of neither tower and has no part in the embeddings
+            parameter.requires_grad_(name.endswith("bias") and name != "logit_bias")
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def adapted_slots(model: nn.Module, config: MoraConfig) -> list[Slot]:
+    """The attention blocks that `config` adapts, of every tower."""
+    return [slot for pair in pair_blocks(slots_of(model, towers_of(model)), config) for slot in pair.values()]
+
+
+def add_lora(model: nn.Module, config: MoraConfig, scale: float, dora: bool) -> None:
+    """Put PEFT's LoRA or DoRA on every target, in place; ImportError where PEFT is absent."""
+    peft = need("peft", "method: LoRA or DoRA")
+    ranks: dict[str, int] = {}
+    for slot in adapted_slots(model, config):
+        slot.split(config.targets)
+        # Anchored: PEFT matches plain names as suffixes, and the text tower's are suffixes of the image tower's.
+        names = [f"^{re.escape(name)}" for name in slot.linear_names(config.targets)]
+        ranks |= dict.fromkeys(names, config.specific_rank(slot.modality))
+    lora = peft.LoraConfig(
+        rank_pattern=ranks,
+        alpha_pattern={name: scale * rank for name, rank in ranks.items()},
+        lora_dropout=config.dropout,
+        use_dora=dora,
+        target_modules="|".join(ranks),
+    )
+    peft.inject_adapter_in_model(lora, model)
+
+
+def fold(model: nn.Module, method: str, config: MoraConfig) -> nn.Module:
+    """Fold what `adapt` added into the weights, in place, and return a plain CLIP: classes and keys as before.
+
+    Raises ValueError for an unknown method or a W_eff that is not finite.
+    """
+    one_of("method", method, METHODS)
+    if method in MORA_VARIANTS:
+        return merge(model)
+    if method in ("lora", "dora"):
+        for slot in adapted_slots(model, config):
+            for name in slot.linear_names(config.targets):
+                layer: Any = model.get_submodule(name)
+                layer.merge()
+                model.set_submodule(name, layer.get_base_layer())
+            slot.unsplit(config.targets)
+    return model
+
+
+def trained_tensors(model: nn.Module, method: str) -> dict[str, Tensor]:
+    """What the method trained in `model`, detached, by name; MoRA's own names are those of `adapter_state_dict`."""
+    if method in MORA_VARIANTS:
+        named = dict(adapter_parameters(model))
+    else:
+        named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name: parameter.detach() for name, parameter in named.items()}
