@@ -26,7 +26,7 @@ def digest_of(tensors: Iterable[Tensor]) -> bytes | None:
         if not plain or tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_conj() or tensor.is_neg():
             return None
         total.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        total.update(tensor.detach().reshape(-1).contiguous().view(torch.uint8).numpy())
+        total.update(tensor.detach().reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return total.digest()
 
 
