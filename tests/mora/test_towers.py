@@ -4,6 +4,7 @@ import copy
 import pickle
 from dataclasses import dataclass
 
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from mora.savings.runner import Runner
 from mora.towers import Tower, recipes, towers_of
 from mora.towers.layouts import Separate
 from mora_kernels.testing import assert_parity
-from tests.mora.models import MODELS, randomise
+from tests.mora.models import IMAGE, MODELS, VOCABULARY, images, randomise, tokens
 
 TABLE = {torch.float32: 2e-5, torch.float64: 1e-10}
 NAMES = {"q": "mix.q", "k": "mix.k", "v": "mix.v", "out": "mix.proj.dense"}
@@ -148,6 +149,27 @@ def test_a_tower_that_is_not_cut_is_not_tried(made):
     tower = towers_of(made)["text"]
     plan = Runner(tower, mora.Savings()).plan(made, tower.substitute(made))
     assert plan == Plan(whole="towers of kind 'made up' run whole")
+
+
+def test_a_tower_of_another_library_runs_beside_one_that_is_cut():
+    """open_clip's image tower may be a ResNet: a classifier takes it, `patch` names it."""
+    torch.manual_seed(0)
+    vision = {"layers": [1, 1, 1, 1], "width": 16, "image_size": IMAGE, "patch_size": None}
+    text = {"layers": 3, "width": 48, "heads": 4, "vocab_size": VOCABULARY, "context_length": 16}
+    model = open_clip.CLIP(embed_dim=32, vision_cfg=vision, text_cfg=text).requires_grad_(False).eval()
+    saving, nothing = (mora.MissingModalityClassifier(model, 3, savings=s).eval() for s in (None, mora.Savings.none()))
+    nothing.head = saving.head
+    assert saving.saved() == [
+        "image: runs from end to end: towers of kind 'open_clip image of another library' run whole",
+        "text: all 3 blocks frozen, last block for the pooled row only, texts trimmed",
+    ]
+    present = torch.tensor([True, False, True]), torch.tensor([True, True, False])
+    for given in ((images(), tokens(), *present), (None, tokens()), (images(), None)):
+        assert_parity("logits", saving(*given), nothing(*given), TABLE)
+    with pytest.raises(
+        ValueError, match=r"looked for the image tower's blocks at visual\.transformer\.resb"
+    ):
+        mora.patch(model)
 
 
 @pytest.mark.parametrize("name", MODELS)
