@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mora_kernels import backend as backends
-from mora_kernels.precision import product_dtype
+from mora_kernels.numerics import product_dtype
 from mora_kernels.validation import as_list, check_factors, check_linear, check_tensor
 
 

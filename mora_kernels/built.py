@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mora_kernels.kept import Scope
-from mora_kernels.precision import full_precision
+from mora_kernels.numerics import full_precision
 from mora_kernels.projection import Factors
 
 

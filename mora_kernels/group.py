@@ -14,7 +14,7 @@ from mora_kernels import backend as backends
 from mora_kernels.api import mora_linear
 from mora_kernels.built import Linear, State, Values
 from mora_kernels.kept import Scope, scope_of
-from mora_kernels.precision import full_precision, product_dtype
+from mora_kernels.numerics import full_precision, product_dtype
 from mora_kernels.projection import Factors, Projection, distinct, place, snapshot, watch_optimizers
 from mora_kernels.validation import check_factors, check_linear
 

@@ -13,9 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mora_kernels.precision import accumulation_dtype, full_precision
-
-NORM_FLOOR = 1e-5
+from mora_kernels.numerics import NORM_FLOOR, accumulation_dtype, full_precision
 
 
 def gram(factor: Tensor) -> Tensor:

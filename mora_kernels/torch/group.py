@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
-from mora_kernels.coupling import total_gram
-from mora_kernels.precision import accumulation_dtype
+from mora_kernels.numerics import accumulation_dtype, total_gram
 from mora_kernels.projection import Factors
 from mora_kernels.torch.linear import linear_gradients
 from mora_kernels.torch.weight import compose, factor_gradients, thin_factors

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mora_kernels.precision import full_precision
+from mora_kernels.numerics import full_precision
 from mora_kernels.torch.weight import build, compose, thin_product
 
 

@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mora_kernels.coupling import total_gram
-from mora_kernels.precision import accumulation_dtype, full_precision
-from mora_kernels.reference import NORM_FLOOR
+from mora_kernels.numerics import NORM_FLOOR, accumulation_dtype, full_precision, total_gram
 
 
 def thin_product(wide: Tensor, thin: Tensor) -> Tensor:

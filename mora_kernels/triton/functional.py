@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mora_kernels.coupling import gram as gram
-from mora_kernels.coupling import total_gram
-from mora_kernels.precision import dense_gradient, full_precision
+from mora_kernels.numerics import dense_gradient, full_precision, total_gram
+from mora_kernels.numerics import gram as gram
 from mora_kernels.triton import ops as ops
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mora_kernels.launches import launch
-from mora_kernels.precision import dense_gradient
+from mora_kernels.numerics import dense_gradient
 from mora_kernels.projection import Factors
 from mora_kernels.triton.build import fields
 from mora_kernels.triton.build.backward import build_group_backward_kernel

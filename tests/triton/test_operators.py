@@ -9,7 +9,7 @@ import torch._dynamo
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import mora_kernels
-from mora_kernels.coupling import total_gram
+from mora_kernels.numerics import total_gram
 from mora_kernels.testing import LINEAR_TOLERANCE, assert_parity
 from tests.triton.cases import make
 
