@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from mora_kernels import backend as backends
+from mora_kernels.factors import Factors
 from mora_kernels.numerics import product_dtype
-from mora_kernels.validation import as_list, check_factors, check_linear, check_tensor
+from mora_kernels.validation import as_tuple, check_factors, check_linear, check_tensor
 
 
 def gram(factor: Tensor, backend: str = "auto") -> Tensor:
@@ -67,10 +68,11 @@ def effective_weight(
 
     Source: MoRA (ICLR 2026, arXiv 2511.06225) and the authors' implementation; docs/design.md.
     """
-    others = as_list(other_common)
-    factors = (common, others, specific_a, specific_b, common_magnitude, specific_magnitude)
-    check_factors(weight, *factors, alpha)
-    return backends.load(backend, weight.device, weight.dtype).effective_weight(weight, *factors, float(alpha))
+    factors = Factors(
+        weight, common, as_tuple(other_common), specific_a, specific_b, common_magnitude, specific_magnitude, alpha
+    )
+    check_factors(factors)
+    return backends.load(backend, weight.device, weight.dtype).effective_weight(factors)
 
 
 def mora_linear(
@@ -106,12 +108,13 @@ def mora_linear(
 
     Source: MoRA (ICLR 2026, arXiv 2511.06225) and the authors' implementation; docs/design.md.
     """
-    others = as_list(other_common)
-    factors = (common, others, specific_a, specific_b, common_magnitude, specific_magnitude)
-    check_factors(weight, *factors, alpha)
+    factors = Factors(
+        weight, common, as_tuple(other_common), specific_a, specific_b, common_magnitude, specific_magnitude, alpha
+    )
+    check_factors(factors)
     check_linear(x, weight, bias, dropout_p)
     dtype = product_dtype(x)
     if dtype == x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
         raise TypeError(f"x: got dtype {x.dtype}, expected {weight.dtype}, that of weight (or run under autocast)")
     module = backends.load(backend, weight.device, dtype)
-    return module.mora_linear(x.to(dtype), weight, bias, *factors, float(alpha), float(dropout_p), training)
+    return module.mora_linear(x.to(dtype), bias, factors, float(dropout_p), training)

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mora_kernels.factors import Factors
 from mora_kernels.kept import Scope
 from mora_kernels.numerics import full_precision
-from mora_kernels.projection import Factors
 
 
 class Values:

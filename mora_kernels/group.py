@@ -13,9 +13,10 @@ from torch import Tensor
 from mora_kernels import backend as backends
 from mora_kernels.api import mora_linear
 from mora_kernels.built import Linear, State, Values
+from mora_kernels.factors import Factors, distinct
 from mora_kernels.kept import Scope, scope_of
 from mora_kernels.numerics import full_precision, product_dtype
-from mora_kernels.projection import Factors, Projection, distinct, place, snapshot, watch_optimizers
+from mora_kernels.projection import Projection, place, snapshot, watch_optimizers
 from mora_kernels.validation import check_factors, check_linear
 
 
@@ -128,7 +129,7 @@ class Group:
                     f"Group: a tensor of projection {index} is sharded (DTensor); a grouped build needs whole factors: "
                     "use DDP, or fully_shard the root module only"
                 )
-            check_factors(one.weight, *one[1:7], one.alpha)
+            check_factors(one)
             if one.weight.device != factors[0].weight.device:
                 raise ValueError(
                     f"Group: projection {index} is on {one.weight.device}, expected {factors[0].weight.device}"

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mora_kernels.factors import Factors
+
 # Relative L2 error of the weight composition against float64 (measured over 1,296 checks: 3 sizes, 3 ranks, 3 alphas).
 WEIGHT_TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-6, torch.float16: 3e-4, torch.bfloat16: 2.5e-3}
 # Relative L2 error of what passes through a matrix product of the compute dtype (operands rounded once each).
@@ -20,7 +22,7 @@ LINEAR_TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-6, torch.float16: 1.
 
 
 @dataclass(frozen=True)
-class Factors:
+class ProjectionInputs:
     """The arguments of `effective_weight`, in its order, and `x`, `bias`, `grad` of a linear around it."""
 
     weight: Tensor
@@ -48,6 +50,10 @@ class Factors:
             self.alpha,
         )
 
+    def factors(self) -> Factors:
+        """The same as one object."""
+        return Factors(*self.arguments())
+
     def leaves(self) -> dict[str, Tensor]:
         """Every tensor that can get a gradient, by name."""
         named = {
@@ -62,7 +68,7 @@ class Factors:
         }
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
-    def to(self, dtype: torch.dtype, factors: torch.dtype | None = None, device: str = "cpu") -> Factors:
+    def to(self, dtype: torch.dtype, factors: torch.dtype | None = None, device: str = "cpu") -> ProjectionInputs:
         """A copy with weight, x, bias and grad in `dtype` and the factors in `factors`; fresh leaves."""
         factors = factors or dtype
 
@@ -89,7 +95,7 @@ def make_factors(
     trained: bool = True,
     zero_columns: int = 0,
     seed: int = 0,
-) -> Factors:
+) -> ProjectionInputs:
     """Return float64 inputs of one projection; `trained`: B != 0, magnitudes of mixed sign, some u near 0."""
     generator = torch.Generator().manual_seed(seed)
     common_rank = common_rank or rank
@@ -105,7 +111,7 @@ def make_factors(
         common_magnitude = common_magnitude * (1 + 0.3 * normal(size))
         specific_magnitude = specific_magnitude * (1 + 0.3 * normal(size))
         common_magnitude[::5] *= -1
-    return Factors(
+    return ProjectionInputs(
         weight=weight,
         common=normal(size, common_rank, std=common_rank**-0.5),
         other_common=[normal(other, common_rank, std=common_rank**-0.5) for other in other_sizes] or None,

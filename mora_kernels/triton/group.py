@@ -12,9 +12,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mora_kernels.factors import Factors
 from mora_kernels.launches import launch
 from mora_kernels.numerics import dense_gradient
-from mora_kernels.projection import Factors
 from mora_kernels.triton.build import fields
 from mora_kernels.triton.build.backward import build_group_backward_kernel
 from mora_kernels.triton.build.forward import build_group_kernel
@@ -202,9 +202,8 @@ class Engine:
     def projection_row(self, index: int, one: Factors, others: int) -> list[int]:
         """Return the table row of a projection, in the order of `fields`."""
         weight, effective, shape = self.weights[index], self.effective[index], self.sizes[index]
-        parts = (one.common, one.specific_a, one.specific_b, one.common_magnitude, one.specific_magnitude)
-        pointers = [0 if part is None else self.parts[id(part)].data_ptr() for part in parts]
-        grads = [0 if part is None else self.grad_offsets[self.slots[id(part)]] for part in parts[1:]]
+        pointers = [0 if part is None else self.parts[id(part)].data_ptr() for part in one.own]
+        grads = [0 if part is None else self.grad_offsets[self.slots[id(part)]] for part in one.own[1:]]
         return [
             weight.data_ptr(), weight.stride(0), *shape, *pointers, others, len(one.other_common or ()),
             effective.data_ptr(), effective.stride(0), self.thin_offsets[index], self.saved_offsets[index],
