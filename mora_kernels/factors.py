@@ -22,18 +22,25 @@ class Factors(NamedTuple):
     common_magnitude: Tensor
     specific_magnitude: Tensor | None
     alpha: float
+    common_out: Tensor | None = None
     buffer: Tensor | None = None
 
     @property
-    def own(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None]:
-        """S, A, B, m_c, m_s: every trainable tensor but those that come in through G, in the order of `of`."""
-        return self.common, self.specific_a, self.specific_b, self.common_magnitude, self.specific_magnitude
+    def out_side(self) -> Tensor:
+        """S_out [out, r_c], left of G in the common update: S itself where there is no other."""
+        return self.common if self.common_out is None else self.common_out
+
+    @property
+    def own(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None, Tensor | None]:
+        """S, A, B, m_c, m_s, S_out: every trainable tensor but those that come in through G, in the order of `of`."""
+        magnitudes = self.common_magnitude, self.specific_magnitude
+        return self.common, self.specific_a, self.specific_b, *magnitudes, self.common_out
 
     @classmethod
     def of(cls, weight: Tensor, alpha: float, own: Sequence[Any]) -> Factors:
         """Return the factors whose `own` these are, G apart."""
-        common, specific_a, specific_b, common_magnitude, specific_magnitude = own
-        return cls(weight, common, None, specific_a, specific_b, common_magnitude, specific_magnitude, alpha)
+        common, a, b, common_magnitude, specific_magnitude, common_out = own
+        return cls(weight, common, None, a, b, common_magnitude, specific_magnitude, alpha, common_out)
 
     @property
     def ranks(self) -> tuple[int, int]:
@@ -43,7 +50,7 @@ class Factors(NamedTuple):
     def tensors(self) -> list[Tensor]:
         """Every trainable tensor, the shared ones included."""
         own = [self.common, *(self.other_common or ()), self.specific_a, self.specific_b]
-        own += [self.common_magnitude, self.specific_magnitude]
+        own += [self.common_magnitude, self.specific_magnitude, self.common_out]
         return [part for part in own if part is not None]
 
     def versions(self) -> tuple[Any, ...]:
@@ -77,3 +84,10 @@ class Factors(NamedTuple):
 def distinct(factors: Sequence[Factors]) -> list[Tensor]:
     """Return every trainable tensor of a group once, in a fixed order."""
     return list({id(tensor): tensor for one in factors for tensor in one.tensors()}.values())
+
+
+def cut(thin: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return u [in], U [out, r] and V' [in, r], views of a flat [u | U | V'] of a weight of `rows` x `columns`."""
+    rank = (thin.numel() - columns) // (rows + columns)
+    u, left, right = thin.split([columns, rows * rank, columns * rank])
+    return u, left.view(rows, rank), right.view(columns, rank)

@@ -17,15 +17,16 @@ class Projection(Protocol):
     """An adapted projection as `Group` reads it, at call time: a module may have moved since.
 
     `factors()` returns the arguments of `effective_weight` between `weight` and `alpha`, in its order. A projection may
-    also have `buffer(dtype, device) -> Tensor | None`: where W_eff is to be written, [d, d] with contiguous rows, for
-    instance its rows of a packed q, k, v weight.
+    also have `common_out`, S_out [out, r_c] of a weight that is not square, or None, and
+    `buffer(dtype, device) -> Tensor | None`: where W_eff is to be written, [out, in] with contiguous rows, for instance
+    its rows of a packed q, k, v weight.
     """
 
     alpha: float
 
     @property
     def weight(self) -> Tensor:
-        """The frozen weight [d, d]."""
+        """The frozen weight [out, in]."""
 
     def factors(self) -> tuple[Tensor, Any, Tensor | None, Tensor | None, Tensor, Tensor | None]:
         """S, the other modalities' S (or None), A, B, m_c, m_s."""
@@ -34,8 +35,9 @@ class Projection(Protocol):
 def snapshot(projection: Projection) -> Factors:
     """Return the present tensors of a projection."""
     common, others, a, b, common_magnitude, specific_magnitude = projection.factors()
-    alpha = float(projection.alpha)
-    return Factors(projection.weight, common, as_tuple(others), a, b, common_magnitude, specific_magnitude, alpha)
+    alpha, common_out = float(projection.alpha), getattr(projection, "common_out", None)
+    others = as_tuple(others)
+    return Factors(projection.weight, common, others, a, b, common_magnitude, specific_magnitude, alpha, common_out)
 
 
 def place(projection: Projection, one: Factors, dtype: torch.dtype) -> Factors:

@@ -37,11 +37,11 @@ def direction(matrix: Tensor) -> Tensor:
 
 
 def effective_weight(one: Factors) -> Tensor:
-    """Return equation (1), `m_c dir(W + alpha S G S^T) + m_s dir(W + alpha (A B)^T)` [out, in], in `weight`'s dtype."""
+    """Return equation (1), `m_c dir(W + alpha S_out G S^T) + m_s dir(W + alpha (A B)^T)` [out, in] (S_out: S)."""
     with full_precision(one.weight):
         dtype = accumulation_dtype(one.weight)
-        base, shared = one.weight.detach().to(dtype), one.common.to(dtype)
-        common_update = shared @ total_gram(one.common, one.other_common).to(dtype) @ shared.T
+        base, shared, shared_out = one.weight.detach().to(dtype), one.common.to(dtype), one.out_side.to(dtype)
+        common_update = shared_out @ total_gram(one.common, one.other_common).to(dtype) @ shared.T
         result = one.common_magnitude.to(dtype) * direction(base + one.alpha * common_update)
         if one.specific_a is not None and one.specific_b is not None and one.specific_magnitude is not None:
             specific_update = (one.specific_a.to(dtype) @ one.specific_b.to(dtype)).T

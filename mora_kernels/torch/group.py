@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
-from mora_kernels.factors import Factors
+from mora_kernels.factors import Factors, cut
 from mora_kernels.numerics import accumulation_dtype, total_gram
 from mora_kernels.torch.linear import linear_gradients
 from mora_kernels.torch.weight import compose, factor_gradients, thin_factors
@@ -50,15 +50,13 @@ class Engine:
         """Nothing of a projection waits for a backward pass here."""
 
     def parts(self, index: int, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return u [d], U [d, r], V' [d, r] of a flat [u | U | V']."""
-        size = self.factors[index].weight.shape[0]
-        left, right = flat[size:].view(2, size, -1)
-        return flat[:size], left, right
+        """Return u [in], U [out, r], V' [in, r] of a flat [u | U | V']."""
+        return cut(flat, *self.factors[index].weight.shape)
 
     def linear_backward(
         self, index: int, grad: Tensor, x: Tensor | None, needs_x: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Return the gradients of x [M, d] and of `thin[index]` (None where x is None) from dY [M, d]."""
+        """Return the gradients of x [M, in] and of `thin[index]` (None where x is None) from dY [M, out]."""
         if x is None:
             return grad @ self.effective[index], None
         thin = self.parts(index, self.thin[index])
@@ -89,5 +87,7 @@ class Engine:
 
 def thin_buffer(one: Factors) -> Tensor:
     """Return where the flat [u | U | V'] of a projection is written."""
-    size = one.weight.shape[0]
-    return torch.empty(size + 2 * size * sum(one.ranks), dtype=accumulation_dtype(one.weight), device=one.weight.device)
+    rows, columns = one.weight.shape
+    return torch.empty(
+        columns + (rows + columns) * sum(one.ranks), dtype=accumulation_dtype(one.weight), device=one.weight.device
+    )

@@ -58,7 +58,7 @@ def thin_factors(one: Factors, gram: Tensor) -> tuple[Tensor, Tensor, Tensor, li
     """Return u [in], U [out, r], V [in, r] and the norms of each branch, in the dtype of `gram`."""
     dtype, alpha = gram.dtype, one.alpha
     base, shared, magnitude = one.weight.to(dtype), one.common.to(dtype), one.common_magnitude.to(dtype)
-    left = shared @ gram
+    left = one.out_side.to(dtype) @ gram
     norm = branch_norm(base, left, shared, alpha)
     scale = magnitude / norm
     u, lefts, rights, norms = scale, [left], [alpha * scale[:, None] * shared], [norm]
@@ -79,17 +79,19 @@ def factor_gradients(
     """Return the gradient of G and those of `one.own` from those of (u, U, V), in the dtype of `gram`."""
     dtype, rank, alpha = gram.dtype, one.common.shape[1], one.alpha
     base, shared, (grad_u, grad_left, grad_right) = one.weight.to(dtype), one.common.to(dtype), grads
+    outer = one.out_side.to(dtype)
     common_grads = (grad_u, grad_left[:, :rank], grad_right[:, :rank])
     left, right, magnitude = branch_backward(
-        base, shared @ gram, shared, norms[0], one.common_magnitude.to(dtype), common_grads, alpha
+        base, outer @ gram, shared, norms[0], one.common_magnitude.to(dtype), common_grads, alpha
     )
-    grad_common, grad_gram = right + left @ gram.T, shared.T @ left
+    grad_gram, moved = outer.T @ left, left @ gram.T
+    grad_common, grad_out = (right + moved, None) if one.common_out is None else (right, moved)
     if one.specific_a is None or one.specific_b is None or one.specific_magnitude is None:
-        return grad_gram, (grad_common, None, None, magnitude, None)
+        return grad_gram, (grad_common, None, None, magnitude, None, grad_out)
     specific_grads = (grad_u, grad_left[:, rank:], grad_right[:, rank:])
     a, b, specific = one.specific_a.to(dtype), one.specific_b.to(dtype), one.specific_magnitude.to(dtype)
     left, right, specific = branch_backward(base, b.T, a, norms[1], specific, specific_grads, alpha)
-    return grad_gram, (grad_common, right, left.T, magnitude, specific)
+    return grad_gram, (grad_common, right, left.T, magnitude, specific, grad_out)
 
 
 class Build(torch.autograd.Function):
