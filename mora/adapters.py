@@ -86,8 +86,8 @@ class Adapters(nn.Module):
         "common.0.image" is the factor of the lowest adapted pair, "image.11.v.specific_a" belongs to one projection.
         """
         for position, common in enumerate(self.common_factors()):
-            for modality in common.modalities:
-                yield f"common.{position}.{modality}", common.get_parameter(modality)
+            for factor in common.names:
+                yield f"common.{position}.{factor}", common.get_parameter(factor)
         for name, projection in self.projections():
             for kind in ("specific_a", "specific_b", "common_magnitude", "specific_magnitude"):
                 parameter = getattr(projection, kind)

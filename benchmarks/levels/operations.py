@@ -18,7 +18,7 @@ from benchmarks.providers.official import official_weight
 from benchmarks.providers.ours import BACKENDS, why_not
 from benchmarks.sizes import Scale
 from mora_kernels.kept import keeping
-from mora_kernels.testing import LINEAR_TOLERANCE, WEIGHT_TOLERANCE, Factors, assert_parity, make_factors
+from mora_kernels.testing import LINEAR_TOLERANCE, WEIGHT_TOLERANCE, ProjectionInputs, assert_parity, make_factors
 
 NAME = "operations"
 TITLE = "Single operations"
@@ -86,7 +86,7 @@ def weight(shape: Shape, scale: Scale) -> Case:
     factors = wide.to(torch.float32, device=scale.device)
     grad = torch.randn(shape["width"], shape["width"], generator=torch.Generator().manual_seed(1)).to(scale.device)
 
-    def results(compose: Callable[..., Tensor], one: Factors) -> dict[str, Tensor]:
+    def results(compose: Callable[..., Tensor], one: ProjectionInputs) -> dict[str, Tensor]:
         if not backward:
             with torch.no_grad():
                 return {"weight": compose(*one.arguments())}
@@ -147,7 +147,7 @@ def grouped(shape: Shape, scale: Scale) -> Case:
 
 
 def group_provider(
-    factors: Sequence[Factors],
+    factors: Sequence[ProjectionInputs],
     backend: str,
     grads: Iterable[Tensor] | None,
     oracle: Callable[[], dict[str, Tensor]],
@@ -192,7 +192,7 @@ def group_provider(
     return Provider(run, check, capturable=False)
 
 
-def middle(one: Factors) -> tuple[Any, ...]:
+def middle(one: ProjectionInputs) -> tuple[Any, ...]:
     """The arguments of `effective_weight` between `weight` and `alpha`."""
     return one.arguments()[1:-1]
 
