@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from mora.towers import hugging_face, kinds, open_clip
+from mora.towers import hugging_face, kinds, open_clip, text_encoder
 from mora.towers.tower import Tower, descend
 
 
@@ -74,7 +74,7 @@ class OpenClip(Recipe):
         image, text = at(model, open_clip.IMAGE_BLOCKS), at(model, open_clip.TEXT_BLOCKS)
         return {
             "image": open_clip.OpenClipImage("image", image) if image else open_clip.OtherImage("image"),
-            "text": open_clip.OpenClipText("text", text) if text else open_clip.OtherText("text"),
+            "text": open_clip.OpenClipText("text", text) if text else text_encoder.of_open_clip(model),
         }
 
 
