@@ -90,7 +90,7 @@ class CommonFactors(nn.Module):
         return self
 
     def others(self, modality: str) -> list[Tensor]:
-        """S of every other modality at its main width, what G is made of; its own where it stands alone: S (S^T S) S^T."""
+        """S of every other modality at its main width, what G is made of; its own where it stands alone."""
         return [self.of(name) for name in self.modalities if name != modality] or [self.of(modality)]
 
     def extra_repr(self) -> str:
