@@ -12,7 +12,7 @@ from tests.mora.models import embed, images, randomise, tokens
 from tests.mora.oracle import SMALL
 
 families = pytest.mark.parametrize("family", SMALL)
-ROUNDS = 25 if os.environ.get("MORA_GROWTH") else 1  # 500 steps, 500 evaluations, 125 patches and 125 loads
+ROUNDS = 10 if os.environ.get("MORA_GROWTH") else 1  # 500 steps, 500 evaluations, 100 patches and 100 loads
 
 
 def objects():
@@ -56,7 +56,7 @@ def test_training_steps(classifier):
         classifier(images(2), tokens(2), torch.tensor([True, False])).square().mean().backward()
         optimizer.step()
 
-    assert_level(step, 20 * ROUNDS)
+    assert_level(step, 50 * ROUNDS)
 
 
 @families
@@ -72,7 +72,7 @@ def test_evaluations(classifier):
         with mora.disabled(classifier.model):
             classifier(images(2), tokens(2))
 
-    assert_level(evaluate, 20 * ROUNDS)
+    assert_level(evaluate, 50 * ROUNDS)
 
 
 @families
@@ -85,7 +85,7 @@ def test_patch_and_unpatch(family):
             embed(model)
         mora.unpatch(model)
 
-    assert_level(round_trip, 5 * ROUNDS)
+    assert_level(round_trip, 10 * ROUNDS)
     assert not model._load_state_dict_pre_hooks and not model._forward_hooks
 
 
@@ -100,4 +100,4 @@ def test_loads(family, tmp_path):
             embed(patched)
         mora.load_adapter(SMALL[family](), saved)
 
-    assert_level(load, 5 * ROUNDS)
+    assert_level(load, 10 * ROUNDS)
