@@ -22,10 +22,15 @@ def names(q: str, k: str, v: str, out: str) -> dict[str, str]:
 
 BERT = names("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
 CLIP = names("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj")
-T5 = names(*(f"layer.0.SelfAttention.{name}" for name in "qkvo"))
+T5 = names("layer.0.SelfAttention.q", "layer.0.SelfAttention.k", "layer.0.SelfAttention.v", "layer.0.SelfAttention.o")
 # ViT and what derives from it, today and before transformers 5.
 VIT = names("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj")
-OLD_VIT = names(*(f"attention.attention.{name}" for name in ("query", "key", "value")), "attention.output.dense")
+OLD_VIT = names(
+    "attention.attention.query",
+    "attention.attention.key",
+    "attention.attention.value",
+    "attention.output.dense",
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,6 @@ class Stack:
 
 BERT_LIKE = (Stack("encoder.layer", BERT),)
 CLIP_LIKE = (Stack("encoder.layers", CLIP), Stack("vision_model.encoder.layers", CLIP))
-CLIP_TEXT = (Stack("encoder.layers", CLIP), Stack("text_model.encoder.layers", CLIP))
 VIT_LIKE = (Stack("layers", VIT), Stack("encoder.layer", VIT), Stack("encoder.layer", OLD_VIT))
 # By `model_type`, each with the forms that releases of transformers gave it.
 STACKS: dict[str, tuple[Stack, ...]] = {
@@ -87,10 +91,9 @@ STACKS: dict[str, tuple[Stack, ...]] = {
     **dict.fromkeys(("t5", "mt5", "umt5"), (Stack("block", T5),)),
     "m2m_100": (Stack("layers", CLIP),),
     "altclip_text_model": (Stack("roberta.encoder.layers", BERT), Stack("roberta.encoder.layer", BERT)),
-    **dict.fromkeys(("altclip_vision_model", "chinese_clip_vision_model"), CLIP_LIKE),
+    **dict.fromkeys(("siglip2_vision_model", "xclip_vision_model"), CLIP_LIKE),
     **dict.fromkeys(("flava_text_model", "flava_image_model"), (Stack("encoder.layer", OLD_VIT),)),
     "clap_audio_model": (Stack("audio_encoder.layers.*.blocks", BERT),),
-    "groupvit_text_model": CLIP_TEXT,
     "groupvit_vision_model": (Stack("encoder.stages.*.layers", CLIP),),
     **dict.fromkeys(("vit", "dinov2", "dinov2_with_registers", "deit"), VIT_LIKE),
 }

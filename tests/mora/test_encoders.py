@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, models, processors
 
 import mora
 from mora.towers import towers_of
+from mora.towers.encoders import naflex
 from mora_kernels.testing import assert_parity
 from tests.mora.models import IMAGE, VISION, randomise
 
@@ -78,11 +79,8 @@ def open_clip_model(name, folder):
     return open_clip.CustomTextCLIP(16, vision_cfg=SEES, text_cfg=text).eval()
 
 
-def lives(make, own, tmp_path, empty=None, training=True):
-    """One model through everything; `own(model, inputs)` are its embeddings by its library's own forward, normalised.
-
-    Returns what stood for missing inputs.
-    """
+def lives(make, own, tmp_path, empty=None, training=True, **missing):
+    """One model through everything; `own(model, inputs)` embeds by its library's own forward, normalised."""
     base = make().double()
     weights = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     towers = towers_of(base)
@@ -115,7 +113,7 @@ def lives(make, own, tmp_path, empty=None, training=True):
     loaded = mora.load_adapter(make().double(), mora.save_adapter(model, tmp_path / "adapter"))
     if list(towers) == ["image", "text"]:
         saving, nothing = (
-            mora.MissingModalityClassifier(loaded, 3, empty_text=empty, savings=savings)
+            mora.MissingModalityClassifier(loaded, 3, empty_text=empty, savings=savings, **missing)
             for savings in (None, mora.Savings.none())
         )
         nothing.head = saving.head
@@ -195,3 +193,163 @@ def test_a_projection_that_is_not_square_is_named(tmp_path):
         ValueError, match=r"targets: text\.transformer\.block\.0\.layer\.0\.SelfAttention 'q' has a 16 x 32"
     ):
         mora.patch(model)
+
+
+VIT = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": IMAGE,
+    "patch_size": 8,
+}
+TEXT = {**VIT, "vocab_size": VOCABULARY, "max_position_embeddings": 16, "bos_token_id": 58, "eos_token_id": 59}
+ROBERTA = {**BERT, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+SWIN = {
+    "spec_size": 32,
+    "num_mel_bins": 8,
+    "window_size": 4,
+    "depths": [1, 2],
+    "num_attention_heads": [2, 4],
+    "patch_embeds_hidden_size": 16,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 2,
+    "hidden_dropout_prob": 0.0,
+}
+GROUPS = {**VIT, "depths": [1, 1], "num_group_tokens": [4, 0], "num_output_groups": [4, 4]}
+VIDEO = {"num_frames": 2, "mit_hidden_size": 16, "mit_intermediate_size": 32, "mit_num_attention_heads": 4}
+
+
+def two_towers(kind, image, text, **options):
+    """A model of a class of transformers, from its two configurations."""
+    torch.manual_seed(0)
+    key = options.pop("key", "vision_config")
+    made = getattr(transformers, f"{kind}Config")(**{key: image, "text_config": text}, **options)
+    model = getattr(transformers, f"{kind}Model")(made)
+    for part in model.modules():  # of GroupViT, as training leaves it
+        if isinstance(part, torch.nn.BatchNorm1d):
+            torch.nn.init.normal_(part.running_mean)
+    return model.eval()
+
+
+def dual(image, text):
+    """A `VisionTextDualEncoderModel` of any two encoders."""
+    torch.manual_seed(0)
+    config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(image, text, projection_dim=16)
+    return transformers.VisionTextDualEncoderModel(config).eval()
+
+
+HUGGING_FACE = {
+    "altclip": lambda: two_towers("AltCLIP", VIT, {**ROBERTA, "project_dim": 24}, projection_dim=16),
+    "chinese_clip": lambda: two_towers("ChineseCLIP", VIT, BERT, projection_dim=16),
+    "flava": lambda: two_towers(
+        "Flava", VIT, BERT, key="image_config", projection_dim=16, multimodal_config={**VIT}, image_codebook_config={}
+    ),
+    "groupvit": lambda: two_towers("GroupViT", GROUPS, TEXT, projection_dim=16, projection_intermediate_dim=24),
+    "clap": lambda: two_towers("Clap", SWIN, ROBERTA, key="audio_config", projection_dim=16),
+    "clap_fusion": lambda: two_towers(
+        "Clap", {**SWIN, "enable_fusion": True}, ROBERTA, key="audio_config", projection_dim=16
+    ),
+    "xclip": lambda: two_towers("XCLIP", {**VIT, **VIDEO}, TEXT, projection_dim=16),
+    "siglip2": lambda: two_towers(
+        "Siglip2", {**VIT, "num_patches": 16}, {**TEXT, "projection_size": WIDTH, "pad_token_id": 0}
+    ),
+    "vit_bert": lambda: dual(transformers.ViTConfig(**VIT), transformers.BertConfig(**BERT)),
+    "dinov2_roberta": lambda: dual(transformers.Dinov2Config(**VIT), transformers.RobertaConfig(**ROBERTA)),
+    "clip_bert": lambda: dual(transformers.CLIPVisionConfig(**VIT), transformers.BertConfig(**BERT)),
+    "siglip_xlm_roberta": lambda: dual(
+        transformers.SiglipVisionConfig(**VIT), transformers.XLMRobertaConfig(**ROBERTA)
+    ),
+    "dinov2_clip": lambda: dual(transformers.Dinov2Config(**VIT), transformers.CLIPTextConfig(**TEXT)),
+}
+NAMED = {"image": "pixel_values", "video": "pixel_values", "audio": "input_features"}
+
+
+def own_hugging_face(model, inputs):
+    """Normalised embeddings by the class's own forward, padding masked where its tower has padding."""
+    other, text = inputs
+    texts, pad = inputs[text], towers_of(model)[text].padding(model)
+    given = {"input_ids": texts} | ({} if pad is None else {"attention_mask": (texts != pad).long()})
+    if type(model).__name__ == "Siglip2Model":
+        image = inputs[other]
+        given |= {"pixel_values": image[..., :-3], "pixel_attention_mask": image[..., -3].int()}
+        given["spatial_shapes"] = image[:, 0, -2:].long()
+    else:
+        given[NAMED[other]] = inputs[other]
+    if type(model).__name__ == "ClapModel":
+        given["is_longer"] = torch.ones(len(texts), 1, dtype=torch.bool)
+    if type(model).__name__ == "FlavaModel":
+        output = model(**given, skip_multimodal_encoder=True)
+        projected = model.image_projection(output.image_embeddings), model.text_projection(output.text_embeddings)
+        return [torch.nn.functional.normalize(each[:, 0], dim=-1) for each in projected]
+    output = model(**given)
+    if type(model).__name__ == "XCLIPModel":  # whose texts look at the video afterwards
+        text_embeds = model.text_projection(output.text_model_output.pooler_output)
+        return output.video_embeds, torch.nn.functional.normalize(text_embeds, dim=-1)
+    return getattr(output, f"{other}_embeds"), output.text_embeds
+
+
+# Whose tokens of "", or whose white, nothing says.
+GIVEN = {
+    **{name: {"empty": torch.tensor([3, 4])} for name in ("chinese_clip", "flava", "vit_bert", "clip_bert")},
+    "groupvit": {"missing_image": torch.ones(3, IMAGE, IMAGE), "training": False},
+}
+
+
+@pytest.mark.parametrize("name", HUGGING_FACE)
+def test_classes_of_two_encoders(name, tmp_path):
+    """GroupViT draws its groups at random in training."""
+    lives(HUGGING_FACE[name], own_hugging_face, tmp_path, **GIVEN.get(name, {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        ("chinese_clip", "empty_text"),
+        ("flava", "empty_text"),
+        ("groupvit", "missing_image"),
+        ("xclip", "missing_video"),
+    ],
+)
+def test_a_substitute_that_nothing_says_is_asked_for(name, argument):
+    model = HUGGING_FACE[name]()
+    tower = towers_of(model)[argument.partition("_")[2]]
+    with pytest.raises(ValueError, match=rf"{argument}: got None for a .*, expected"):
+        tower.substitute(model)
+
+
+def test_a_missing_sound_is_silence_as_the_extractor_makes_it():
+    model = two_towers("Clap", {**SWIN, "spec_size": 256, "num_mel_bins": 64}, ROBERTA, key="audio_config")
+    silence = transformers.ClapFeatureExtractor(truncation="rand_trunc")(
+        torch.zeros(48000).numpy(), sampling_rate=48000
+    )
+    found = towers_of(model)["audio"].substitute(model)
+    torch.testing.assert_close(found, torch.as_tensor(silence["input_features"][0], dtype=torch.float32))
+
+
+def test_a_tower_without_attention_is_named():
+    vision = {"image_size": IMAGE, "hidden_dim": WIDTH, "depthwise_padding": []}
+    model = two_towers("Align", vision, BERT, projection_dim=16)
+    modules = dict(model.named_modules())
+    with pytest.raises(
+        ValueError, match=r"the AlignVisionModel at vision_model of model_type 'align_vision_model', whose a"
+    ):
+        mora.patch(model)
+    assert dict(model.named_modules()) == modules
+
+
+def test_naflex_images_are_one_tensor():
+    model = HUGGING_FACE["siglip2"]()
+    shapes = torch.tensor([[2, 5], [4, 4]])
+    mask = torch.arange(16) < shapes.prod(dim=1, keepdim=True)
+    patches = torch.randn(2, 16, 192)
+    theirs = model.get_image_features(
+        pixel_values=patches, pixel_attention_mask=mask.int(), spatial_shapes=shapes
+    ).pooler_output
+    packed = naflex(patches, mask, shapes)
+    assert packed.shape == (2, 16, 195)
+    assert_parity("image", towers_of(model)["image"].encode(model, packed), theirs, TABLE)
+    with pytest.raises(ValueError, match=r"got shapes \(2, 15\) and \(2, 2\), expected \(2, 16\) and \(2, 2\)"):
+        naflex(patches, mask[:, 1:], shapes)
+    with pytest.raises(ValueError, match="got 300, expected at most 256"):
+        naflex(patches, mask, shapes * 60)
