@@ -22,10 +22,12 @@ class Tower(ABC):
     Attributes:
         modality: its name in the model: "image", "text" or any other.
         kind: what it is, in words.
+        family: kinds of one family hold the same projections, so that an adapter of one fits the others; "": its own.
     """
 
     modality: str
     kind: ClassVar[str]
+    family: ClassVar[str] = ""
 
     @abstractmethod
     def slots(self, model: Any) -> list[Slot]:
@@ -49,6 +51,10 @@ class Tower(ABC):
     @abstractmethod
     def random(self, model: Any, batch: int, generator: torch.Generator | None = None) -> Tensor:
         """Random inputs [batch, ...] that the tower can embed; ValueError when their form cannot be known."""
+
+    def untried(self, model: Any) -> str:
+        """Why the tower cannot be run on random inputs, in words that say what is needed; "" when it can."""
+        return ""
 
     def blocks(self, model: Any) -> list[nn.Module]:
         """What stands in its list of blocks, from bottom to top; ValueError as `slots`."""
