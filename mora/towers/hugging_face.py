@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mora.towers import kinds
 from mora.towers.cutting import CutTower, alone, pick
@@ -24,7 +24,6 @@ IMAGE_BLOCKS, TEXT_BLOCKS = "vision_model.encoder.layers", "text_model.encoder.l
 class HuggingFaceTower(CutTower):
     """A stack of blocks with CLIP's names: `self_attn`, `layer_norm1`, `layer_norm2`, `mlp`."""
 
-    family: ClassVar[str] = "CLIP"
     layout: ClassVar[Layout] = Separate({target: f"self_attn.{target}_proj" for target in ("q", "k", "v", "out")})
 
     def run_block(self, model: Any, block: Any, hidden: Tensor, arguments: Any, lean: bool) -> Tensor:
@@ -109,7 +108,9 @@ class HuggingFaceText(TokenInputs, HuggingFaceTower):
 
     def width(self, model: Any) -> int:
         projection = getattr(model, "text_projection", None)
-        return int((model.text_model.head if projection is None else projection).out_features)
+        head = model.text_model.head if projection is None else projection
+        last: Any = head[-1] if isinstance(head, nn.Sequential) else head
+        return int(last.out_features)
 
     def substitute(self, model: Any) -> Tensor:
         tokens, length = kinds.empty_tokens(model), model.text_model.config.max_position_embeddings
