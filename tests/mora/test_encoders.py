@@ -353,3 +353,58 @@ def test_naflex_images_are_one_tensor():
         naflex(patches, mask[:, 1:], shapes)
     with pytest.raises(ValueError, match="got 300, expected at most 256"):
         naflex(patches, mask, shapes * 60)
+
+
+SINGLE = {
+    "CLIPVisionModel": ("CLIPVisionConfig", VIT),
+    "CLIPVisionModelWithProjection": ("CLIPVisionConfig", {**VIT, "projection_dim": 16}),
+    "CLIPTextModel": ("CLIPTextConfig", TEXT),
+    "CLIPTextModelWithProjection": ("CLIPTextConfig", {**TEXT, "projection_dim": 16}),
+    "SiglipVisionModel": ("SiglipVisionConfig", VIT),
+    "SiglipTextModel": ("SiglipTextConfig", {**TEXT, "projection_size": 16, "pad_token_id": 1}),
+    "ViTModel": ("ViTConfig", VIT),
+    "Dinov2Model": ("Dinov2Config", VIT),
+    "BertModel": ("BertConfig", BERT),
+    "RobertaModel": ("RobertaConfig", ROBERTA),
+}
+
+
+def single(name):
+    kind, config = SINGLE[name]
+    torch.manual_seed(0)
+    return getattr(transformers, name)(getattr(transformers, kind)(**config)).eval()
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_the_tower_of_a_single_encoder(name):
+    """It embeds as the class does, and its slots are where the class computes q, k and v."""
+    model = single(name)
+    (modality,) = towers_of(model)
+    tower = towers_of(model)[modality]
+    inputs = tower.random(model, 3)
+    given = {"pixel_values": inputs} if modality == "image" else {"input_ids": inputs}
+    if name in ("BertModel", "RobertaModel"):
+        given["attention_mask"] = (inputs != model.config.pad_token_id).long()
+    output = model(**given)
+    projected = getattr(output, f"{modality}_embeds", None)
+    expected = output.pooler_output if projected is None else projected
+    found = tower.encode(model, inputs)
+    assert torch.equal(found, expected) and found.shape == (3, tower.width(model))
+    if name != "BertModel":
+        assert tower.substitute(model).shape == inputs.shape[1:]
+    slots = tower.slots(model)
+    assert len(slots) == 2 and not torch.allclose(found[0], found[1])
+    for target in ("q", "k", "v", "out"):
+        weight = slots[1].linear(target).weight
+        assert weight.shape == (WIDTH, WIDTH)
+        (gradient,) = torch.autograd.grad(tower.encode(model, inputs).square().sum(), weight)
+        assert gradient.any()
+
+
+def test_a_single_encoder_without_a_pooler_is_refused():
+    model = transformers.BertModel(transformers.BertConfig(**BERT), add_pooling_layer=False)
+    with pytest.raises(ValueError, match=r"got a BertModel, .*: it has no pooler \(add_pooling_layer=False\)"):
+        towers_of(model)
+    head = transformers.BertForSequenceClassification(transformers.BertConfig(**BERT))
+    with pytest.raises(ValueError, match=r"BertForSequenceClassification, expected the CLIP itself: pass model\.bert"):
+        towers_of(head)
