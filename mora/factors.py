@@ -1,4 +1,4 @@
-"""The common factors of one pair of blocks: the only parameters that two towers share."""
+"""The common factors of one pair of blocks: the only parameters that towers share."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class CommonFactors(nn.Module):
         return self
 
     def others(self, modality: str) -> list[Tensor]:
-        """S of every other modality."""
-        return [self.of(name) for name in self.modalities if name != modality]
+        """S of every other modality; its own where it stands alone, so that C = S (S^T S) S^T."""
+        return [self.of(name) for name in self.modalities if name != modality] or [self.of(modality)]
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={tuple(self.of(name).shape)}" for name in self.modalities)

@@ -40,7 +40,7 @@ class MoraLinear(nn.Module):
     def __init__(self, linear: Any, common: CommonFactors, modality: str, config: MoraConfig) -> None:
         super().__init__()
         self.hold(linear)
-        self.modality, self.alpha, self.dropout = modality, float(config.alpha), float(config.dropout)
+        self.modality, self.alpha, self.dropout = modality, config.alpha_of(modality), float(config.dropout)
         self.gram, self.backend = config.variant != "no-gram", config.backend
         self.switch = Switch()
         self._common = (common,)

@@ -19,6 +19,7 @@ FLOORS = (
     ("mora_kernels",),
     ("mora.version", "mora.hooks", "mora.switch"),
     ("mora.system",),
+    ("mora.names", "mora.per_tower"),
     ("mora.config", "mora.tiny"),
     ("mora.data", "mora.metrics"),
     ("mora.start",),  # from here on what is put into a model
@@ -27,7 +28,7 @@ FLOORS = (
     ("mora.keeping",),
     ("mora.towers",),
     ("mora.adapters",),  # the verbs on a model
-    ("mora.first_step", "mora.liveness", "mora.summary", "mora.verify"),
+    ("mora.first_step", "mora.liveness", "mora.pairing", "mora.summary", "mora.verify"),
     ("mora.patch",),
     ("mora.checkpoint",),
     ("mora.savings",),
