@@ -28,7 +28,7 @@ STATISTICS = {
     "dinov2_with_registers": (IMAGENET_MEAN, IMAGENET_STD),
 }
 PROJECTIONS = {
-    "image": ("visual_projection", "image_projection"),
+    "image": ("visual_projection", "image_projection", "text_projection"),  # ALIGN's image tower ends as wide as that
     "video": ("visual_projection",),
     "audio": ("audio_projection",),
     "text": ("text_projection",),
@@ -45,7 +45,7 @@ def width_of(model: Any, modality: str, encoder: Any) -> int:
             return int(linears[-1].out_features)
     config = encoder.config
     pooled_size = getattr(config, "pooler_output_size", None)  # of ViT
-    return int(pooled_size or getattr(config, "hidden_size", None) or config.hidden_dim)
+    return int(pooled_size or config.hidden_size)
 
 
 def first(embedded: Tensor) -> Tensor:
