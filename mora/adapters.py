@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from mora.linear import MoraLinear
 from mora.shared_input import SharedInput
 from mora.start import factor_dtype
 from mora.switch import Switch
+from mora.towers.find import towers_of
 from mora.towers.slots import Slot
 from mora.towers.tower import Tower
 from mora_kernels import Group
@@ -54,6 +55,10 @@ class Adapters(nn.Module):
     def adapted(self) -> dict[str, Tower]:
         """The towers that are adapted."""
         return {name: tower for name, tower in self.towers.items() if any(name in pair for pair in self.pairs)}
+
+    def families(self) -> dict[str, str]:
+        """What kind of tower each adapted one is, by modality."""
+        return families_of(self.towers, self.layers())
 
     def layers(self) -> dict[str, list[int]]:
         """Indices of the adapted blocks, by modality."""
@@ -104,6 +109,16 @@ class Adapters(nn.Module):
                 parameter = getattr(projection, kind)
                 if parameter is not None:
                     yield f"{name}.{kind}", parameter
+
+
+def families_of(towers: Mapping[str, Tower], modalities: Iterable[str]) -> dict[str, str]:
+    """The families of towers, or their kinds where they are of none; an adapter fits those of the same alone."""
+    return {name: towers[name].family or towers[name].kind for name in modalities}
+
+
+def towers_in(model: nn.Module) -> dict[str, Tower]:
+    """The towers of a model: those it was patched with, else as `towers_of` finds them."""
+    return adapters_of(model).towers if is_patched(model) else towers_of(model)
 
 
 def layers_of(pairs: list[Pair]) -> dict[str, list[int]]:

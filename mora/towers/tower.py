@@ -22,10 +22,12 @@ class Tower(ABC):
     Attributes:
         modality: its name in the model: "image", "text" or any other.
         kind: what it is, in words.
+        family: kinds of one family hold the same projections, so that an adapter of one fits the others; "": its own.
     """
 
     modality: str
     kind: ClassVar[str]
+    family: ClassVar[str] = ""
 
     @abstractmethod
     def slots(self, model: Any) -> list[Slot]:
@@ -53,6 +55,10 @@ class Tower(ABC):
     def padding(self, model: Any) -> int | None:
         """The token with which any input may be filled up, as nothing reads it; None where there is none."""
         return None
+
+    def untried(self, model: Any) -> str:
+        """Why the tower cannot be run on random inputs, in words that say what is needed; "" when it can."""
+        return ""
 
     def blocks(self, model: Any) -> list[nn.Module]:
         """What stands in its list of blocks, from bottom to top; ValueError as `slots`."""
