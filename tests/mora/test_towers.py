@@ -166,9 +166,7 @@ def test_a_tower_of_another_library_runs_beside_one_that_is_cut():
     present = torch.tensor([True, False, True]), torch.tensor([True, True, False])
     for given in ((images(), tokens(), *present), (None, tokens()), (images(), None)):
         assert_parity("logits", saving(*given), nothing(*given), TABLE)
-    with pytest.raises(
-        ValueError, match=r"looked for the image tower's blocks at visual\.transformer\.resb"
-    ):
+    with pytest.raises(ValueError, match=r"looked for the image tower's blocks at visual\.transformer\.resb"):
         mora.patch(model)
 
 
