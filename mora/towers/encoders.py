@@ -98,8 +98,9 @@ class EncoderImage(ImageInputs):
         known = [STATISTICS[name] for name in model_types(encoder.config) if name in STATISTICS]
         if own := normalisation(model, encoder) or next(iter(known), None):
             return own
+        argument = "missing_image" if self.modality == "image" else f"missing[{self.modality!r}]"
         raise ValueError(
-            f"missing_{self.modality}: got None for a {type(encoder).__name__} without a preprocessor_config.json "
+            f"{argument}: got None for a {type(encoder).__name__} without a preprocessor_config.json "
             "beside it, expected a white input as its own processor makes it"
         )
 

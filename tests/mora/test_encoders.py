@@ -1,5 +1,7 @@
 """Towers that are encoders of transformers: within open_clip's models, in its own classes, alone."""
 
+import re
+
 import open_clip
 import pytest
 import torch
@@ -79,7 +81,7 @@ def open_clip_model(name, folder):
     return open_clip.CustomTextCLIP(16, vision_cfg=SEES, text_cfg=text).eval()
 
 
-def lives(make, own, tmp_path, empty=None, training=True, adapt=None, **missing):
+def lives(make, own, tmp_path, missing=None, training=True, adapt=None):
     """One model through everything; `own(model, inputs)` embeds by its library's own forward, normalised."""
     base = make().double()
     weights = {name: tensor.clone() for name, tensor in base.state_dict().items()}
@@ -111,16 +113,17 @@ def lives(make, own, tmp_path, empty=None, training=True, adapt=None, **missing)
         assert not torch.allclose(norms, torch.ones_like(norms)), "normalised"
 
     loaded = mora.load_adapter(make().double(), mora.save_adapter(model, tmp_path / "adapter"))
-    if list(towers) == ["image", "text"]:
-        saving, nothing = (
-            mora.MissingModalityClassifier(loaded, 3, empty_text=empty, savings=savings, **missing)
-            for savings in (None, mora.Savings.none())
-        )
-        nothing.head = saving.head
-        present = torch.tensor([True, False, True]), torch.tensor([True, True, False])
-        for mode in (True, False) if training else (False,):
-            for given in ((*inputs.values(), *present), (inputs["image"], None), (None, inputs["text"])):
-                assert_parity("logits", *(one.train(mode)(*given) for one in (saving, nothing)), TABLE)
+    saving, nothing = (
+        mora.MissingModalityClassifier(loaded, 3, savings=savings, missing=missing)
+        for savings in (None, mora.Savings.none())
+    )
+    nothing.head = saving.head
+    masks = (torch.tensor([True, False, True]), torch.tensor([True, True, False]))
+    partly = dict(zip(towers, masks, strict=False)) if len(towers) > 1 else None
+    for mode in (True, False) if training else (False,):
+        for given, present in ((inputs, partly), *(({name: rows}, None) for name, rows in inputs.items())):
+            logits = [one.train(mode)(inputs=given, present=present) for one in (saving, nothing)]
+            assert_parity("logits", *logits, TABLE)
     with torch.no_grad():
         for modality, one, other in zip(towers, embed(mora.merge(loaded).eval()), adapted, strict=True):
             assert_parity(modality, one, other.detach(), TABLE)
@@ -137,7 +140,7 @@ def own_open_clip(model, inputs):
 @pytest.mark.parametrize("name", OPEN_CLIP)
 def test_open_clip_s_text_tower_may_be_an_encoder_of_transformers(name, tmp_path):
     *_, empty = OPEN_CLIP[name]
-    given = torch.tensor([7, 2]) if empty is None else None
+    given = {"text": torch.tensor([7, 2])} if empty is None else None
     lives(lambda: open_clip_model(name, tmp_path), own_open_clip, tmp_path, given)
     model = open_clip_model(name, tmp_path)
     tower = towers_of(model)["text"]
@@ -291,8 +294,11 @@ def own_hugging_face(model, inputs):
 
 # Whose tokens of "", or whose white, nothing says.
 GIVEN = {
-    **{name: {"empty": torch.tensor([3, 4])} for name in ("chinese_clip", "flava", "vit_bert", "clip_bert")},
-    "groupvit": {"missing_image": torch.ones(3, IMAGE, IMAGE), "training": False},
+    **{
+        name: {"missing": {"text": torch.tensor([3, 4])}} for name in ("chinese_clip", "flava", "vit_bert", "clip_bert")
+    },
+    "groupvit": {"missing": {"image": torch.ones(3, IMAGE, IMAGE)}, "training": False},
+    "xclip": {"missing": {"video": torch.ones(2, 3, IMAGE, IMAGE)}},
 }
 
 
@@ -313,8 +319,9 @@ def test_classes_of_two_encoders(name, tmp_path):
 )
 def test_a_substitute_that_nothing_says_is_asked_for(name, argument):
     model = HUGGING_FACE[name]()
-    tower = towers_of(model)[argument.partition("_")[2]]
-    with pytest.raises(ValueError, match=rf"{argument}: got None for a .*, expected"):
+    modality = next(name for name in ("text", "image", "video") if name in argument)
+    tower = towers_of(model)[modality]
+    with pytest.raises(ValueError, match=rf"{re.escape(argument)}: got None for a .*, expected"):
         tower.substitute(model)
 
 
@@ -340,8 +347,8 @@ def test_a_tower_without_attention_is_named_unless_it_stays_as_it_is(tmp_path):
     ):
         mora.patch(model)
     assert dict(model.named_modules()) == modules
-    missing = {"missing_image": torch.ones(3, IMAGE, IMAGE), "empty": torch.tensor([3, 4])}
-    lives(align, own_hugging_face, tmp_path, training=False, adapt={"image": "frozen", "text": "mora"}, **missing)
+    missing = {"image": torch.ones(3, IMAGE, IMAGE), "text": torch.tensor([3, 4])}
+    lives(align, own_hugging_face, tmp_path, missing, training=False, adapt={"image": "frozen", "text": "mora"})
 
 
 def test_naflex_images_are_one_tensor():
@@ -394,7 +401,7 @@ def own_single(model, inputs):
 
 @pytest.mark.parametrize("name", SINGLE)
 def test_a_single_encoder(name, tmp_path):
-    lives(lambda: single(name), own_single, tmp_path)
+    lives(lambda: single(name), own_single, tmp_path, {"text": torch.tensor([3, 4])} if name == "BertModel" else None)
     model = single(name)
     ((modality, tower),) = towers_of(model).items()
     if name == "BertModel":
