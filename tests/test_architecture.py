@@ -35,7 +35,7 @@ FLOORS = (
     ("mora.classifier",),
     ("mora.runs",),
     ("mora.evaluation", "mora.training"),
-    ("mora.export",),
+    ("mora.census", "mora.export"),
     ("mora.demo",),
     ("mora.cli",),
     ("mora",),  # the public names

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from mora.towers import hugging_face, kinds, open_clip, text_encoder, two_towers
+from mora.towers import hugging_face, kinds, open_clip, resnet, single, text_encoder, timm, two_towers
 from mora.towers.tower import Tower, descend
 
 
@@ -71,11 +71,21 @@ class OpenClip(Recipe):
         return []
 
     def towers(self, model: Any) -> dict[str, Tower]:
-        image, text = at(model, open_clip.IMAGE_BLOCKS), at(model, open_clip.TEXT_BLOCKS)
+        text = at(model, open_clip.TEXT_BLOCKS)
         return {
-            "image": open_clip.OpenClipImage("image", image) if image else open_clip.OtherImage("image"),
+            "image": self.image(model),
             "text": open_clip.OpenClipText("text", text) if text else text_encoder.of_open_clip(model),
         }
+
+    def image(self, model: Any) -> Tower:
+        """The image tower: open_clip's own transformer, its ResNet, timm's model, or one that is not known."""
+        if path := at(model, open_clip.IMAGE_BLOCKS):
+            return open_clip.OpenClipImage("image", path)
+        if all(descend(model, f"{resnet.POOL}.{name}") is not None for name in resnet.NAMES.values()):
+            return resnet.ResNetImage("image", resnet.POOL)
+        if descend(model, timm.TRUNK) is not None:
+            return timm.image_tower("image", model)
+        return open_clip.OtherImage("image")
 
 
 class Encoders(Recipe):
@@ -94,8 +104,24 @@ class Encoders(Recipe):
         return two_towers.towers(model)
 
 
+class Single(Recipe):
+    """The classes of `transformers` that are one tower."""
+
+    name = "transformers, one tower"
+    looked_for = f"a {', '.join((*single.IMAGES, *single.MASKED_TEXTS, *single.TEXTS))}"
+
+    def matches(self, model: Any) -> bool:
+        return single.matches(model)
+
+    def unsupported(self, model: Any) -> list[str]:
+        return single.unsupported(model)
+
+    def towers(self, model: Any) -> dict[str, Tower]:
+        return single.towers(model)
+
+
 # The first that matches is taken.
-RECIPES: tuple[Recipe, ...] = (Encoders(), HuggingFace(), OpenClip())
+RECIPES: tuple[Recipe, ...] = (Encoders(), HuggingFace(), OpenClip(), Single())
 
 
 def at(model: Any, paths: Iterable[str]) -> str:
