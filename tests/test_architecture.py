@@ -19,7 +19,7 @@ FLOORS = (
     ("mora_kernels",),
     ("mora.version", "mora.hooks", "mora.switch"),
     ("mora.system",),
-    ("mora.names", "mora.per_tower"),
+    ("mora.batch_norm", "mora.names", "mora.per_tower"),
     ("mora.config", "mora.tiny"),
     ("mora.data", "mora.metrics"),
     ("mora.start",),  # from here on what is put into a model
@@ -35,7 +35,7 @@ FLOORS = (
     ("mora.classifier",),
     ("mora.runs",),
     ("mora.evaluation", "mora.training"),
-    ("mora.export",),
+    ("mora.census", "mora.export"),
     ("mora.demo",),
     ("mora.cli",),
     ("mora",),  # the public names

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from mora.towers.admission import located
+from mora.towers.fused import FusedSlot
 from mora.towers.slots import PackedSlot, SeparateSlot, Slot
 
 
@@ -83,3 +84,11 @@ class Packed(Layout):
 
     def slot(self, modality: str, layer: int, block: nn.Module, path: str) -> Slot:
         return PackedSlot(modality, layer, block, self.name, path)
+
+
+@dataclass(frozen=True)
+class Fused(Separate):
+    """One `nn.Linear` [3 d, d] for q, k and v: {"q": "attn.qkv", "k": "attn.qkv", "v": "attn.qkv", ...}."""
+
+    def slot(self, modality: str, layer: int, block: nn.Module, path: str) -> Slot:
+        return FusedSlot(modality, layer, block, self.attention, path, self.below())

@@ -167,7 +167,10 @@ class OpenClipText(TokenInputs, OpenClipTower):
         return encoded(model, model.encode_text, inputs)
 
     def width(self, model: Any) -> int:
-        return int(model.visual.output_dim)
+        projection = text_tower(model).text_projection
+        if projection is None:
+            return int(text_tower(model).ln_final.normalized_shape[0])
+        return int(projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1])
 
     def substitute(self, model: Any) -> Tensor:
         pool, (size, length) = text_pool(model), self.vocabulary(model)

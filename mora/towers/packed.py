@@ -2,14 +2,14 @@
 
 `nn.MultiheadAttention` never calls `out_proj.forward`, and in eval takes a fused path that hooks do not see; it packs
 q, k, v into one `in_proj_weight` [3 d, d]. So the whole module is replaced: same parameters (the same objects, under
-the same names), each of q, k, v on its slice.
+the same names), each of q, k, v on its slice. Where an `nn.Linear` makes q, k, v at once, that linear is replaced.
 """
 
 from __future__ import annotations
 
 import threading
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +25,16 @@ PACKED = ("q", "k", "v")
 
 
 class PackedSlice:
-    """One of q, k, v inside a packed attention, seen as the `nn.Linear` it would be."""
+    """One of q, k, v of what packs them, seen as the `nn.Linear` it would be.
 
-    def __init__(self, attention: Any, position: int) -> None:
-        self.attention, self.position = attention, position
+    Args:
+        owner: the module that holds the packed parameters.
+        position: 0, 1 or 2.
+        names: of the packed weight [3 d, d] and bias [3 d] there.
+    """
+
+    def __init__(self, owner: Any, position: int, names: tuple[str, str] = ("in_proj_weight", "in_proj_bias")) -> None:
+        self.owner, self.position, self.names = owner, position, names
 
     def rows(self, packed: Tensor) -> Tensor:
         """The third of `packed` [3 d, ...] that belongs to this projection, a view [d, ...]."""
@@ -38,20 +44,35 @@ class PackedSlice:
     @property
     def weight(self) -> Tensor:
         """W [d, d], a view of the packed parameter."""
-        return self.rows(self.attention.in_proj_weight)
+        return self.rows(getattr(self.owner, self.names[0]))
 
     @property
     def bias(self) -> Tensor | None:
         """b [d], a view of the packed parameter, or None."""
-        bias = self.attention.in_proj_bias
+        bias = getattr(self.owner, self.names[1])
         return None if bias is None else self.rows(bias)
+
+    def copied(self) -> nn.Linear:
+        """A frozen `nn.Linear` of its own with this weight and bias."""
+        rows, columns = self.weight.shape
+        linear = nn.Linear(columns, rows, self.bias is not None, self.weight.device, self.weight.dtype)
+        self.take(linear.requires_grad_(False), back=False)
+        return linear
+
+    @torch.no_grad()
+    def take(self, linear: nn.Linear, back: bool = True) -> None:
+        """Write the weight and bias of `linear` into the packed ones; the other way round if not `back`."""
+        for one, other in ((self.weight, linear.weight), (self.bias, linear.bias)):
+            if one is not None:
+                source, target = (other, one) if back else (one, other)
+                target.copy_(source)
 
 
 class PackedMoraLinear(MoraLinear):
-    """A MoraLinear whose frozen weight is a slice of a packed parameter that its attention module owns."""
+    """A MoraLinear whose frozen weight is a slice of a packed parameter that another module owns."""
 
     def hold(self, linear: PackedSlice) -> None:
-        """Remember where the weight is; the packed parameter stays with the attention module."""
+        """Remember where the weight is; the packed parameter stays with its owner."""
         self._slice = linear
 
     @property
@@ -65,9 +86,9 @@ class PackedMoraLinear(MoraLinear):
         return self._slice.bias
 
     def buffer(self, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        """Where W_eff [d, d] is to be written: its rows of the attention's packed W_eff, if that is kept."""
-        attention = self._slice.attention
-        return None if attention.scope() is None else self._slice.rows(attention.packed_buffer(dtype, device))
+        """Where W_eff [d, d] is to be written: its rows of the owner's packed W_eff, if that is kept."""
+        owner = self._slice.owner
+        return None if owner.scope() is None else self._slice.rows(owner.packed_buffer(dtype, device))
 
     def build(self, dtype: torch.dtype) -> None:
         """See to it that `buffer` holds the present W_eff."""
@@ -75,18 +96,109 @@ class PackedMoraLinear(MoraLinear):
         group.built(index, dtype)
 
 
-class PackedAttention(nn.Module):
-    """What every adapted packed attention shares: it adopts the parameters and children of the original.
+class PackedProjections(nn.Module):
+    """q, k, v on the slices of one packed weight [3 d, d] and bias [3 d] that this module holds.
 
-    Children `q`, `k`, `v` are `PackedMoraLinear`s or None; `out_proj` is the original module or a `MoraLinear`.
+    Children `q`, `k`, `v` are `PackedMoraLinear`s, `nn.Linear`s or None.
     """
 
-    in_proj_weight: Tensor
-    in_proj_bias: Tensor | None
-    out_proj: nn.Module
+    names: ClassVar[tuple[str, str]]  # of the packed weight and bias
     q: nn.Module | None
     k: nn.Module | None
     v: nn.Module | None
+
+    def slice(self, target: str) -> PackedSlice:
+        """Where one of q, k, v has its frozen weight."""
+        return PackedSlice(self, PACKED.index(target), self.names)
+
+    @property
+    def packed_weight(self) -> Tensor:
+        """W of q, k, v [3 d, d]."""
+        weight: Tensor = getattr(self, self.names[0])
+        return weight
+
+    @property
+    def packed_bias(self) -> Tensor | None:
+        """b of q, k, v [3 d] or None."""
+        bias: Tensor | None = getattr(self, self.names[1])
+        return bias
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the adapted computation is asked for here, not the pretrained one."""
+        return all(module.switch.is_on for module in self.adapted() if isinstance(module, MoraLinear))
+
+    def adapted(self) -> list[nn.Module]:
+        """Those of `q`, `k`, `v` that are there."""
+        return [module for module in (self.q, self.k, self.v) if module is not None]
+
+    def sharing(self) -> AbstractContextManager[None]:
+        """While it is open, adapted projections of one input are computed together."""
+        adapted = [module for module in self.adapted() if isinstance(module, MoraLinear)]
+        found = [module.shared_input for module in adapted if module.shared_input is not None]
+        return found[0].calling() if found and not torch.compiler.is_compiling() else nullcontext()
+
+    def is_kept(self) -> bool:
+        """Whether one product with a packed W_eff gives q, k, v: it is kept, nothing needs a gradient or a mask."""
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or self.training or self.scope() is None:
+            return False
+        adapted = self.adapted()
+        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in adapted)
+        return not hooked and all(isinstance(module, PackedMoraLinear) and module.builds for module in adapted)
+
+    def scope(self) -> Scope | None:
+        """Where values of this attention are kept for longer than one call of the model; None where they are not."""
+        scope = None if self.packed_weight.is_inference() else scope_of(self)
+        return scope if scope is not None and scope.lasting else None
+
+    def project_packed(self, x: Tensor) -> Tensor:
+        """q, k, v [..., 3 d] of x by one product."""
+        dtype = product_dtype(x)
+        for module in self.adapted():
+            assert isinstance(module, PackedMoraLinear)
+            module.build(dtype)
+        bias = None if self.packed_bias is None else self.packed_bias.to(dtype)
+        return F.linear(x.to(dtype), self.packed_buffer(dtype, x.device), bias)
+
+    def packed_buffer(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """W_eff of q, k, v [3 d, d] in `dtype`: adapted rows are their group's to write, the others hold W.
+
+        Only where values are kept (`scope`).
+        """
+        scope, weight = self.scope(), self.packed_weight
+        assert scope is not None
+
+        def cast() -> tuple[Tensor, Tensor]:
+            with torch.inference_mode(False), torch.no_grad():
+                return weight.detach().to(device, dtype, copy=True), weight.detach()
+
+        name = (id(self), "packed", dtype, threading.get_ident())
+        # The weight itself is kept beside its copy, so that no other comes to lie where it did.
+        return scope.keep(name, (weight.data_ptr(), weight._version, device), cast, device)[0]
+
+    def project_one(self, position: int, x: Tensor, together: bool) -> Tensor:
+        """One of q, k, v, adapted or frozen; `together` says that all three read this x."""
+        adapted = getattr(self, PACKED[position])
+        if adapted is not None:
+            return adapted(x) if together or not isinstance(adapted, MoraLinear) else adapted.alone(x)
+        frozen, dtype = self.slice(PACKED[position]), product_dtype(x)
+        weight, bias = frozen.weight, frozen.bias
+        castable = dtype != weight.dtype and not (weight.requires_grad or torch.compiler.is_compiling())
+        if castable and self.scope() is not None:
+            weight = frozen.rows(self.packed_buffer(dtype, x.device))  # cast once, not at every step
+        return F.linear(x, weight, bias)
+
+
+class PackedAttention(PackedProjections):
+    """What every adapted packed attention shares: it adopts the parameters and children of the original.
+
+    `out_proj` is the original module or a `MoraLinear`.
+    """
+
+    names: ClassVar[tuple[str, str]] = ("in_proj_weight", "in_proj_bias")
+    in_proj_weight: Tensor
+    in_proj_bias: Tensor | None
+    out_proj: nn.Module
 
     def __init__(self, original: Any) -> None:
         super().__init__()
@@ -116,8 +228,7 @@ class PackedAttention(nn.Module):
     @property
     def is_on(self) -> bool:
         """Whether the adapted computation is asked for here, not the pretrained one."""
-        adapted = (self.q, self.k, self.v, self.out_proj)
-        return all(module.switch.is_on for module in adapted if isinstance(module, MoraLinear))
+        return super().is_on and not (isinstance(self.out_proj, MoraLinear) and not self.out_proj.switch.is_on)
 
     def give_back(self) -> Any:
         """Return the original, holding the parameters as they are now (device, dtype and mode followed)."""
@@ -136,69 +247,9 @@ class PackedAttention(nn.Module):
         if together and not self.adapted():
             flat = F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
         elif together and self.is_kept():
-            flat = self.project_packed(query)
+            flat = self.project_packed(query).chunk(3, dim=-1)
         else:
             with self.sharing() if together else nullcontext():
                 flat = tuple(self.project_one(position, x, together) for position, x in enumerate((query, key, value)))
         q, k, v = (rearrange(x, "b l (h d) -> b h l d", h=self.num_heads) for x in flat)
         return q, k, v
-
-    def adapted(self) -> list[nn.Module]:
-        """Those of `q`, `k`, `v` that are there."""
-        return [module for module in (self.q, self.k, self.v) if module is not None]
-
-    def sharing(self) -> AbstractContextManager[None]:
-        """While it is open, adapted projections of one input are computed together."""
-        adapted = [module for module in self.adapted() if isinstance(module, MoraLinear)]
-        found = [module.shared_input for module in adapted if module.shared_input is not None]
-        return found[0].calling() if found and not torch.compiler.is_compiling() else nullcontext()
-
-    def is_kept(self) -> bool:
-        """Whether one product with a packed W_eff gives q, k, v: it is kept, nothing needs a gradient or a mask."""
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or self.training or self.scope() is None:
-            return False
-        adapted = self.adapted()
-        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in adapted)
-        return not hooked and all(isinstance(module, PackedMoraLinear) and module.builds for module in adapted)
-
-    def scope(self) -> Scope | None:
-        """Where values of this attention are kept for longer than one call of the model; None where they are not."""
-        scope = None if self.in_proj_weight.is_inference() else scope_of(self)
-        return scope if scope is not None and scope.lasting else None
-
-    def project_packed(self, x: Tensor) -> tuple[Tensor, ...]:
-        """q, k, v [..., d] of x by one product."""
-        dtype = product_dtype(x)
-        for module in self.adapted():
-            assert isinstance(module, PackedMoraLinear)
-            module.build(dtype)
-        bias = None if self.in_proj_bias is None else self.in_proj_bias.to(dtype)
-        return F.linear(x.to(dtype), self.packed_buffer(dtype, x.device), bias).chunk(3, dim=-1)
-
-    def packed_buffer(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """W_eff of q, k, v [3 d, d] in `dtype`: adapted rows are their group's to write, the others hold W.
-
-        Only where values are kept (`scope`).
-        """
-        scope, weight = self.scope(), self.in_proj_weight
-        assert scope is not None
-
-        def cast() -> tuple[Tensor, Tensor]:
-            with torch.inference_mode(False), torch.no_grad():
-                return weight.detach().to(device, dtype, copy=True), weight.detach()
-
-        name = (id(self), "packed", dtype, threading.get_ident())
-        # The weight itself is kept beside its copy, so that no other comes to lie where it did.
-        return scope.keep(name, (weight.data_ptr(), weight._version, device), cast, device)[0]
-
-    def project_one(self, position: int, x: Tensor, together: bool) -> Tensor:
-        """One of q, k, v, adapted or frozen; `together` says that all three read this x."""
-        adapted = getattr(self, PACKED[position])
-        if adapted is not None:
-            return adapted(x) if together or not isinstance(adapted, MoraLinear) else adapted.alone(x)
-        frozen, dtype = PackedSlice(self, position), product_dtype(x)
-        weight, bias = frozen.weight, frozen.bias
-        castable = dtype != weight.dtype and not (weight.requires_grad or torch.compiler.is_compiling())
-        if castable and self.scope() is not None:
-            weight = frozen.rows(self.packed_buffer(dtype, x.device))  # cast once, not at every step
-        return F.linear(x, weight, bias)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from mora.towers import hugging_face, kinds, open_clip, text_encoder, two_towers
+from mora.towers import hugging_face, kinds, open_clip, resnet, text_encoder, timm, two_towers
 from mora.towers.tower import Tower, descend
 
 
@@ -71,11 +71,21 @@ class OpenClip(Recipe):
         return []
 
     def towers(self, model: Any) -> dict[str, Tower]:
-        image, text = at(model, open_clip.IMAGE_BLOCKS), at(model, open_clip.TEXT_BLOCKS)
+        text = at(model, open_clip.TEXT_BLOCKS)
         return {
-            "image": open_clip.OpenClipImage("image", image) if image else open_clip.OtherImage("image"),
+            "image": self.image(model),
             "text": open_clip.OpenClipText("text", text) if text else text_encoder.of_open_clip(model),
         }
+
+    def image(self, model: Any) -> Tower:
+        """The image tower: open_clip's own transformer, its ResNet, timm's model, or one that is not known."""
+        if path := at(model, open_clip.IMAGE_BLOCKS):
+            return open_clip.OpenClipImage("image", path)
+        if all(descend(model, f"{resnet.POOL}.{name}") is not None for name in resnet.NAMES.values()):
+            return resnet.ResNetImage("image", resnet.POOL)
+        if descend(model, timm.TRUNK) is not None:
+            return timm.image_tower("image", model)
+        return open_clip.OtherImage("image")
 
 
 class Encoders(Recipe):

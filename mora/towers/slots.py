@@ -218,8 +218,7 @@ class PackedSlot(Slot):
                 share_hooks(projection, original.out_proj)
                 adapted.out_proj = projection
             else:
-                part = PackedSlice(adapted, PACKED.index(target))
-                projection = PackedMoraLinear(part, common, self.modality, config)
+                projection = PackedMoraLinear(adapted.slice(target), common, self.modality, config)
                 setattr(adapted, target, projection)
             projections[target] = projection.train(original.training)
         setattr(self.parent, self.name, adapted)
@@ -238,16 +237,12 @@ class PackedSlot(Slot):
 
     @torch.no_grad()
     def split(self, targets: tuple[str, ...]) -> None:
-        parts = {target: self.linear(target) for target in targets if target != "out"}
+        for target in targets:
+            self.linear(target)
         adapted = self.stand_in()
-        for target, part in parts.items():
-            rows, columns = part.weight.shape
-            linear = nn.Linear(columns, rows, part.bias is not None, part.weight.device, part.weight.dtype)
-            linear.requires_grad_(False)
-            linear.weight.copy_(part.weight)
-            if part.bias is not None:
-                linear.bias.copy_(part.bias)
-            setattr(adapted, target, linear)
+        for target in targets:
+            if target != "out":
+                setattr(adapted, target, adapted.slice(target).copied())
         setattr(self.parent, self.name, adapted)
 
     @torch.no_grad()
@@ -255,17 +250,14 @@ class PackedSlot(Slot):
         adapted = self.attention
         for target in targets:
             if target != "out":
-                linear, packed = getattr(adapted, target), PackedSlice(adapted, PACKED.index(target))
-                packed.weight.copy_(linear.weight)
-                if packed.bias is not None:
-                    packed.bias.copy_(linear.bias)
+                adapted.slice(target).take(getattr(adapted, target))
         original = adapted.give_back()
         original.out_proj = adapted.out_proj
         setattr(self.parent, self.name, original)
 
 
-def take_back(projection: MoraLinear, linear: Any) -> Any:
-    """Return `linear` holding the parameters and the mode of the MoraLinear that stood for it."""
+def take_back(projection: Any, linear: Any) -> Any:
+    """Return `linear` holding the parameters and the mode of what stood for it."""
     linear.weight, linear.bias = projection.weight, projection.bias
     share_hooks(linear, projection)
     return linear.train(projection.training)

@@ -302,10 +302,12 @@ def test_unknown_models_are_refused(model, message):
         mora.patch(model)
 
 
-def test_towers_that_are_not_transformers_are_refused():
+def test_towers_without_attention_are_refused():
     with torch.device("meta"):
-        model = open_clip.CLIP(**open_clip.get_model_config("RN50"))
-    with pytest.raises(ValueError, match="looked for the image tower's blocks at visual.transformer.resblocks"):
+        model = open_clip.CLIP(**open_clip.get_model_config("convnext_tiny"))
+    with pytest.raises(
+        ValueError, match="image tower is timm's ConvNeXt, which has no attention .*adapt the text tower"
+    ):
         mora.patch(model)
 
 

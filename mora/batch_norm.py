@@ -1,0 +1,26 @@
+"""Frozen batch norms keep to their statistics: in training mode as well they compute what the pretrained model does.
+
+Else a batch would change what frozen layers compute and the statistics themselves, which an adapter file does not hold.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mora.hooks import library_hook
+
+
+@library_hook
+def hold(module: nn.Module, _: Any) -> None:
+    """Before a batch norm runs: in eval mode, if none of its parameters is trained."""
+    if module.training and not any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
+        module.eval()
+
+
+def hold_statistics(model: nn.Module) -> list[Any]:
+    """Let the frozen batch norms of `model` keep to their statistics; the handles that end it."""
+    found = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    return [module.register_forward_pre_hook(hold) for module in found if module.track_running_stats]

@@ -1,0 +1,174 @@
+"""What one model must do to count as adapted: the whole life of an adapter, compared with the model's own forward."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mora.adapters import adapter_parameters
+from mora.census.shrink import built
+from mora.classifier import MissingModalityClassifier
+from mora.patch import disabled, merge, patch, unpatch
+from mora.savings.options import Savings
+from mora.towers.find import towers_of
+from mora.towers.tower import Tower, fitting
+from mora.verify import verify
+
+ROWS = 3
+SAME = 1e-9  # relative L2, in float64
+Embeddings = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the census found of one configuration.
+
+    Attributes:
+        name: of the configuration.
+        adapted: whether every check passed.
+        image: kind of the image tower, and its blocks with attention after shrinking.
+        text: likewise.
+        savings: what of the towers is cut, in words.
+        failed: the first check that did not pass, and why; "" when all did.
+        seconds: it took.
+    """
+
+    name: str
+    adapted: bool
+    image: str = ""
+    text: str = ""
+    savings: str = ""
+    failed: str = ""
+    seconds: float = 0.0
+
+
+class CheckError(AssertionError):
+    """A check that did not pass."""
+
+
+def looked_at(name: str, build: Callable[[str], nn.Module] = built) -> Row:
+    """Build one configuration, shrunk, and check it; whatever goes wrong is the row's."""
+    began, found = time.perf_counter(), {"image": "", "text": "", "savings": ""}
+    step = ["build"]
+    try:
+        model = build(name)
+        step[0] = "recognise"
+        for modality, tower in towers_of(model).items():
+            found[modality] = tower.kind
+        check(model, found, step)
+    except Exception as error:  # whatever a model may raise is a row of the table
+        why = " ".join(str(error).split()) or type(error).__name__
+        return Row(name, False, **found, failed=f"{step[0]}: {why}", seconds=time.perf_counter() - began)
+    return Row(name, True, **found, seconds=time.perf_counter() - began)
+
+
+def check(model: nn.Module, found: dict[str, str], step: list[str]) -> None:
+    """Raise what is wrong with a model; `step` says at which check, `found` what was seen on the way."""
+    towers = towers_of(model)
+    generator = torch.Generator().manual_seed(1)
+    inputs = {m: fitting(t.random(model, ROWS, generator), next(model.parameters())) for m, t in towers.items()}
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        plain = embedded(model, towers, inputs)
+    step[0] = "patch"
+    settings: dict[str, Any] = settings_of(model, towers)
+    patch(model, init="identity", **settings)
+    step[0] = "verify"
+    verify(model)
+    step[0] = "identity"
+    with torch.no_grad():
+        same(embedded(model, towers, inputs), plain)
+    step[0] = "unpatch"
+    untouched(unpatch(model), weights)
+    step[0] = "gradients"
+    patch(model, **settings)
+    randomise(model)
+    adapted = embedded(model, towers, inputs)
+    torch.stack([embedding.square().sum() for embedding in adapted.values()]).sum().backward()
+    if dead := [name for name, p in adapter_parameters(model) if p.grad is None or not bool(p.grad.any())]:
+        raise CheckError(f"no gradient of {', '.join(dead)}")
+    adapted = {modality: embedding.detach() for modality, embedding in adapted.items()}
+    if moved := [modality for modality in adapted if difference(adapted[modality], plain[modality]) < SAME]:
+        raise CheckError(f"adapters change nothing in {', '.join(moved)}")
+    step[0] = "disabled"
+    with disabled(model), torch.no_grad():
+        same(embedded(model, towers, inputs), plain)
+    step[0] = "classifier"
+    found["savings"] = classified(model, towers, inputs)
+    step[0] = "merge"
+    merge(model)
+    with torch.no_grad():
+        same(embedded(model, towers, inputs), adapted)
+    if list(model.state_dict()) != list(weights):
+        raise CheckError("the merged model has other keys")
+
+
+def settings_of(model: nn.Module, towers: dict[str, Tower]) -> dict[str, Any]:
+    """Two blocks of each tower, or one; the output projection where it is square."""
+    slots = {modality: tower.slots(model) for modality, tower in towers.items()}
+    layers = min(2, *(len(each) for each in slots.values()))
+    shapes = [slot.weight("out").shape for each in slots.values() for slot in each[-layers:]]
+    square = all(rows == columns for rows, columns in shapes)
+    return {"targets": ("q", "k", "v", "out") if square else ("q", "k", "v"), "last_layers": layers, "dropout": 0.0}
+
+
+def embedded(model: nn.Module, towers: dict[str, Tower], inputs: Embeddings) -> Embeddings:
+    """The embeddings of every tower, by the model's own forward."""
+    return {modality: tower.encode(model, inputs[modality]) for modality, tower in towers.items()}
+
+
+def classified(model: nn.Module, towers: dict[str, Tower], inputs: Embeddings) -> str:
+    """Raise `CheckError` where the classifier gives other logits with savings; what is saved, in words."""
+    given: dict[str, Any] = {}
+    for name, modality in (("missing_image", "image"), ("empty_text", "text")):
+        try:
+            towers[modality].substitute(model)
+        except ValueError:
+            given[name] = inputs[modality][0]
+    saving, nothing = (MissingModalityClassifier(model, 3, **given, savings=s) for s in (Savings(), Savings.none()))
+    nothing.head = saving.head
+    saved = saving.saved()
+    present = torch.tensor([True, False, True]), torch.tensor([True, True, False])
+    for training in (True, False):
+        logits = [one.train(training)(inputs["image"], inputs["text"], *present) for one in (saving, nothing)]
+        logits = [one.detach() for one in logits]
+        if not difference(*logits) <= SAME:
+            mode = "training" if training else "eval"
+            raise CheckError(f"in {mode} the logits differ by {difference(*logits):.1e} with savings")
+    return "; ".join(saved)
+
+
+@torch.no_grad()
+def randomise(model: nn.Module) -> None:
+    """Move every adapter away from its start."""
+    generator = torch.Generator().manual_seed(2)
+    for _, parameter in adapter_parameters(model):
+        parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(parameter))
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """Relative L2."""
+    return float(torch.linalg.vector_norm(found - expected) / torch.linalg.vector_norm(expected))
+
+
+def same(found: Embeddings, expected: Embeddings) -> None:
+    """Raise `CheckError` unless embeddings are the same up to rounding, and those of the rows are not."""
+    for modality, embedding in expected.items():
+        if not difference(found[modality], embedding) <= SAME:
+            raise CheckError(f"{modality} differs by {difference(found[modality], embedding):.1e}")
+        if difference(embedding[1:], embedding[:-1]) < SAME:
+            raise CheckError(f"{modality} embeds every input alike")
+
+
+def untouched(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Raise `CheckError` unless a model has the weights it had, bit for bit."""
+    now = model.state_dict()
+    if list(now) != list(weights):
+        raise CheckError("the model has other keys")
+    if changed := [name for name, tensor in now.items() if not torch.equal(tensor, weights[name])]:
+        raise CheckError(f"changed: {', '.join(changed)}")

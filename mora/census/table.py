@@ -1,0 +1,66 @@
+"""The census as text, and as the part of a Markdown page that stands between two markers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+
+from mora.census.check import Row
+from mora.system.markup import plain
+from mora.version import __version__
+
+BEGIN = "<!-- begin: python -m mora.census --write docs/models.md -->"
+END = "<!-- end: python -m mora.census -->"
+PACKAGES = ("open_clip_torch", "timm", "transformers", "torch")
+
+
+def versions() -> dict[str, str]:
+    """Of this library and of those whose models were looked at."""
+    return {"mora": __version__, **{package: metadata.version(package) for package in PACKAGES}}
+
+
+def total(rows: Sequence[Row]) -> str:
+    """How many are adapted, in words."""
+    return f"{sum(row.adapted for row in rows)} of {len(rows)} configurations of open_clip are adapted"
+
+
+def text(rows: Sequence[Row]) -> str:
+    """The table for a terminal; what failed at the end, by reason."""
+    cells = [(row.name, "yes" if row.adapted else "no", row.image or "-", row.text or "-") for row in rows]
+    heads = ("configuration", "adapted", "image tower", "text tower")
+    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in (heads, *cells)]
+    return "\n".join([*lines, "", *(f"{count} x {why}" for why, count in reasons(rows)), f"{total(rows)}."])
+
+
+def reasons(rows: Iterable[Row]) -> list[tuple[str, int]]:
+    """Why configurations are not adapted, the commonest first."""
+    return Counter(row.failed for row in rows if not row.adapted).most_common()
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table of a Markdown page: a line per pair of towers and what of them is cut."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        what = row.savings.replace("; ", ". ") if row.adapted else row.failed
+        found.setdefault((f"{row.image} and {row.text}", "yes" if row.adapted else "no", what), []).append(row.name)
+    of = ", ".join(f"{package} {version}" for package, version in versions().items())
+    lines = [
+        f"**{total(rows)}**, each shrunk to two blocks on random weights ({of}).",
+        "",
+        "| towers | adapted | configurations | what the savings do there; or why it is not adapted |",
+        "| --- | --- | --- | --- |",
+    ]
+    for (towers, adapted, what), names in sorted(found.items(), key=lambda item: (item[0][1] != "yes", -len(item[1]))):
+        lines.append(f"| {plain(towers)} | {adapted} | {len(names)}: {', '.join(map(plain, names))} | {plain(what)} |")
+    return "\n".join(lines)
+
+
+def written(page: str, table: str) -> str:
+    """A page with `table` between its markers; both are added to the end of a page that has none."""
+    begin, end = page.find(BEGIN), page.find(END)
+    if not 0 <= begin < end:
+        page = f"{page.rstrip()}\n\n{BEGIN}\n{END}\n".lstrip("\n")
+        begin, end = page.find(BEGIN), page.find(END)
+    return f"{page[:begin]}{BEGIN}\n{table}\n{page[end:]}"
