@@ -59,8 +59,8 @@ class MissingModalityClassifier(nn.Module):
         self.model = model
         clip = self.clip
         self.towers = towers_in(clip) if towers is None else described(clip, towers)
-        own = {"image": missing_image, "text": empty_text}
-        own = {modality: given for modality, given in own.items() if given is not None} | dict(missing or {})
+        named = {"image": missing_image, "text": empty_text}
+        own = {modality: one for modality, one in named.items() if one is not None} | dict(missing or {})
         if unknown := [modality for modality in own if modality not in self.towers]:
             raise ValueError(f"missing: got {', '.join(unknown)}, expected some of {', '.join(self.towers)}")
         self.save(Savings() if savings is None else savings)

@@ -44,8 +44,10 @@ def pair_blocks(slots: Mapping[str, list[Slot]], config: MoraConfig) -> list[Pai
     With one number for all towers only blocks that have a counterpart in every tower are adapted. With a number or a
     list for each tower the rule applies to what is named, and what has no counterpart stands alone.
     """
-    if config.layers is not None:
-        return aligned({m: at(m, each, of(config.layers, m)) for m, each in slots.items()}, config.pair_layers)
+    layers = config.layers
+    if layers is not None:
+        named = {m: at(m, each, layers[m] if isinstance(layers, dict) else layers) for m, each in slots.items()}
+        return aligned(named, config.pair_layers)
     if config.first_layer is not None:
         return from_layer(slots, config.first_layer, config.pair_layers)
     shown = depths_of(slots)
@@ -55,8 +57,8 @@ def pair_blocks(slots: Mapping[str, list[Slot]], config: MoraConfig) -> list[Pai
             raise ValueError(f"{name}: got {last}, expected at most the model's blocks: {shown}")
     if isinstance(config.last_layers, int):
         return complete(slots, config.pair_layers)[-config.last_layers :]
-    last = {modality: each[len(each) - of(config.last_layers, modality) :] for modality, each in slots.items()}
-    return aligned(last, config.pair_layers)
+    tops = {modality: each[len(each) - config.last_layers[modality] :] for modality, each in slots.items()}
+    return aligned(tops, config.pair_layers)
 
 
 def from_layer(slots: Mapping[str, list[Slot]], first: int, rule: str) -> list[Pair]:
@@ -100,7 +102,8 @@ def aligned(lists: Mapping[str, Sequence[T]], rule: str) -> list[dict[str, T]]:
 
     What is left of the others is aligned likewise.
     """
-    place = {id(item): number for number, item in enumerate(max(lists.values(), key=len, default=()))}
+    longest = max(lists.values(), key=lambda each: len(each), default=[])
+    place = {id(item): number for number, item in enumerate(longest)}
     rest = {modality: [*each] for modality, each in lists.items()}
     groups: list[dict[str, T]] = []
     while rest := {modality: each for modality, each in rest.items() if each}:

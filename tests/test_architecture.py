@@ -19,7 +19,7 @@ FLOORS = (
     ("mora_kernels",),
     ("mora.version", "mora.hooks", "mora.switch"),
     ("mora.system",),
-    ("mora.names", "mora.per_tower"),
+    ("mora.batch_norm", "mora.names", "mora.per_tower"),
     ("mora.config", "mora.tiny"),
     ("mora.data", "mora.metrics"),
     ("mora.start",),  # from here on what is put into a model

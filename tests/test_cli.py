@@ -171,7 +171,7 @@ TRAIN = [
     "--rank", "--common-rank", "--alpha", "--dropout", "--targets", "--last-layers", "--lora-scale", "--epochs",
     "--batch", "--lr", "--eps", "--warmup", "--seed", "--split-seed", "--method", "--backbone", "--pretrained",
     "--missing", "--tables", "--precision", "--device", "--metric", "--savings", "--cache", "--cache-gb",
-    "--tracker", "--preset",
+    "--tracker", "--preset", "--layers", "--pair-layers", "--adapt",
 ]  # fmt: skip
 FINE = {
     "--alpha": {LONG}, "--lr": {LONG}, "--eps": {LONG}, "--lora-scale": {LONG},

@@ -124,7 +124,7 @@ def embedded(model: nn.Module, towers: dict[str, Tower], inputs: Embeddings) -> 
 
 def classified(model: nn.Module, towers: dict[str, Tower], inputs: Embeddings) -> str:
     """Raise `CheckError` where the classifier gives other logits with savings; what is saved, in words."""
-    given: dict[str, Tensor] = {}
+    given: dict[str, Any] = {}
     for name, modality in (("missing_image", "image"), ("empty_text", "text")):
         try:
             towers[modality].substitute(model)

@@ -118,9 +118,10 @@ def check_kinds(folder: Path, theirs: Any, ours: Mapping[str, Tower]) -> None:
         saved = theirs.get(modality) if isinstance(theirs, dict) else None
         got = saved if isinstance(saved, dict) else {"family": tower.family}  # earlier versions did not say
         if got.get("family") != tower.family:
+            was = f"{shown(got.get('kind'))} ({shown(got.get('family'))})"
             raise ValueError(
-                f"towers: {folder} was trained on a tower of kind {shown(got.get('kind'))} ({shown(got.get('family'))}) "
-                f"for {modality!r}, the model's is {tower.kind!r} ({tower.family!r}): expected the same family"
+                f"towers: {folder} was trained on a tower of kind {was} for {modality!r}, the model's is "
+                f"{tower.kind!r} ({tower.family!r}): expected the same family"
             )
 
 

@@ -182,7 +182,7 @@ def official_ranks(adapters: Adapters) -> dict[str, int]:
     if any(len({slot.layer for slot in pair.values()}) > 1 for pair in adapters.pairs):
         raise ValueError("model: got towers paired at different block indices, expected the same: that format has one")
     for field, one in (("alpha", config.alpha_of), ("targets", config.targets_of)):
-        if one(towers[0]) != one(towers[1]):  # type: ignore[operator]
+        if one(towers[0]) != one(towers[1]):
             raise ValueError(
                 f"{field}: got {getattr(config, field)!r}, expected one for both towers: that format has one"
             )

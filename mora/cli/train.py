@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from mora.system.messages import shown
+
 if TYPE_CHECKING:
     from mora.cli.parser import Commands
 
@@ -60,6 +62,15 @@ def add_model(group: Any) -> None:
     group.add_argument("--targets", metavar="T", help="out of q, k, v, out, separated by commas (default: q,v)")
     group.add_argument("--last-layers", type=int, metavar="N", help="adapted blocks per tower (default: 2)")
     group.add_argument("--first-layer", type=int, metavar="N", help="adapt from this block on instead")
+    group.add_argument(
+        "--layers", nargs="+", metavar="L", help="adapt these blocks instead: 10,11 or image=22,23 text=10,11"
+    )
+    group.add_argument(
+        "--pair-layers", metavar="P", help="blocks of towers of unequal depth: top (default), bottom or proportional"
+    )
+    group.add_argument(
+        "--adapt", nargs="+", metavar="M", help="what happens to each tower: image=mora text=frozen (default: all mora)"
+    )
     group.add_argument("--init", metavar="I", help="official (default) or identity: start as the pretrained model")
     group.add_argument("--backend", metavar="B", help="auto (default), reference, torch or triton")
     group.add_argument("--lora-scale", type=float, metavar="S", help="lora_alpha / rank (default: 1)")
@@ -123,6 +134,35 @@ def run(options: argparse.Namespace, command: str) -> None:
     given = {name: value for name, value in vars(options).items() if name not in ("run", "command", "traceback")}
     if "targets" in given:
         given["targets"] = tuple(target.strip() for target in given["targets"].split(","))
+    if "layers" in given:
+        given["layers"] = layers(given["layers"])
+    if "adapt" in given:
+        given["adapt"] = by_tower("adapt", given["adapt"], "mora or frozen")
     if "betas" in given:
         given["betas"] = tuple(given["betas"])
     train(**given)
+
+
+def by_tower(name: str, given: list[str], expected: str) -> dict[str, str]:
+    """What `--name image=A text=B` says of each tower; ValueError for another form."""
+    found = {}
+    for one in given:
+        modality, _, value = one.partition("=")
+        if not modality or not value or modality in found:
+            raise ValueError(f"{name}: got {shown(one)}, expected TOWER=VALUE once for each, VALUE being {expected}")
+        found[modality] = value
+    return found
+
+
+def layers(given: list[str]) -> Any:
+    """The block indices of `--layers 10,11` for all towers, or of `--layers image=22,23 text=10,11` for each."""
+
+    def indices(text: str) -> tuple[int, ...]:
+        try:
+            return tuple(int(number) for number in text.split(","))
+        except ValueError:
+            raise ValueError(f"layers: got {shown(text)}, expected block indices separated by commas") from None
+
+    if len(given) == 1 and "=" not in given[0]:
+        return indices(given[0])
+    return {name: indices(text) for name, text in by_tower("layers", given, "block indices").items()}

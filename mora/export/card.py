@@ -150,12 +150,15 @@ def training(run: LoadedRun) -> Table:
         blocks = (
             f"last {adapters['last_layers']}" if adapters["first_layer"] is None else f"{adapters['first_layer']} on"
         )
+        blocks = str(adapters["layers"]) if "layers" in adapters else blocks
+        targets = adapters["targets"]
         rows += [
             ["rank (specific)", str(adapters["rank"])],
-            ["targets", ", ".join(adapters["targets"])],
+            ["targets", ", ".join(targets) if isinstance(targets, list) else str(targets)],
             ["blocks of each tower", blocks],
             ["dropout", str(adapters["dropout"])],
         ]
+        rows += [[name.replace("_", " "), str(adapters[name])] for name in ("pair_layers", "adapt") if name in adapters]
     if run.method.startswith("mora"):
         rows += [
             ["rank (common)", str(adapters["common_rank"] or adapters["rank"])],

@@ -114,7 +114,7 @@ class CustomTower(base.Tower):
     def random(self, model: Any, batch: int, generator: torch.Generator | None = None) -> Tensor:
         """Noise of the example's shape where it is of floats; the example again and again where it is of tokens."""
         if callable(self.example):
-            return self.example(batch)  # type: ignore[no-any-return]
+            return self.example(batch)
         if why := self.untried(model, runs=True):
             raise ValueError(why)
         one = self.substitute(model) if self.example is None else self.example
@@ -148,6 +148,11 @@ def described(model: nn.Module, towers: object) -> dict[str, base.Tower]:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, expected a module")
+    if isinstance(model, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        raise ValueError(
+            f"model: got a {type(model).__name__}, which would take the adapters for one of its own, expected a module "
+            "that holds it"
+        )
     if not isinstance(towers, Mapping) or not towers:
         raise ValueError(f"towers: got {shown(towers)}, expected a mapping {{'image': 'visual.blocks', ...}}")
     found: dict[str, base.Tower] = {}

@@ -8,7 +8,7 @@ from torch import nn
 
 from mora.names import TARGETS, target_of
 from mora.system.messages import listed, shown
-from mora.towers.layouts import Layout, Packed, Separate
+from mora.towers.layouts import Fused, Layout, Packed, Separate
 
 FORMS = ("{}_proj", "to_{}", "w{}", "{}_lin", "{}_linear", "{}")
 TRIPLES = (*([form.format(target) for target in "qkv"] for form in FORMS), ["query", "key", "value"])
@@ -17,7 +17,7 @@ OUTS = (
     "out_proj", "o_proj", "to_out", "to_out.0", "wo", "out_lin", "out_linear", "out", "o", "proj", "c_proj", "dense",
 )  # fmt: skip
 BESIDE = "output.dense"
-FUSED = ("qkv", "qkv_proj", "to_qkv", "in_proj", "c_attn", "query_key_value", "Wqkv")
+FUSED = ("qkv", "qkv_proj", "to_qkv", "Wqkv", "c_attn")  # one linear [3 d, d] for q, k and v, in this order
 
 
 def usual_layout(block: nn.Module, where: str) -> Layout:
@@ -28,16 +28,14 @@ def usual_layout(block: nn.Module, where: str) -> Layout:
     found = list(candidates(block))
     if len(found) == 1:
         return found[0]
-    sought = "looked for in_proj_weight, or q, k, v as q_proj, query, to_q, wq, q_lin or q"
+    sought = "looked for in_proj_weight, or q, k, v as q_proj, query, to_q, wq, q_lin, q, or in one linear qkv"
     say = "say which: projections={'q': 'PATH BELOW THE BLOCK', ...}"
     if found:
         places = ", ".join(repr(layout.attention) for layout in found)
         raise ValueError(f"{where} is a {type(block).__name__} with several attentions, {places}: {say}")
     linears = [f"{name} {m.out_features} x {m.in_features}" for name, m in block.named_modules() if is_linear(m)]
     has = listed(linears) if linears else listed(name for name, _ in block.named_children()) or "no child modules"
-    fused = [name for name, _ in block.named_modules() if name.rpartition(".")[2] in FUSED]
-    hint = f"; {fused[0]} holds q, k, v in one linear, which is not read here" if fused else ""
-    raise ValueError(f"{where} is a {type(block).__name__} with {has}: {sought}{hint}; {say}")
+    raise ValueError(f"{where} is a {type(block).__name__} with {has}: {sought}; {say}")
 
 
 def given_layout(block: nn.Module, projections: object, where: str) -> Layout:
@@ -61,7 +59,8 @@ def given_layout(block: nn.Module, projections: object, where: str) -> Layout:
             linears = listed(name for name, module in block.named_modules() if is_linear(module)) or "none"
             raise ValueError(f"{where}: projections[{target!r}] is {shown(path)}, the block's linears are {linears}")
         names[target] = path
-    return Separate({target: names[target] for target in TARGETS if target in names})
+    names = {target: names[target] for target in TARGETS if target in names}
+    return Fused(names) if len({names.get(target) for target in "qkv"}) == 1 else Separate(names)
 
 
 def candidates(block: nn.Module) -> Iterator[Layout]:
@@ -70,15 +69,22 @@ def candidates(block: nn.Module) -> Iterator[Layout]:
         if path and "in_proj_weight" in module._parameters:
             yield Packed(path)
             continue
-        for triple in TRIPLES:
-            if all(is_linear(getattr(module, name, None)) for name in triple):
-                below = f"{path}." if path else ""
-                names = {target: below + name for target, name in zip("qkv", triple, strict=True)}
-                beside = ".".join([*path.split(".")[:-1], BESIDE])
-                outs = [*(below + name for name in OUTS), *([beside] if path else [])]
-                out = next((name for name in outs if is_linear(at(block, name))), None)
-                yield Separate(names if out is None else {**names, "out": out})
-                break
+        triple = next((each for each in TRIPLES if all(is_linear(getattr(module, name, None)) for name in each)), None)
+        fused = next((name for name in FUSED if is_fused(getattr(module, name, None))), "")
+        if triple is None and not fused:
+            continue
+        below = f"{path}." if path else ""
+        names = {target: below + name for target, name in zip("qkv", triple or [fused] * 3, strict=True)}
+        beside = ".".join([*path.split(".")[:-1], BESIDE])
+        outs = [*(below + name for name in OUTS), *([beside] if path else [])]
+        out = next((name for name in outs if is_linear(at(block, name))), None)
+        names |= {} if out is None else {"out": out}
+        yield Separate(names) if triple else Fused(names)
+
+
+def is_fused(module: object) -> bool:
+    """Whether something is an `nn.Linear` [3 d, d]."""
+    return isinstance(module, nn.Linear) and module.out_features == 3 * module.in_features
 
 
 def is_linear(module: object) -> bool:

@@ -281,11 +281,47 @@ def test_descriptions_can_be_kept():
     assert all(torch.equal(a, b) for a, b in zip(embed(again, inputs), embed(model, inputs), strict=True))
 
 
+class FusedBlock(nn.Module):
+    """As many hand-written ones are: one linear for q, k and v, called by the block itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.to_qkv, self.to_out = nn.Linear(16, 48, bias=False), nn.Sequential(nn.Linear(16, 16), nn.Identity())
+
+    def forward(self, x):
+        return x + self.to_out(F.scaled_dot_product_attention(*self.to_qkv(x).chunk(3, dim=-1)))
+
+
+def test_one_linear_for_q_k_and_v_is_read():
+    torch.manual_seed(0)
+    model = nn.Module()
+    model.stack = nn.Sequential(*(FusedBlock() for _ in range(2)))
+    plain, x = copy.deepcopy(model.eval()), torch.randn(2, 5, 16)
+    targets, encode = ("q", "v", "out"), lambda model, x: model.stack(x).mean(dim=1)
+    with pytest.raises(ValueError, match="^model: got a Sequential, which would take the adapters for one of its own"):
+        mora.patch(model.stack, towers={"series": ["0", "1"]})
+    found = mora.Tower("stack", encode=encode, example=torch.ones(5, 16))
+    mora.patch(model, towers={"series": found}, targets=targets, last_layers=1)
+    given = mora.Tower(
+        "stack", {**dict.fromkeys("qkv", "to_qkv"), "out": "to_out.0"}, encode, example=torch.ones(5, 16)
+    )
+    twin = mora.patch(copy.deepcopy(plain), towers={"series": given}, targets=targets, last_layers=1)
+    assert twin.mora.towers["series"].layout == model.mora.towers["series"].layout
+    randomise(mora.verify(model))
+    with torch.no_grad():
+        for name, projection in model.mora.projections():
+            target = name.split(".")[-1]
+            linear = plain.stack[1].to_out[0] if target == "out" else plain.stack[1].to_qkv
+            start = 0 if target == "out" else 16 * "qkv".index(target)
+            linear.weight[start : start + 16] = projection.effective_weight()
+        assert_parity("output", model.stack(x), plain.stack(x), TABLE)
+
+
 class Cross(nn.Module):
     def __init__(self):
         super().__init__()
         self.layers = nn.ModuleList([nn.TransformerDecoderLayer(8, 2, 16)])
-        self.fused = nn.ModuleList([nn.ModuleDict({"qkv": nn.Linear(8, 24), "proj": nn.Linear(8, 8)})])
+        self.fused = nn.ModuleList([nn.ModuleDict({"dense": nn.Linear(8, 24), "proj": nn.Linear(8, 8)})])
         self.mixed = nn.ModuleList([Block(8, *USUAL["image"]), Block(8, *USUAL["text"])])
 
 
@@ -323,7 +359,7 @@ def test_what_leads_nowhere_is_said(tower, message):
     ("blocks", "message"),
     [
         ("layers", r"with several attentions, 'self_attn', 'multihead_attn': say which: projections="),
-        ("fused", r"with qkv 24 x 8, proj 8 x 8: looked for .*; qkv holds q, k, v in one linear"),
+        ("fused", r"with dense 24 x 8, proj 8 x 8: looked for in_proj_weight, or q, k, v as .*; say which"),
         ("mixed", r"mixed\.1 has no attn as the first block has, expected blocks alike: attention"),
     ],
 )

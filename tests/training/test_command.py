@@ -77,6 +77,18 @@ def test_mora_train_has_the_power_of_the_command(tmp_path, capsys):
     assert heads[0] == heads[1]
 
 
+def test_one_tower_is_trained_and_the_other_stays(tmp_path, capsys):
+    data, run = synthetic.manifest(tmp_path), tmp_path / "run"
+    modes = "--adapt", "image=frozen", "text=mora", "--layers", "text=0,1", "image=1"
+    code, said = train(capsys, "--data", data, "--out", run, *modes, "--missing", "both:0.3", *QUICK)
+    assert code == 0, said
+    config = json.loads((run / "config.json").read_text())["mora"]
+    assert config["adapt"] == {"image": "frozen", "text": "mora"} and config["layers"] == {"image": [1], "text": [0, 1]}
+    adapters = load_run(run).model.model.mora
+    assert adapters.layers() == {"text": [0, 1]}
+    assert main(["merge", "--model", str(run), "--out", str(tmp_path / "merged")]) == 0
+
+
 def rewrite(data, change):
     """Change every row of a CSV manifest; `change` returns the row, or None to leave it out."""
     with data.open() as file:
