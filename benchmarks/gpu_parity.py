@@ -9,8 +9,9 @@ from torch import Tensor
 
 import mora_kernels
 from benchmarks.sites import Site, doubled, preset
+from mora_kernels.kept import keeping
 from mora_kernels.launches import counted
-from mora_kernels.testing import LINEAR_TOLERANCE, WEIGHT_TOLERANCE, Factors, assert_parity, make_factors
+from mora_kernels.testing import LINEAR_TOLERANCE, WEIGHT_TOLERANCE, ProjectionInputs, assert_parity, make_factors
 
 CASES = {
     "food101": {"size": 256, "other_sizes": (192,), "rank": 4, "alpha": 0.01},
@@ -24,7 +25,7 @@ CASES = {
 }
 
 
-def linear(factors: Factors, backend: str) -> dict[str, Tensor]:
+def linear(factors: ProjectionInputs, backend: str) -> dict[str, Tensor]:
     """Return y and every gradient, by name."""
     y = mora_kernels.mora_linear(factors.x, factors.weight, factors.bias, *factors.arguments()[1:], backend=backend)
     y.backward(factors.grad.to(y.dtype))
@@ -59,7 +60,8 @@ def groups(device: str, dtypes: list[torch.dtype], widths: tuple[int, int]) -> I
     for dtype in dtypes:
         sites = preset(*widths, rows=33, device=device)
         group = mora_kernels.Group(sites, "triton")
-        with torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32), counted(library=False) as names:
+        cast = torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32)
+        with cast, keeping([group]), counted(library=False) as names:
             step(group, sites, None, 0.0)
         assert names.count("build_group_kernel") == names.count("build_group_backward_kernel") == 1, names
         wide = doubled(sites)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -56,10 +56,6 @@ class Adapters(nn.Module):
         """The towers that are adapted."""
         return {name: tower for name, tower in self.towers.items() if any(name in pair for pair in self.pairs)}
 
-    def families(self) -> dict[str, str]:
-        """What kind of tower each adapted one is, by modality."""
-        return families_of(self.towers, self.layers())
-
     def layers(self) -> dict[str, list[int]]:
         """Indices of the adapted blocks, by modality."""
         return layers_of(self.pairs)
@@ -102,18 +98,13 @@ class Adapters(nn.Module):
         "common.0.image" is the factor of the lowest adapted pair, "image.11.v.specific_a" belongs to one projection.
         """
         for position, common in enumerate(self.common_factors()):
-            for modality in common.modalities:
-                yield f"common.{position}.{modality}", common.get_parameter(modality)
+            for factor in common.names:
+                yield f"common.{position}.{factor}", common.get_parameter(factor)
         for name, projection in self.projections():
             for kind in ("specific_a", "specific_b", "common_magnitude", "specific_magnitude"):
                 parameter = getattr(projection, kind)
                 if parameter is not None:
                     yield f"{name}.{kind}", parameter
-
-
-def families_of(towers: Mapping[str, Tower], modalities: Iterable[str]) -> dict[str, str]:
-    """The families of towers, or their kinds where they are of none; an adapter fits those of the same alone."""
-    return {name: towers[name].family or towers[name].kind for name in modalities}
 
 
 def towers_in(model: nn.Module) -> dict[str, Tower]:

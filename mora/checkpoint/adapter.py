@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from mora.adapters import adapter_state_dict, adapters_of, families_of, is_patched, layers_of
+from mora.adapters import adapter_state_dict, adapters_of, is_patched, layers_of
 from mora.checkpoint.base import check_base, fingerprint
 from mora.checkpoint.tensors import (
     assign,
@@ -29,6 +29,7 @@ from mora.system.files import digest, pack_tensors, read_json, read_tensors, wri
 from mora.system.messages import shown
 from mora.towers.custom import described
 from mora.towers.find import towers_of_itself
+from mora.towers.tower import Tower
 from mora.version import __version__
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -54,7 +55,7 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
         "mora_version": __version__,
         "config": replace(adapters.config, backend="auto").to_dict(),
         "layers": adapters.layers(),
-        "towers": adapters.families(),
+        "towers": {name: {"kind": one.kind, "family": one.family} for name, one in adapters.adapted.items()},
         "base": base,
         "weights_sha256": digest(weights),
     }
@@ -92,7 +93,7 @@ def load_adapter(
         own = towers_of_itself(model) if towers is None else described(model, towers)
         pairs = admitted(model, own, config)
     layers = layers_of(pairs)
-    check_families(folder, saved.get("towers"), families_of(own, layers))
+    check_kinds(folder, saved.get("towers"), {name: own[name] for name in layers})
     if saved["layers"] != layers:
         raise ValueError(f"layers: {folder} adapts {saved['layers']}, the model {layers}: expected the same blocks")
     shapes = expected_shapes(pairs, config)
@@ -111,14 +112,15 @@ def load_adapter(
     return model
 
 
-def check_families(folder: Path, theirs: Any, ours: Mapping[str, str]) -> None:
-    """Raise ValueError that names a tower of another kind than the one an adapter was trained on."""
-    for modality, kind in ours.items():
-        got = theirs.get(modality, kind) if isinstance(theirs, dict) else kind  # earlier versions did not say
-        if got != kind:
+def check_kinds(folder: Path, theirs: Any, ours: Mapping[str, Tower]) -> None:
+    """Raise ValueError that names a tower of another family than the one an adapter was trained on."""
+    for modality, tower in ours.items():
+        saved = theirs.get(modality) if isinstance(theirs, dict) else None
+        got = saved if isinstance(saved, dict) else {"family": tower.family}  # earlier versions did not say
+        if got.get("family") != tower.family:
             raise ValueError(
-                f"towers: {folder} was trained on a tower of kind {shown(got)} for {modality!r}, the model's is "
-                f"{kind!r}: expected the same"
+                f"towers: {folder} was trained on a tower of kind {shown(got.get('kind'))} ({shown(got.get('family'))}) "
+                f"for {modality!r}, the model's is {tower.kind!r} ({tower.family!r}): expected the same family"
             )
 
 

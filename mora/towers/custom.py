@@ -68,6 +68,7 @@ class CustomTower(base.Tower):
     size: int | None = None
     example: Any = field(default=None, compare=False)
     kind: ClassVar[str] = "user-defined"
+    family: ClassVar[str] = "user-defined"
 
     def slots(self, model: Any) -> list[Slot]:
         found: list[Slot] = []

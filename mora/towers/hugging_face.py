@@ -24,7 +24,6 @@ IMAGE_BLOCKS, TEXT_BLOCKS = "vision_model.encoder.layers", "text_model.encoder.l
 class HuggingFaceTower(CutTower):
     """A stack of blocks with CLIP's names: `self_attn`, `layer_norm1`, `layer_norm2`, `mlp`."""
 
-    family: ClassVar[str] = "CLIP"
     layout: ClassVar[Layout] = Separate({target: f"self_attn.{target}_proj" for target in ("q", "k", "v", "out")})
 
     def run_block(self, model: Any, block: Any, hidden: Tensor, arguments: Any, lean: bool) -> Tensor:

@@ -27,7 +27,6 @@ TEXT_BLOCKS = ("transformer.resblocks", "text.transformer.resblocks")
 class OpenClipTower(CutTower):
     """A stack of open_clip's own blocks; q, k, v packed."""
 
-    family: ClassVar[str] = "CLIP"
     layout: ClassVar[Layout] = Packed("attn")
 
     def needs_all_tokens(self, model: Any) -> str:

@@ -129,7 +129,7 @@ def test_three_towers_are_adapted_from_end_to_end(tmp_path):
     adapted = [one.detach() for one in embed(model, inputs)]
     assert not any(torch.allclose(a, b) for a, b in zip(adapted, embed(base, inputs), strict=True))
     saved = mora.save_adapter(model, tmp_path)
-    assert json.loads((saved / "adapter_config.json").read_text())["towers"] == dict.fromkeys(WIDTHS, "user-defined")
+    assert json.loads((saved / "adapter_config.json").read_text())["towers"]["audio"]["kind"] == "user-defined"
     other = Three()
     loaded = mora.load_adapter(other, saved, towers=towers(other))
     for one in (loaded, copy.deepcopy(model)):
@@ -258,7 +258,9 @@ def test_an_adapter_of_another_kind_of_tower_is_refused(tmp_path):
     image = mora.Tower("visual.transformer.resblocks", example=torch.ones(3, 32, 32))
     text = mora.Tower("transformer.resblocks", example=torch.ones(16, dtype=torch.int64))
     saved = mora.save_adapter(mora.patch(model, towers={"image": image, "text": text}), tmp_path)
-    with pytest.raises(ValueError, match=r"^towers: .* of kind 'user-defined' for 'image', the model's is 'CLIP'"):
+    with pytest.raises(
+        ValueError, match=r"^towers: .* of kind 'user-defined' .* for 'image', the model's is 'open_clip image'"
+    ):
         mora.load_adapter(open_clip_model(), saved)
     path = saved / "adapter_config.json"
     content = json.loads(path.read_text())
