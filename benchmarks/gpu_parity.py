@@ -10,7 +10,7 @@ from torch import Tensor
 import mora_kernels
 from benchmarks.sites import Site, doubled, preset
 from mora_kernels.launches import counted
-from mora_kernels.testing import LINEAR_TOLERANCE, WEIGHT_TOLERANCE, Factors, assert_parity, make_factors
+from mora_kernels.testing import LINEAR_TOLERANCE, WEIGHT_TOLERANCE, ProjectionInputs, assert_parity, make_factors
 
 CASES = {
     "food101": {"size": 256, "other_sizes": (192,), "rank": 4, "alpha": 0.01},
@@ -24,7 +24,7 @@ CASES = {
 }
 
 
-def linear(factors: Factors, backend: str) -> dict[str, Tensor]:
+def linear(factors: ProjectionInputs, backend: str) -> dict[str, Tensor]:
     """Return y and every gradient, by name."""
     y = mora_kernels.mora_linear(factors.x, factors.weight, factors.bias, *factors.arguments()[1:], backend=backend)
     y.backward(factors.grad.to(y.dtype))

@@ -14,8 +14,8 @@ SMOKE = Scale("cpu", smoke=True)
 
 
 def off(original):
-    """`original` with its last argument, alpha, 1 % too large."""
-    return lambda *arguments: original(*arguments[:-1], 1.01 * arguments[-1])
+    """`original` with an alpha that is 1 % too large in its first argument, the factors."""
+    return lambda one, *rest: original(one._replace(alpha=1.01 * one.alpha), *rest)
 
 
 @pytest.fixture

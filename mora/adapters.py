@@ -27,7 +27,7 @@ class Adapters(nn.Module):
     Args:
         config: the configuration in force.
         towers: of the model, by modality.
-        pairs: the blocks adapted together, one per tower, from bottom to top.
+        pairs: the blocks that share factors, one per tower at most, from bottom to top.
     """
 
     def __init__(self, config: MoraConfig, towers: dict[str, Tower], pairs: list[Pair]) -> None:
@@ -38,15 +38,26 @@ class Adapters(nn.Module):
         self.begun = False  # whether a training forward has been looked at
         self.common = nn.ModuleList()
         for pair in pairs:
-            weight = next(iter(pair.values())).linear(config.targets[0]).weight
-            widths = {modality: slot.width(config.targets) for modality, slot in pair.items()}
+            modality, slot = next(iter(pair.items()))
+            weight = slot.linear(config.targets_of(modality)[0]).weight
+            widths = {modality: slot.width(config.targets_of(modality)) for modality, slot in pair.items()}
             self.common.append(CommonFactors(widths, config.shared_rank, factor_dtype(weight), weight.device))
 
     def _load_from_state_dict(self, *args: Any) -> None:
         """As in `nn.Module`; the common factors have memory where the weights have (`load_state_dict(assign=True)`)."""
         super()._load_from_state_dict(*args)
         for common, pair in zip(self.common_factors(), self.pairs, strict=True):
-            common.materialise({name: slot.weight(self.config.targets[0]).device for name, slot in pair.items()})
+            targets = {name: self.config.targets_of(name) for name in pair}
+            common.materialise({name: slot.weight(targets[name][0]).device for name, slot in pair.items()})
+
+    @property
+    def adapted(self) -> dict[str, Tower]:
+        """The towers that are adapted."""
+        return {name: tower for name, tower in self.towers.items() if any(name in pair for pair in self.pairs)}
+
+    def layers(self) -> dict[str, list[int]]:
+        """Indices of the adapted blocks, by modality."""
+        return layers_of(self.pairs)
 
     def common_factors(self) -> Iterator[CommonFactors]:
         """The shared factors of every pair, from bottom to top."""
@@ -86,13 +97,22 @@ class Adapters(nn.Module):
         "common.0.image" is the factor of the lowest adapted pair, "image.11.v.specific_a" belongs to one projection.
         """
         for position, common in enumerate(self.common_factors()):
-            for modality in common.modalities:
-                yield f"common.{position}.{modality}", common.get_parameter(modality)
+            for factor in common.names:
+                yield f"common.{position}.{factor}", common.get_parameter(factor)
         for name, projection in self.projections():
             for kind in ("specific_a", "specific_b", "common_magnitude", "specific_magnitude"):
                 parameter = getattr(projection, kind)
                 if parameter is not None:
                     yield f"{name}.{kind}", parameter
+
+
+def layers_of(pairs: list[Pair]) -> dict[str, list[int]]:
+    """Indices of the blocks in pairs, by modality in the order of the first pair that has it."""
+    found: dict[str, list[int]] = {}
+    for pair in pairs:
+        for modality, slot in pair.items():
+            found.setdefault(modality, []).append(slot.layer)
+    return found
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from mora.system.messages import VALUE, printable, shown
+from mora.names import OTHER_NAMES, TARGETS, target_hint, target_of
+from mora.per_tower import by_tower, check_keys, check_modality_names, label, of
+from mora.system.messages import VALUE, shown
 
-TARGETS = ("q", "k", "v", "out")
 INITS = ("official", "identity")
 VARIANTS = ("official", "no-gram", "no-specific")
+PAIRINGS = ("top", "bottom", "proportional")
+MODES = ("mora", "frozen")
+PLANNED_MODES = ("lora", "dora")
 # Past it W is lost in W + alpha C and the squares of a column overflow float32; the published ones are at most 0.1.
 LARGEST_ALPHA = 1e6
 LARGEST_WHOLE = 1 << 16  # of ranks and block indices: no tower is as wide or as deep
@@ -35,11 +39,6 @@ def check_whole(name: str, value: object, least: int, more: str = "") -> None:
         )
 
 
-def label(name: object) -> str:
-    """How a message calls a field that came from a file."""
-    return printable(name)[:VALUE] if isinstance(name, str) else shown(name)
-
-
 def is_number(value: object) -> bool:
     """Whether `value` is an int or a float and not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -47,44 +46,55 @@ def is_number(value: object) -> bool:
 
 @dataclass(frozen=True)
 class MoraConfig:
-    """How a CLIP is adapted, equations (1) and (2); every wrong value raises a ValueError that names the field.
+    """How a model is adapted, equations (1) and (2); every wrong value raises a ValueError that names the field.
+
+    `rank`, `alpha`, `targets`, `last_layers` and `layers` are one value for every tower, or one for each of the model's
+    towers: alpha={"image": 0.01, "text": 0.1}.
 
     Attributes:
-        rank: rank r_s of the specific updates; an int, or one for each of the model's towers, {"image": 4, "text": 8}.
+        rank: rank r_s of the specific updates; an int, one for each tower, or one for each adapted block of a tower,
+            {"image": {10: 4, 11: 8}, "text": 4}.
         common_rank: rank r_c of the factors that the towers share; None means `rank`.
         alpha: plain factor of both updates, not divided by the rank; positive, at most a million.
         dropout: probability in [0, 1) of dropping an input element of an adapted projection, base path included.
-        targets: which projections of an attention block; a subset of "q", "k", "v", "out".
-        last_layers: adapt the last n blocks of each tower, paired from the top (towers may differ in depth).
-        first_layer: adapt from this block index on instead; needs towers of equal depth.
+        targets: which projections of an attention block; a subset of "q", "k", "v", "out". Names of PEFT and
+            transformers are read ("q_proj", "query", "to_q", "out_proj") and kept as these.
+        last_layers: adapt the last n blocks of each tower; towers may differ in depth, see `pair_layers`. By tower, a
+            block that has no counterpart stands alone.
+        first_layer: adapt from this block index on instead; needs towers of equal depth, or pair_layers="bottom".
         init: "official" draws the factors as the paper does (the patched model does not start as the pretrained one);
             "identity" starts the common magnitude at zero, so that it does.
         variant: "official"; the ablations "no-gram" (G = I: the towers no longer see each other) and "no-specific"
             (the common term alone).
         backend: which kernels run: "auto" picks by device, "reference", "torch" or "triton" insist.
+        layers: adapt the blocks of these indices instead; for all towers or by tower.
+        pair_layers: which blocks of towers of unequal depth share factors: those as far from the "top", those as far
+            from the "bottom", or those at the same relative height, "proportional".
+        adapt: what happens to each tower, {"image": "mora", "text": "frozen"}; None adapts all.
     """
 
-    rank: int | dict[str, int] = 4
+    rank: int | dict[str, int | dict[int, int]] = 4
     common_rank: int | None = None
-    alpha: float = 0.01
+    alpha: float | dict[str, float] = 0.01
     dropout: float = 0.1
-    targets: tuple[str, ...] = ("q", "v")
-    last_layers: int = 2
+    targets: tuple[str, ...] | dict[str, tuple[str, ...]] = ("q", "v")
+    last_layers: int | dict[str, int] = 2
     first_layer: int | None = None
     init: str = "official"
     variant: str = "official"
     backend: str = "auto"
+    layers: tuple[int, ...] | dict[str, tuple[int, ...]] | None = None
+    pair_layers: str = "top"
+    adapt: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
-        self._check_ranks()
-        if not is_number(self.alpha) or not 0 < self.alpha <= LARGEST_ALPHA:
-            raise ValueError(f"alpha: got {shown(self.alpha)}, expected a positive number of at most {LARGEST_ALPHA:g}")
+        object.__setattr__(self, "rank", by_tower("rank", self.rank, check_rank))
+        self._check_common_rank()
+        object.__setattr__(self, "alpha", by_tower("alpha", self.alpha, check_alpha))
         if not is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: got {shown(self.dropout)}, expected a probability in [0, 1)")
-        object.__setattr__(self, "targets", self._ordered_targets())
-        if self.first_layer is not None:
-            check_whole("first_layer", self.first_layer, 0, ", or None")
-        check_whole("last_layers", self.last_layers, 1)
+        object.__setattr__(self, "targets", by_tower("targets", self.targets, ordered_targets))
+        self._check_layers()
         one_of("init", self.init, INITS)
         one_of("variant", self.variant, VARIANTS)
         one_of("backend", self.backend, ("auto", "reference", "torch", "triton"))
@@ -93,64 +103,89 @@ class MoraConfig:
                 "init: got 'identity' with variant='no-specific', expected 'official': the common term alone has no "
                 "start that is both the pretrained model and trainable"
             )
+        if self.adapt is not None:
+            object.__setattr__(self, "adapt", checked_modes(self.adapt))
 
-    def _check_ranks(self) -> None:
-        ranks = self.rank if isinstance(self.rank, Mapping) else {"": self.rank}
-        if isinstance(self.rank, Mapping):
-            if not self.rank or not all(isinstance(modality, str) and modality for modality in self.rank):
-                raise ValueError(f"rank: got keys {shown(list(self.rank))}, expected names of modalities")
-            object.__setattr__(self, "rank", {modality: self.rank[modality] for modality in sorted(self.rank)})
-        for modality, rank in ranks.items():
-            check_whole(f"rank[{shown(modality)}]" if modality else "rank", rank, 1)
-        if self.common_rank is None:
-            if len(set(ranks.values())) > 1:
-                raise ValueError(
-                    f"common_rank: got None with rank={shown(dict(ranks))}, expected an int: the towers share one"
-                )
-        else:
+    def _check_common_rank(self) -> None:
+        if self.common_rank is not None:
             check_whole("common_rank", self.common_rank, 1, ", or None")
+        elif len({*self.ranks()}) > 1:
+            raise ValueError(
+                f"common_rank: got None with rank={shown(self.rank)}, expected an int: the towers share one"
+            )
 
-    def _ordered_targets(self) -> tuple[str, ...]:
-        choices = ", ".join(map(repr, TARGETS))
-        if isinstance(self.targets, str) or not isinstance(self.targets, Sequence) or not self.targets:
-            raise ValueError(f"targets: got {shown(self.targets)}, expected a non-empty sequence out of {choices}")
-        for target in self.targets:
-            if target not in TARGETS:
-                raise ValueError(
-                    f"targets: got unknown target {shown(target)}{target_hint(target)}, expected some of {choices}"
-                )
-        if len(set(self.targets)) < len(self.targets):
-            raise ValueError(f"targets: got {shown(self.targets)}, expected each target once")
-        return tuple(target for target in TARGETS if target in self.targets)
+    def _check_layers(self) -> None:
+        """Which blocks, and how they are paired."""
+        object.__setattr__(self, "last_layers", by_tower("last_layers", self.last_layers, check_count))
+        one_of("pair_layers", self.pair_layers, PAIRINGS)
+        if self.first_layer is not None:
+            check_whole("first_layer", self.first_layer, 0, ", or None")
+            if self.pair_layers == "proportional":
+                raise ValueError("first_layer: got one with pair_layers='proportional', expected layers or last_layers")
+        if self.layers is not None:
+            object.__setattr__(self, "layers", by_tower("layers", self.layers, ordered_layers))
+            if self.first_layer is not None:
+                raise ValueError("layers: got them with first_layer, expected one of the two")
 
-    def specific_rank(self, modality: str) -> int:
-        """r_s of one modality; `check_modalities` says that it is there."""
-        return self.rank if isinstance(self.rank, int) else self.rank[modality]
+    def ranks(self) -> Iterator[int]:
+        """Every r_s that `rank` names."""
+        for rank in self.rank.values() if isinstance(self.rank, dict) else (self.rank,):
+            yield from rank.values() if isinstance(rank, dict) else (rank,)
+
+    def specific_rank(self, modality: str, layer: int | None = None) -> int:
+        """r_s of one block of one tower; `check_modalities` says that the tower is there.
+
+        Raises ValueError for a block that `rank` does not name.
+        """
+        rank = self.rank[modality] if isinstance(self.rank, dict) else self.rank
+        if isinstance(rank, int):
+            return rank
+        if layer not in rank:
+            raise ValueError(f"rank[{modality!r}]: got blocks {[*rank]}, expected {layer} among them, which is adapted")
+        return rank[layer]
+
+    def alpha_of(self, modality: str) -> float:
+        """alpha of one tower."""
+        return float(of(self.alpha, modality))
+
+    def targets_of(self, modality: str) -> tuple[str, ...]:
+        """The adapted projections of one tower's blocks."""
+        return of(self.targets, modality)
+
+    def at(self, modality: str, layer: int) -> MoraConfig:
+        """The configuration of one block: what may differ by tower or block is one value in it."""
+        return replace(
+            self,
+            rank=self.specific_rank(modality, layer),
+            common_rank=self.shared_rank,
+            alpha=self.alpha_of(modality),
+            targets=self.targets_of(modality),
+        )
+
+    def mode(self, modality: str) -> str:
+        """What happens to one tower: "mora" or "frozen"."""
+        return "mora" if self.adapt is None else self.adapt[modality]
 
     def check_modalities(self, modalities: Iterable[str]) -> None:
-        """Raise ValueError that names what a model's towers and the keys of `rank` do not share."""
-        if isinstance(self.rank, int):
-            return
-        expected = [*modalities]
-        unknown = [shown(modality) for modality in self.rank if modality not in expected]
-        missing = [repr(modality) for modality in expected if modality not in self.rank]
-        found = [f"{what} {', '.join(names)}" for what, names in (("unknown", unknown), ("missing", missing)) if names]
-        if found:
-            towers = ", ".join(map(repr, expected))
-            raise ValueError(
-                f"rank: got keys {shown([*self.rank])} ({'; '.join(found)}), expected the towers, {towers}"
-            )
+        """Raise ValueError that names what a model's towers and the keys of a field by tower do not share."""
+        towers = [*modalities]
+        check_keys("adapt", self.adapt, towers, towers)
+        adapted = [modality for modality in towers if self.mode(modality) != "frozen"]
+        for field in ("rank", "alpha", "targets", "last_layers", "layers"):
+            check_keys(field, getattr(self, field), towers, adapted)
 
     @property
     def shared_rank(self) -> int:
         """r_c, the rank of the common factors."""
-        if self.common_rank is not None:
-            return self.common_rank
-        return self.rank if isinstance(self.rank, int) else next(iter(self.rank.values()))
+        return next(self.ranks()) if self.common_rank is None else self.common_rank
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON types."""
-        return {**asdict(self), "targets": list(self.targets)}
+        """The fields as JSON types; `layers`, `pair_layers` and `adapt` only where they say something."""
+        return {
+            field: as_lists(value)
+            for field, value in asdict(self).items()
+            if field not in LATER or value != LATER[field]
+        }
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> MoraConfig:
@@ -160,29 +195,100 @@ class MoraConfig:
                 f"fields: got {shown(fields)}, expected a mapping of {', '.join(cls.__dataclass_fields__)}"
             )
         check_fields(fields)
-        return cls(**fields)
+        given = dict(fields)
+        if isinstance(given.get("rank"), Mapping):
+            given["rank"] = {modality: with_indices(rank) for modality, rank in given["rank"].items()}
+        return cls(**given)
 
 
-# What other libraries call a field, and what it is here.
-OTHER_NAMES = {
-    "r": "rank",
-    "lora_rank": "rank",
-    "lora_alpha": "alpha, which is not divided by the rank: alpha = lora_alpha / r",
-    "scaling": "alpha",
-    "lora_dropout": "dropout",
-    "target_modules": 'targets, out of "q", "k", "v", "out"',
-    "layers_to_transform": "last_layers or first_layer",
-    "layers": "last_layers or first_layer",
-    "init_lora_weights": "init",
-}
-OTHER_TARGETS = {
-    **{name: target for target in "qkv" for name in (f"{target}_proj", f"{target}_lin", f"to_{target}", f"w{target}")},
-    **dict.fromkeys(("out_proj", "o_proj", "o", "to_out", "proj", "c_proj"), "out"),
-    "query": "q",
-    "key": "k",
-    "value": "v",
-}
-PACKED_TARGETS = ("in_proj", "in_proj_weight", "qkv", "attn", "self_attn")
+# Fields that earlier versions do not read, and what they mean to them.
+LATER: dict[str, Any] = {"layers": None, "pair_layers": "top", "adapt": None}
+
+
+def check_rank(name: str, rank: Any) -> int | dict[int, int]:
+    """One tower's rank: an int, or one for each block."""
+    if name == "rank" or not isinstance(rank, Mapping):
+        check_whole(name, rank, 1)
+        return int(rank)
+    if not rank or not all(is_whole(layer) and layer >= 0 for layer in rank):
+        raise ValueError(f"{name}: got keys {shown(list(rank))}, expected indices of blocks")
+    for layer in rank:
+        check_whole(f"{name}[{layer}]", rank[layer], 1)
+    return {layer: rank[layer] for layer in sorted(rank)}
+
+
+def check_alpha(name: str, alpha: Any) -> float:
+    """One tower's alpha."""
+    if not is_number(alpha) or not 0 < alpha <= LARGEST_ALPHA:
+        raise ValueError(f"{name}: got {shown(alpha)}, expected a positive number of at most {LARGEST_ALPHA:g}")
+    return alpha
+
+
+def check_count(name: str, count: Any) -> int:
+    """How many blocks of one tower."""
+    check_whole(name, count, 1)
+    return int(count)
+
+
+def ordered_layers(name: str, layers: Any) -> tuple[int, ...]:
+    """The block indices of one tower, from bottom to top."""
+    if isinstance(layers, str) or not isinstance(layers, Sequence) or not layers:
+        raise ValueError(f"{name}: got {shown(layers)}, expected a non-empty sequence of block indices")
+    for layer in layers:
+        check_whole(name, layer, 0)
+    if len(set(layers)) < len(layers):
+        raise ValueError(f"{name}: got {shown(layers)}, expected each block once")
+    return tuple(sorted(layers))
+
+
+def ordered_targets(name: str, targets: Any) -> tuple[str, ...]:
+    """The targets of one tower under their names here, each once, in the order of `TARGETS`."""
+    choices = ", ".join(map(repr, TARGETS))
+    if isinstance(targets, str) or not isinstance(targets, Sequence) or not targets:
+        raise ValueError(f"{name}: got {shown(targets)}, expected a non-empty sequence out of {choices}")
+    found = [target_of(target) if isinstance(target, str) else None for target in targets]
+    for target, known in zip(targets, found, strict=True):
+        if known is None:
+            raise ValueError(
+                f"{name}: got unknown target {shown(target)}{target_hint(target)}, expected some of {choices}"
+            )
+    if len(set(found)) < len(found):
+        raise ValueError(f"{name}: got {shown(targets)}, expected each target once")
+    return tuple(target for target in TARGETS if target in found)
+
+
+def checked_modes(adapt: Any) -> dict[str, str]:
+    """What happens to each tower, as it is kept; one of them at least is adapted."""
+    if not isinstance(adapt, Mapping):
+        raise ValueError(
+            f"adapt: got {shown(adapt)}, expected a mode for each tower, {{'image': 'mora', ...}}, or None"
+        )
+    check_modality_names("adapt", adapt)
+    for modality, mode in adapt.items():
+        name = f"adapt[{shown(modality)}]"
+        if mode in PLANNED_MODES:
+            raise ValueError(
+                f"{name}: got {mode!r}, which is planned and not there yet, expected one of "
+                f"{', '.join(map(repr, MODES))}; `mora train --method {mode}` adapts all towers by PEFT"
+            )
+        one_of(name, mode, MODES)
+    if {*adapt.values()} == {"frozen"}:
+        raise ValueError("adapt: got 'frozen' for every tower, expected one at least that is adapted")
+    return {modality: adapt[modality] for modality in sorted(adapt)}
+
+
+def as_lists(value: Any) -> Any:
+    """A field as JSON knows it: tuples are lists."""
+    if isinstance(value, dict):
+        return {key: as_lists(each) for key, each in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def with_indices(rank: Any) -> Any:
+    """A tower's ranks by block as JSON has them, {"10": 4}, with indices for keys."""
+    if not isinstance(rank, Mapping):
+        return rank
+    return {int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 7 else key: rank[key] for key in rank}
 
 
 def check_fields(fields: Iterable[str], error: type[Exception] = ValueError) -> None:
@@ -191,17 +297,7 @@ def check_fields(fields: Iterable[str], error: type[Exception] = ValueError) -> 
         if name not in MoraConfig.__dataclass_fields__:
             hint = f" ({name} is {OTHER_NAMES[name]} here)" if name in OTHER_NAMES else ""
             known = ", ".join(MoraConfig.__dataclass_fields__)
-            raise error(f"{label(name)}: got an unknown field{hint}, expected some of {known}")
-
-
-def target_hint(target: object) -> str:
-    """What another library's name of a projection is called here, in parentheses; "" for a name that nobody uses."""
-    if not isinstance(target, str):
-        return ""
-    last = target.rpartition(".")[2]
-    if last in PACKED_TARGETS:
-        return " (its parts are 'q', 'k', 'v' here)"
-    return f" ({target} is {OTHER_TARGETS[last]!r} here)" if last in OTHER_TARGETS else ""
+            raise error(f"{label(name, VALUE)}: got an unknown field{hint}, expected some of {known}")
 
 
 # OpenAI CLIP ViT-B/16, blocks 10 and 11 of 12 in both towers (METHOD section 3 of the paper's notes; docs/design.md).

@@ -21,14 +21,15 @@ class MoraLinear(nn.Module):
     """y = dropout(x) W_eff^T + b, equations (1) and (2), called like the frozen `nn.Linear` it stands for.
 
     Args:
-        linear: the projection to adapt: square weight [d, d] and bias [d] or None. Its parameters are kept as they are
+        linear: the projection to adapt: weight [out, in] and bias [out] or None. Its parameters are kept as they are
             (same objects, same names) and frozen.
-        common: the factors shared by the pair of blocks; not registered here, its owner is the patched model.
+        common: the factors shared by the pair of blocks, one for each width of `linear` among them; not registered
+            here, its owner is the patched model.
         modality: whose factor of `common` is S; the others' give the Gram matrix.
         config: ranks, alpha, dropout, init, variant and backend.
 
     Raises:
-        ValueError: the weight is not square, or a rank exceeds its width.
+        ValueError: `common` has no factor for the width of the input or of the output.
     """
 
     weight: Tensor
@@ -40,13 +41,15 @@ class MoraLinear(nn.Module):
     def __init__(self, linear: Any, common: CommonFactors, modality: str, config: MoraConfig) -> None:
         super().__init__()
         self.hold(linear)
-        self.modality, self.alpha, self.dropout = modality, float(config.alpha), float(config.dropout)
+        self.modality, self.alpha, self.dropout = modality, config.alpha_of(modality), float(config.dropout)
         self.gram, self.backend = config.variant != "no-gram", config.backend
         self.switch = Switch()
         self._common = (common,)
         self.join(mora_kernels.Group([self], config.backend), 0)
         self.shared_input: SharedInput | None = None
-        size, rank = self.weight.shape[1], config.specific_rank(modality)
+        (rows, size), rank = self.weight.shape, config.specific_rank(modality)
+        self.common_name = common.name(modality, size)
+        self.common_out_name = None if rows == size else common.name(modality, rows)
         norm, self.identity = column_norms(self.weight), config.init == "identity"
         self.start: Tensor | None = None if norm.is_meta else norm.cpu()
         self.common_magnitude = nn.Parameter(torch.zeros_like(norm) if self.identity else norm.clone())
@@ -55,7 +58,7 @@ class MoraLinear(nn.Module):
                 self.register_parameter(name, None)
             return
         self.specific_a = nn.Parameter(nn.init.normal_(norm.new_empty(size, rank), std=rank**-0.5))
-        self.specific_b = nn.Parameter(norm.new_zeros(rank, size))
+        self.specific_b = nn.Parameter(norm.new_zeros(rank, rows))
         self.specific_magnitude = nn.Parameter(norm.clone())
 
     def hold(self, linear: Any) -> None:
@@ -73,12 +76,12 @@ class MoraLinear(nn.Module):
 
     @property
     def in_features(self) -> int:
-        """Width of the input, [d]."""
+        """Width of the input."""
         return self.weight.shape[1]
 
     @property
     def out_features(self) -> int:
-        """Width of the output, [d]."""
+        """Width of the output."""
         return self.weight.shape[0]
 
     def factors(self) -> tuple[Tensor, list[Tensor] | None, Tensor | None, Tensor | None, Tensor, Tensor | None]:
@@ -86,8 +89,13 @@ class MoraLinear(nn.Module):
         if not torch.compiler.is_compiling():
             check_call(self)
         others = self.common.others(self.modality) if self.gram else None
-        common = self.common.of(self.modality)
+        common = self.common.of(self.common_name)
         return common, others, self.specific_a, self.specific_b, self.common_magnitude, self.specific_magnitude
+
+    @property
+    def common_out(self) -> Tensor | None:
+        """S_out [out, r_c], where the widths of input and output differ; else None."""
+        return None if self.common_out_name is None else self.common.of(self.common_out_name)
 
     @property
     def builds(self) -> bool:
@@ -96,10 +104,11 @@ class MoraLinear(nn.Module):
 
     def effective_weight(self) -> Tensor:
         """W_eff [out, in] in the dtype of the weight, equation (1): what `merge` writes."""
-        return mora_kernels.effective_weight(self.weight, *self.factors(), self.alpha, backend=self.backend)
+        factors = (*self.factors(), self.alpha)
+        return mora_kernels.effective_weight(self.weight, *factors, backend=self.backend, common_out=self.common_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return [..., d] for x [..., d]; inside `mora.disabled`, the frozen projection."""
+        """Return [..., out] for x [..., in]; inside `mora.disabled`, the frozen projection."""
         if self.shared_input is not None and self.shared_input.share(self):
             return self.shared_input.project(self, x)
         return self.alone(x)

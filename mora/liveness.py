@@ -21,8 +21,8 @@ def check_runs(model: nn.Module, adapters: Adapters) -> None:
     """Raise ValueError that names the adapted projections that `model` does not run.
 
     Nothing is computed where every module from `model` down to the attention is one of torch's, open_clip's or
-    transformers' own, or where weights are on the meta device. Else every tower runs once on one small input, in eval
-    mode, without gradient; the random state is left as it was, and users' hooks do not see it.
+    transformers' own, or where weights are on the meta device. Else every adapted tower runs once on a small input, in
+    eval mode, without gradient; the random state is left as it was, and users' hooks do not see it.
     """
     strange = untrusted(model, [slot.path for slot in adapters.slots()])
     projections = dict(adapters.projections())
@@ -35,7 +35,7 @@ def check_runs(model: nn.Module, adapters: Adapters) -> None:
         with quiet(model), evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
             for name, projection in projections.items():
                 projection.register_forward_hook(lambda *_, name=name: ran.add(name))
-            for tower in adapters.towers.values():
+            for tower in adapters.adapted.values():
                 tower.encode(model, fitting(tower.random(model, batch=1), weight))
     except Exception as error:  # whatever a class of the user's own may raise
         warnings.warn(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -20,9 +20,11 @@ from mora.adapters import (
     restore,
     unwrap,
 )
+from mora.batch_norm import hold_statistics, release_statistics
 from mora.config import MoraConfig, check_fields
 from mora.first_step import await_first_step
 from mora.liveness import check_runs
+from mora.pairing import pair_blocks, slots_of
 from mora.towers.admission import check_alone
 from mora.towers.find import towers_of_itself
 from mora.towers.slots import Slot
@@ -57,6 +59,7 @@ def patch(model: nn.Module, config: MoraConfig | None = None, **overrides: Any) 
     adapters.trainable_before = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in own]
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in own)
+    hold_statistics(model)
     model.mora = adapters.train(model.training)
     await_first_step(model, adapters)
     adapters.load_hook = model.register_load_state_dict_pre_hook(keep_adapters_of_a_base_checkpoint)
@@ -101,61 +104,46 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
         yield model
 
 
-def pair_blocks(slots: Mapping[str, list[Slot]], config: MoraConfig) -> list[Pair]:
-    """Return the blocks to adapt, one per tower and pair, from bottom to top; ValueError when there are none."""
-    depths = {modality: len(each) for modality, each in slots.items()}
-    shown = ", ".join(f"{depth} {modality}" for modality, depth in depths.items())
-    if config.first_layer is None:
-        if config.last_layers > min(depths.values()):
-            raise ValueError(f"last_layers: got {config.last_layers}, expected at most the model's blocks: {shown}")
-        chosen = {modality: each[len(each) - config.last_layers :] for modality, each in slots.items()}
-    else:
-        if len(set(depths.values())) > 1:
-            raise ValueError(
-                f"first_layer: got {config.first_layer} with towers of unequal depth ({shown} blocks), expected equal "
-                "depths: use last_layers, which pairs from the top"
-            )
-        if config.first_layer >= min(depths.values()):
-            raise ValueError(f"first_layer: got {config.first_layer}, no block matched: the model has {shown} blocks")
-        chosen = {modality: each[config.first_layer :] for modality, each in slots.items()}
-    return [dict(zip(chosen, blocks, strict=True)) for blocks in zip(*chosen.values(), strict=True)]
-
-
-def slots_of(model: nn.Module, towers: Mapping[str, Tower]) -> dict[str, list[Slot]]:
-    """The slots of every block, by modality; raises ValueError for a tower that cannot be adapted."""
-    return {modality: tower.slots(model) for modality, tower in towers.items()}
-
-
 def admitted(model: nn.Module, towers: Mapping[str, Tower], config: MoraConfig) -> list[Pair]:
     """Return the blocks to adapt; raises ValueError when one of them cannot be, and nothing is changed."""
-    slots = slots_of(model, towers)
+    slots = slots_of(model, towers, config)
     pairs = pair_blocks(slots, config)
     check_pairs(pairs, config)
     replaced: dict[str, nn.Module] = {}
     for pair in pairs:
-        for slot in pair.values():
-            replaced |= slot.replaced(config.targets)
-    check_alone(model, [slot for each in slots.values() for slot in each], replaced)
+        for modality, slot in pair.items():
+            replaced |= slot.replaced(config.targets_of(modality))
+    every = [slot for each in slots.values() for slot in each]
+    check_alone(model, every + frozen_slots(model, towers, slots), replaced)
     return pairs
 
 
+def frozen_slots(model: nn.Module, towers: Mapping[str, Tower], adapted: Collection[str]) -> list[Slot]:
+    """The slots of towers that stay as they are, where they have any."""
+    found: list[Slot] = []
+    for modality, tower in towers.items():
+        if modality not in adapted:
+            with suppress(ValueError):  # no attention that is known
+                found += tower.slots(model)
+    return found
+
+
 def check_pairs(pairs: list[Pair], config: MoraConfig) -> None:
-    """Raise ValueError unless every tower has a rank and every target is there, square, wide enough, on one device."""
-    config.check_modalities(pairs[0])
-    places = {slot.linear(config.targets[0]).weight.device: slot.path for pair in pairs for slot in pair.values()}
+    """Raise ValueError unless every block has a rank and every target is there, square, wide enough, on one device."""
+    slots = [(slot, config.targets_of(modality)) for pair in pairs for modality, slot in pair.items()]
+    places = {slot.linear(targets[0]).weight.device: slot.path for slot, targets in slots}
     if len(places) > 1:
         found = ", ".join(f"{path} on {device}" for device, path in places.items())
         raise ValueError(
             f"model: got adapted blocks on several devices ({found}), expected one: W_eff is built at once"
         )
-    for pair in pairs:
-        for modality, slot in pair.items():
-            width = slot.width(config.targets)
-            for name, rank in (("rank", config.specific_rank(modality)), ("common_rank", config.shared_rank)):
-                if rank > width:
-                    raise ValueError(f"{name}: got {rank}, expected at most {width}, the width of {slot.path}")
-            weight = slot.linear(config.targets[0]).weight
-            backends.explain(config.backend, place_of(weight), weight.dtype)
+    for slot, targets in slots:
+        width, specific = slot.width(targets), config.specific_rank(slot.modality, slot.layer)
+        for name, rank in (("rank", specific), ("common_rank", config.shared_rank)):
+            if rank > width:
+                raise ValueError(f"{name}: got {rank}, expected at most {width}, the width of {slot.path}")
+        weight = slot.linear(targets[0]).weight
+        backends.explain(config.backend, place_of(weight), weight.dtype)
 
 
 def place_of(weight: Tensor) -> torch.device:
@@ -170,7 +158,8 @@ def install(model: nn.Module, adapters: Adapters) -> None:
         for common, pair in zip(adapters.common_factors(), adapters.pairs, strict=True):
             for slot in pair.values():
                 done.append(slot)
-                slot.install(adapters.config.targets, common, adapters.config)
+                own = adapters.config.at(slot.modality, slot.layer)
+                slot.install(own.targets_of(slot.modality), common, own)
         adapters.build_together()
         check_runs(model, adapters)
     except BaseException:
@@ -181,6 +170,7 @@ def install(model: nn.Module, adapters: Adapters) -> None:
 def forget(model: nn.Module, adapters: Adapters) -> None:
     """Remove the record and its hook, and let train again what trained before."""
     adapters.load_hook.remove()
+    release_statistics(model)
     del model.mora
     trainable = set(adapters.trainable_before)
     for name, parameter in model.named_parameters():

@@ -63,7 +63,7 @@ class Summary:
             [
                 f"MoRA on {self.library}: {self.config}",
                 *(line.rstrip() for line in lines),
-                f"common factors shared by both towers: {self.common_parameters:,} parameters",
+                f"common factors, shared by towers: {self.common_parameters:,} parameters",
                 f"adapters: {self.adapter_parameters:,}; trainable: {self.trainable_parameters:,}; pretrained model: "
                 f"{self.base_parameters:,}; trainable share: {share:.4f} %",
                 *(f"backend {reason}" for reason in reasons),

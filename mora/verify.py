@@ -12,8 +12,8 @@ from mora.towers.tower import fitting
 def verify(model: nn.Module) -> nn.Module:
     """Run one small forward and backward pass and return `model` if every adapter took part in it.
 
-    Every tower sees random inputs of batch 2, in the model's own dtype and on its device. Gradients, the random state
-    and the training mode are left as they were.
+    Every adapted tower sees random inputs of batch 2, in the model's own dtype and on its device. Gradients, the random
+    state and the training mode are left as they were.
 
     Raises:
         ValueError: `model` is not patched.
@@ -93,9 +93,9 @@ def accumulated(model: nn.Module, parameters: list[nn.Parameter]) -> list[Tensor
 
 
 def embedding_energy(model: nn.Module) -> Tensor:
-    """The sum over towers of the mean square of their embeddings of random inputs."""
+    """The sum over adapted towers of the mean square of their embeddings of random inputs."""
     adapters = adapters_of(model)
     weight = next(adapters.projections())[1].weight
-    inputs = [(tower, fitting(tower.random(model, batch=2), weight)) for tower in adapters.towers.values()]
+    inputs = [(tower, fitting(tower.random(model, batch=2), weight)) for tower in adapters.adapted.values()]
     energies = [tower.encode(model, given).float().square().mean() for tower, given in inputs]
     return torch.stack(energies).sum()

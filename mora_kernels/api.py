@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from mora_kernels import backend as backends
-from mora_kernels.precision import product_dtype
-from mora_kernels.validation import as_list, check_factors, check_linear, check_tensor
+from mora_kernels.factors import Factors
+from mora_kernels.numerics import product_dtype
+from mora_kernels.validation import as_tuple, check_factors, check_linear, check_tensor
 
 
 def gram(factor: Tensor, backend: str = "auto") -> Tensor:
@@ -42,14 +43,15 @@ def effective_weight(
     specific_magnitude: Tensor | None,
     alpha: float,
     backend: str = "auto",
+    common_out: Tensor | None = None,
 ) -> Tensor:
     """W_eff = m_c dir(W + alpha S G S^T) + m_s dir(W + alpha (A B)^T), equation (1).
 
     dir(X) divides every column of X by its L2 norm, clamped from below at 1e-5; gradients flow through the norm.
 
     Args:
-        weight: frozen W [out, in], square; gets no gradient.
-        common: this modality's factor S [d, r_c].
+        weight: frozen W [out, in]; gets no gradient.
+        common: this modality's factor S [in, r_c].
         other_common: the other modality's factor [d', r_c], or a list of them (G is the sum of their Gram matrices),
             or None for G = I (the ablation without the Gram term).
         specific_a: A [in, r_s]. With `specific_b` and `specific_magnitude` None, the specific term is absent.
@@ -58,6 +60,8 @@ def effective_weight(
         specific_magnitude: m_s [in].
         alpha: plain factor of both updates, not divided by the rank.
         backend: "auto", "reference", "torch" or "triton".
+        common_out: this modality's factor S_out [out, r_c] for the width of the output: the common update is then
+            S_out G S^T. None: `weight` is square and S stands on both sides.
 
     Returns:
         [out, in] in the dtype of `weight`; computed in float32 (float64 for float64) and rounded once.
@@ -67,10 +71,11 @@ def effective_weight(
 
     Source: MoRA (ICLR 2026, arXiv 2511.06225) and the authors' implementation; docs/design.md.
     """
-    others = as_list(other_common)
-    factors = (common, others, specific_a, specific_b, common_magnitude, specific_magnitude)
-    check_factors(weight, *factors, alpha)
-    return backends.load(backend, weight.device, weight.dtype).effective_weight(weight, *factors, float(alpha))
+    others = as_tuple(other_common)
+    own = specific_a, specific_b, common_magnitude, specific_magnitude
+    factors = Factors(weight, common, others, *own, alpha, common_out)
+    check_factors(factors)
+    return backends.load(backend, weight.device, weight.dtype).effective_weight(factors)
 
 
 def mora_linear(
@@ -87,6 +92,7 @@ def mora_linear(
     dropout_p: float = 0.0,
     training: bool = True,
     backend: str = "auto",
+    common_out: Tensor | None = None,
 ) -> Tensor:
     """y = dropout(x) W_eff^T + b, equation (2): what the adapted projection computes.
 
@@ -95,8 +101,8 @@ def mora_linear(
         bias: b [out] or None.
         dropout_p: probability in [0, 1) of dropping an element of `x`, base path included; only when `training`.
         training: whether dropout acts.
-        weight, common, other_common, specific_a, specific_b, common_magnitude, specific_magnitude, alpha, backend:
-            as in `effective_weight`.
+        weight, common, other_common, specific_a, specific_b, common_magnitude, specific_magnitude, alpha, backend,
+            common_out: as in `effective_weight`.
 
     Returns:
         [..., out] in the dtype `nn.Linear` would return: that of `x`, or autocast's where it is enabled.
@@ -106,12 +112,13 @@ def mora_linear(
 
     Source: MoRA (ICLR 2026, arXiv 2511.06225) and the authors' implementation; docs/design.md.
     """
-    others = as_list(other_common)
-    factors = (common, others, specific_a, specific_b, common_magnitude, specific_magnitude)
-    check_factors(weight, *factors, alpha)
+    others = as_tuple(other_common)
+    own = specific_a, specific_b, common_magnitude, specific_magnitude
+    factors = Factors(weight, common, others, *own, alpha, common_out)
+    check_factors(factors)
     check_linear(x, weight, bias, dropout_p)
     dtype = product_dtype(x)
     if dtype == x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
         raise TypeError(f"x: got dtype {x.dtype}, expected {weight.dtype}, that of weight (or run under autocast)")
     module = backends.load(backend, weight.device, dtype)
-    return module.mora_linear(x.to(dtype), weight, bias, *factors, float(alpha), float(dropout_p), training)
+    return module.mora_linear(x.to(dtype), bias, factors, float(dropout_p), training)

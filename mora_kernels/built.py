@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mora_kernels.factors import Factors
 from mora_kernels.kept import Scope
-from mora_kernels.precision import full_precision
-from mora_kernels.projection import Factors
+from mora_kernels.numerics import accumulation_dtype, full_precision
 
 
 class Values:
@@ -115,9 +115,9 @@ class Linear(torch.autograd.Function):
             inputs = x.reshape(-1, x.shape[-1]) if needs_thin else None
             grad_x, grad_thin = values.engine.linear_backward(ctx.index, rows, inputs, needs_x)
             if needs_x:
-                grad_x = grad_x.view(grad.shape)
+                grad_x = grad_x.view(*grad.shape[:-1], grad_x.shape[-1])
             if needs_bias:
-                grad_bias = rows.sum(dim=0, dtype=torch.float32).to(ctx.bias_dtype)
+                grad_bias = rows.sum(dim=0, dtype=accumulation_dtype(rows)).to(ctx.bias_dtype)
         return grad_x, grad_bias, grad_thin, None, None
 
 

@@ -13,14 +13,15 @@ from torch import Tensor
 from mora_kernels import backend as backends
 from mora_kernels.api import mora_linear
 from mora_kernels.built import Linear, State, Values
+from mora_kernels.factors import Factors, cut, distinct
 from mora_kernels.kept import Scope, scope_of
-from mora_kernels.precision import full_precision, product_dtype
-from mora_kernels.projection import Factors, Projection, distinct, place, snapshot, watch_optimizers
+from mora_kernels.numerics import full_precision, product_dtype
+from mora_kernels.projection import Projection, place, snapshot, watch_optimizers
 from mora_kernels.validation import check_factors, check_linear
 
 
 class Built(NamedTuple):
-    """Equation (3) of one projection: u [d], U [d, r], V' [d, r] in float32, W_eff [d, d] in the compute dtype."""
+    """Equation (3) of one projection: u [in], U [out, r], V' [in, r] in float32, W_eff [out, in] as computed with."""
 
     u: Tensor
     left: Tensor
@@ -128,7 +129,7 @@ class Group:
                     f"Group: a tensor of projection {index} is sharded (DTensor); a grouped build needs whole factors: "
                     "use DDP, or fully_shard the root module only"
                 )
-            check_factors(one.weight, *one[1:7], one.alpha)
+            check_factors(one)
             if one.weight.device != factors[0].weight.device:
                 raise ValueError(
                     f"Group: projection {index} is on {one.weight.device}, expected {factors[0].weight.device}"
@@ -147,9 +148,8 @@ class Group:
                 "backend: got 'reference', which builds nothing ahead; expected 'auto', 'torch' or 'triton'"
             )
         thin = self._thin(state, index)
-        thin, size = state.values.engine.thin[index] if thin is None else thin, weight.shape[0]
-        left, right = thin[size:].view(2, size, -1)
-        return Built(thin[:size], left, right, state.values.engine.effective[index])
+        thin = state.values.engine.thin[index] if thin is None else thin
+        return Built(*cut(thin, *weight.shape), state.values.engine.effective[index])
 
     def _thin(self, state: State, index: int) -> Tensor | None:
         """Return thin with its gradient path, or None where no factor of the projection needs one."""
@@ -225,7 +225,6 @@ class Group:
         results = []
         for index, bias in zip(indices, biases, strict=True):
             one = self.projections[index]
-            results.append(
-                mora_linear(x, one.weight, bias, *one.factors(), one.alpha, dropout_p, training, backend=self.backend)
-            )
+            factors, common_out = (*one.factors(), one.alpha), getattr(one, "common_out", None)
+            results.append(mora_linear(x, one.weight, bias, *factors, dropout_p, training, self.backend, common_out))
         return results

@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mora_kernels.precision import accumulation_dtype, full_precision
-
-NORM_FLOOR = 1e-5
+from mora_kernels.factors import Factors
+from mora_kernels.numerics import NORM_FLOOR, accumulation_dtype, full_precision
 
 
 def gram(factor: Tensor) -> Tensor:
@@ -37,46 +36,22 @@ def direction(matrix: Tensor) -> Tensor:
     return matrix / torch.linalg.vector_norm(matrix, dim=0).clamp(min=NORM_FLOOR)
 
 
-def effective_weight(
-    weight: Tensor,
-    common: Tensor,
-    other_common: Sequence[Tensor] | None,
-    specific_a: Tensor | None,
-    specific_b: Tensor | None,
-    common_magnitude: Tensor,
-    specific_magnitude: Tensor | None,
-    alpha: float,
-) -> Tensor:
-    """Return equation (1), `m_c dir(W + alpha S G S^T) + m_s dir(W + alpha (A B)^T)` [out, in], in `weight`'s dtype."""
-    with full_precision(weight):
-        dtype = accumulation_dtype(weight)
-        base, shared = weight.detach().to(dtype), common.to(dtype)
-        common_update = shared @ total_gram(common, other_common).to(dtype) @ shared.T
-        result = common_magnitude.to(dtype) * direction(base + alpha * common_update)
-        if specific_a is not None and specific_b is not None and specific_magnitude is not None:
-            specific_update = (specific_a.to(dtype) @ specific_b.to(dtype)).T
-            result = result + specific_magnitude.to(dtype) * direction(base + alpha * specific_update)
-        return result.to(weight.dtype)
+def effective_weight(one: Factors) -> Tensor:
+    """Return equation (1), `m_c dir(W + alpha S_out G S^T) + m_s dir(W + alpha (A B)^T)` [out, in] (S_out: S)."""
+    with full_precision(one.weight):
+        dtype = accumulation_dtype(one.weight)
+        base, shared, shared_out = one.weight.detach().to(dtype), one.common.to(dtype), one.out_side.to(dtype)
+        common_update = shared_out @ total_gram(one.common, one.other_common).to(dtype) @ shared.T
+        result = one.common_magnitude.to(dtype) * direction(base + one.alpha * common_update)
+        if one.specific_a is not None and one.specific_b is not None and one.specific_magnitude is not None:
+            specific_update = (one.specific_a.to(dtype) @ one.specific_b.to(dtype)).T
+            result = result + one.specific_magnitude.to(dtype) * direction(base + one.alpha * specific_update)
+        return result.to(one.weight.dtype)
 
 
-def mora_linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    common: Tensor,
-    other_common: Sequence[Tensor] | None,
-    specific_a: Tensor | None,
-    specific_b: Tensor | None,
-    common_magnitude: Tensor,
-    specific_magnitude: Tensor | None,
-    alpha: float,
-    dropout_p: float = 0.0,
-    training: bool = True,
-) -> Tensor:
+def mora_linear(x: Tensor, bias: Tensor | None, one: Factors, dropout_p: float = 0.0, training: bool = True) -> Tensor:
     """Return equation (2), `dropout(x) W_eff^T + b` [..., out], in `x`'s dtype."""
-    effective = effective_weight(
-        weight, common, other_common, specific_a, specific_b, common_magnitude, specific_magnitude, alpha
-    )
+    effective = effective_weight(one)
     with full_precision(x):
         bias = None if bias is None else bias.to(x.dtype)
         return F.linear(F.dropout(x, dropout_p, training), effective.to(x.dtype), bias)

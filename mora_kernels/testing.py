@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mora_kernels.factors import Factors
+
 # Relative L2 error of the weight composition against float64 (measured over 1,296 checks: 3 sizes, 3 ranks, 3 alphas).
 WEIGHT_TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-6, torch.float16: 3e-4, torch.bfloat16: 2.5e-3}
 # Relative L2 error of what passes through a matrix product of the compute dtype (operands rounded once each).
@@ -20,7 +22,7 @@ LINEAR_TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-6, torch.float16: 1.
 
 
 @dataclass(frozen=True)
-class Factors:
+class ProjectionInputs:
     """The arguments of `effective_weight`, in its order, and `x`, `bias`, `grad` of a linear around it."""
 
     weight: Tensor
@@ -34,6 +36,7 @@ class Factors:
     x: Tensor
     bias: Tensor
     grad: Tensor
+    common_out: Tensor | None = None
 
     def arguments(self) -> tuple[Any, ...]:
         """The positional arguments of `effective_weight`."""
@@ -48,6 +51,10 @@ class Factors:
             self.alpha,
         )
 
+    def factors(self) -> Factors:
+        """The same as one object."""
+        return Factors(*self.arguments())._replace(common_out=self.common_out)
+
     def leaves(self) -> dict[str, Tensor]:
         """Every tensor that can get a gradient, by name."""
         named = {
@@ -59,10 +66,11 @@ class Factors:
             "specific_b": self.specific_b,
             "common_magnitude": self.common_magnitude,
             "specific_magnitude": self.specific_magnitude,
+            "common_out": self.common_out,
         }
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
-    def to(self, dtype: torch.dtype, factors: torch.dtype | None = None, device: str = "cpu") -> Factors:
+    def to(self, dtype: torch.dtype, factors: torch.dtype | None = None, device: str = "cpu") -> ProjectionInputs:
         """A copy with weight, x, bias and grad in `dtype` and the factors in `factors`; fresh leaves."""
         factors = factors or dtype
 
@@ -72,7 +80,7 @@ class Factors:
         wide: dict[str, Any] = {name: leaf(getattr(self, name), dtype) for name in ("x", "bias")}
         thin: dict[str, Any] = {
             name: leaf(getattr(self, name), factors)
-            for name in ("common", "specific_a", "specific_b", "common_magnitude", "specific_magnitude")
+            for name in ("common", "specific_a", "specific_b", "common_magnitude", "specific_magnitude", "common_out")
         }
         others = None if self.other_common is None else [leaf(other, factors) for other in self.other_common]
         plain: dict[str, Any] = {name: getattr(self, name).detach().to(device, dtype) for name in ("weight", "grad")}
@@ -89,15 +97,20 @@ def make_factors(
     trained: bool = True,
     zero_columns: int = 0,
     seed: int = 0,
-) -> Factors:
-    """Return float64 inputs of one projection; `trained`: B != 0, magnitudes of mixed sign, some u near 0."""
+    out: int | None = None,
+) -> ProjectionInputs:
+    """Return float64 inputs of one projection; `trained`: B != 0, magnitudes of mixed sign, some u near 0.
+
+    `size` is the width of the input, and of the output unless `out` says another: then there is a `common_out`.
+    """
     generator = torch.Generator().manual_seed(seed)
     common_rank = common_rank or rank
 
     def normal(*shape: int, std: float = 1.0) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64) * std
 
-    weight = normal(size, size, std=size**-0.5)
+    rows_out = out or size
+    weight = normal(rows_out, size, std=size**-0.5)
     weight[:, :zero_columns] = 0.0
     norm = torch.linalg.vector_norm(weight, dim=0)
     common_magnitude, specific_magnitude = norm.clone(), norm.clone()
@@ -105,18 +118,19 @@ def make_factors(
         common_magnitude = common_magnitude * (1 + 0.3 * normal(size))
         specific_magnitude = specific_magnitude * (1 + 0.3 * normal(size))
         common_magnitude[::5] *= -1
-    return Factors(
+    return ProjectionInputs(
         weight=weight,
         common=normal(size, common_rank, std=common_rank**-0.5),
         other_common=[normal(other, common_rank, std=common_rank**-0.5) for other in other_sizes] or None,
         specific_a=normal(size, rank, std=rank**-0.5),
-        specific_b=normal(rank, size, std=0.1 if trained else 0.0),
+        specific_b=normal(rank, rows_out, std=0.1 if trained else 0.0),
         common_magnitude=common_magnitude,
         specific_magnitude=specific_magnitude,
         alpha=alpha,
         x=normal(rows, size),
-        bias=normal(size, std=0.1),
-        grad=normal(rows, size),
+        bias=normal(rows_out, std=0.1),
+        grad=normal(rows, rows_out),
+        common_out=None if out is None else normal(out, common_rank, std=common_rank**-0.5),
     )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from mora_kernels.factors import Factors
+
 
 def check_tensor(name: str, tensor: object, shape: tuple[int | None, ...], like: Tensor | None = None) -> Tensor:
     """Return `tensor` if it is a floating-point tensor of `shape` (None: any size) on the device of `like`."""
@@ -25,63 +27,56 @@ def check_tensor(name: str, tensor: object, shape: tuple[int | None, ...], like:
     return tensor
 
 
-def as_list(other_common: Tensor | Sequence[Tensor] | None) -> list[Tensor] | None:
-    """Return the other modalities' factors as a list; None stands for "no Gram term" and stays None."""
+def as_tuple(other_common: Tensor | Sequence[Tensor] | None) -> tuple[Tensor, ...] | None:
+    """Return the other modalities' factors as a tuple; None stands for "no Gram term" and stays None."""
     if other_common is None:
         return None
-    return [other_common] if isinstance(other_common, Tensor) else list(other_common)
+    return (other_common,) if isinstance(other_common, Tensor) else tuple(other_common)
 
 
-def check_factors(
-    weight: Tensor,
-    common: Tensor,
-    other_common: Sequence[Tensor] | None,
-    specific_a: Tensor | None,
-    specific_b: Tensor | None,
-    common_magnitude: Tensor,
-    specific_magnitude: Tensor | None,
-    alpha: float,
-) -> None:
-    """Check one projection's factors against its square weight [d, d] and against each other."""
+def check_factors(one: Factors) -> None:
+    """Check the factors of one projection against its weight [out, in] and against each other."""
+    weight, common, others = one.weight, one.common, one.other_common
     check_tensor("weight", weight, (None, None))
-    size = weight.shape[0]
-    if weight.shape[1] != size:
+    rows, columns = weight.shape
+    if rows != columns and one.common_out is None:
         raise ValueError(
-            f"weight: got shape {tuple(weight.shape)}, expected a square matrix: "
-            "the common update S G S^T is square, so only projections with in_features == out_features can be adapted"
+            f"weight: got shape {tuple(weight.shape)} and no common_out, expected a square matrix: "
+            f"the common update S_out G S^T of this one needs common_out ({rows}, r_c) beside common ({columns}, r_c)"
         )
-    check_tensor("common", common, (size, None), weight)
+    check_tensor("common", common, (columns, None), weight)
     rank = common.shape[1]
     if rank == 0:
         raise ValueError(f"common: got shape {tuple(common.shape)}, expected a rank of at least 1")
-    if other_common is not None and len(other_common) == 0:
+    if one.common_out is not None:
+        check_tensor("common_out", one.common_out, (rows, rank), weight)
+    if others is not None and len(others) == 0:
         raise ValueError("other_common: got an empty list, expected at least one factor, or None for no Gram term")
-    for position, other in enumerate(other_common or ()):
-        name = "other_common" if len(other_common or ()) == 1 else f"other_common[{position}]"
+    for position, other in enumerate(others or ()):
+        name = "other_common" if len(others or ()) == 1 else f"other_common[{position}]"
         check_tensor(name, other, (None, rank), weight)
-    check_tensor("common_magnitude", common_magnitude, (size,), weight)
-    check_specific(weight, specific_a, specific_b, specific_magnitude)
-    if not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
-        raise ValueError(f"alpha: got {alpha!r}, expected a finite number")
+    check_tensor("common_magnitude", one.common_magnitude, (columns,), weight)
+    check_specific(one)
+    if not isinstance(one.alpha, (int, float)) or not math.isfinite(one.alpha):
+        raise ValueError(f"alpha: got {one.alpha!r}, expected a finite number")
 
 
-def check_specific(
-    weight: Tensor, specific_a: Tensor | None, specific_b: Tensor | None, specific_magnitude: Tensor | None
-) -> None:
+def check_specific(one: Factors) -> None:
     """Check that the specific term is whole (A, B and magnitude) or absent (all None)."""
-    size = weight.shape[0]
-    parts = {"specific_a": specific_a, "specific_b": specific_b, "specific_magnitude": specific_magnitude}
+    weight, specific_a = one.weight, one.specific_a
+    rows, columns = weight.shape
+    parts = {"specific_a": specific_a, "specific_b": one.specific_b, "specific_magnitude": one.specific_magnitude}
     absent = [name for name, part in parts.items() if part is None]
     if len(absent) == 3:
         return
     if absent:
         raise ValueError(f"{absent[0]}: got None, expected a Tensor, or None for all of {', '.join(parts)}")
-    check_tensor("specific_a", specific_a, (size, None), weight)
+    check_tensor("specific_a", specific_a, (columns, None), weight)
     assert specific_a is not None
     if specific_a.shape[1] == 0:
         raise ValueError(f"specific_a: got shape {tuple(specific_a.shape)}, expected a rank of at least 1")
-    check_tensor("specific_b", specific_b, (specific_a.shape[1], size), weight)
-    check_tensor("specific_magnitude", specific_magnitude, (size,), weight)
+    check_tensor("specific_b", one.specific_b, (specific_a.shape[1], rows), weight)
+    check_tensor("specific_magnitude", one.specific_magnitude, (columns,), weight)
 
 
 def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None, dropout_p: float) -> None:

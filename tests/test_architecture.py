@@ -19,15 +19,16 @@ FLOORS = (
     ("mora_kernels",),
     ("mora.version", "mora.hooks", "mora.switch"),
     ("mora.system",),
+    ("mora.names", "mora.per_tower"),
     ("mora.config", "mora.tiny"),
     ("mora.data", "mora.metrics"),
-    ("mora.start",),  # from here on what is put into a model
+    ("mora.batch_norm", "mora.start"),  # from here on what is put into a model
     ("mora.factors", "mora.shared_input"),
     ("mora.linear",),
     ("mora.keeping",),
     ("mora.towers",),
     ("mora.adapters",),  # the verbs on a model
-    ("mora.first_step", "mora.liveness", "mora.summary", "mora.verify"),
+    ("mora.first_step", "mora.liveness", "mora.pairing", "mora.summary", "mora.verify"),
     ("mora.patch",),
     ("mora.checkpoint",),
     ("mora.savings",),

@@ -45,7 +45,7 @@ FIRST = [
     "import mora.patch",
     "import mora.summary, mora.verify",
     "import mora.runs.methods",
-    "from mora.patch import pair_blocks",
+    "from mora.patch import admitted",
     "from mora import patch, verify",
     "import mora.cli",
     "import mora.training.trainer",

@@ -17,7 +17,8 @@ from benchmarks.case import Case, Provider, Shape, Work
 from benchmarks.providers.official import official_weight
 from benchmarks.providers.ours import BACKENDS, why_not
 from benchmarks.sizes import Scale
-from mora_kernels.testing import LINEAR_TOLERANCE, WEIGHT_TOLERANCE, Factors, assert_parity, make_factors
+from mora_kernels.kept import keeping
+from mora_kernels.testing import LINEAR_TOLERANCE, WEIGHT_TOLERANCE, ProjectionInputs, assert_parity, make_factors
 
 NAME = "operations"
 TITLE = "Single operations"
@@ -33,7 +34,7 @@ def shapes(scale: Scale) -> list[Shape]:
         common = {"model": width.model, "modality": width.modality, "width": width.width, "other_width": width.other}
         found += [{"operation": name, **common} for name in ("gram", "weight", "weight backward")]
     first = sizes.widths(scale)[0]
-    widths = {"model": first.model, "image": first.width, "text": first.other, "projections": 8}
+    widths = {"model": first.model, "image": first.width, "text": first.other, "projections": 2 if scale.smoke else 8}
     return [*found, *({"operation": name, **widths} for name in ("build", "build backward"))]
 
 
@@ -85,7 +86,7 @@ def weight(shape: Shape, scale: Scale) -> Case:
     factors = wide.to(torch.float32, device=scale.device)
     grad = torch.randn(shape["width"], shape["width"], generator=torch.Generator().manual_seed(1)).to(scale.device)
 
-    def results(compose: Callable[..., Tensor], one: Factors) -> dict[str, Tensor]:
+    def results(compose: Callable[..., Tensor], one: ProjectionInputs) -> dict[str, Tensor]:
         if not backward:
             with torch.no_grad():
                 return {"weight": compose(*one.arguments())}
@@ -116,7 +117,7 @@ def grouped(shape: Shape, scale: Scale) -> Case:
     widths = (shape["image"], shape["text"])
     made = [
         make_factors(width, (other,), sizes.RANK, alpha=sizes.ALPHA, rows=1, seed=seed)
-        for seed, (width, other) in enumerate([widths, widths[::-1]] * 4)
+        for seed, (width, other) in enumerate([widths, widths[::-1]] * (shape["projections"] // 2))
     ]
     factors = [one.to(torch.float32, device=scale.device) for one in made]
     generator = torch.Generator().manual_seed(2)
@@ -146,7 +147,7 @@ def grouped(shape: Shape, scale: Scale) -> Case:
 
 
 def group_provider(
-    factors: Sequence[Factors],
+    factors: Sequence[ProjectionInputs],
     backend: str,
     grads: Iterable[Tensor] | None,
     oracle: Callable[[], dict[str, Tensor]],
@@ -160,9 +161,8 @@ def group_provider(
 
     def run() -> object:
         increment_version(factors[0].specific_b)  # type: ignore[arg-type] # as after an optimizer's step
-        if grads is None:
-            return group.built(0)
-        return backward()
+        with keeping([group]):  # each once, in one launch where the backend can, as in a step of `mora train`
+            return [group.built(i) for i in range(len(factors))] if grads is None else backward()
 
     def backward() -> tuple[Tensor, ...]:
         thin = [torch.cat([part.flatten() for part in group.built(i)[:3]]) for i in range(len(factors))]
@@ -192,7 +192,7 @@ def group_provider(
     return Provider(run, check, capturable=False)
 
 
-def middle(one: Factors) -> tuple[Any, ...]:
+def middle(one: ProjectionInputs) -> tuple[Any, ...]:
     """The arguments of `effective_weight` between `weight` and `alpha`."""
     return one.arguments()[1:-1]
 

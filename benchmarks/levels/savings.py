@@ -167,7 +167,8 @@ def results(
 
 def model_features(model: mora.MissingModalityClassifier, rows: Rows, cache: mora.PrefixCache | None) -> Tensor:
     """[image; text] [B, 2 e] in the head's dtype."""
-    return model.embed(*given(model, rows, cache))
+    image, text, *flags = given(model, rows, cache)
+    return model.embed({"image": image, "text": text}, dict(zip(("image", "text"), flags, strict=True)))
 
 
 def step_provider(

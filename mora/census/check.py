@@ -109,12 +109,10 @@ def check(model: nn.Module, found: dict[str, str], step: list[str]) -> None:
 
 
 def settings_of(model: nn.Module, towers: dict[str, Tower]) -> dict[str, Any]:
-    """Two blocks of each tower, or one; the output projection where it is square."""
-    slots = {modality: tower.slots(model) for modality, tower in towers.items()}
-    layers = min(2, *(len(each) for each in slots.values()))
-    shapes = [slot.weight("out").shape for each in slots.values() for slot in each[-layers:]]
-    square = all(rows == columns for rows, columns in shapes)
-    return {"targets": ("q", "k", "v", "out") if square else ("q", "k", "v"), "last_layers": layers, "dropout": 0.0}
+    """The last block of each tower, so that the first is frozen; its output projection where that is square."""
+    slots = [tower.slots(model)[-1] for tower in towers.values()]
+    square = all(rows == columns for rows, columns in (slot.weight("out").shape for slot in slots))
+    return {"targets": ("q", "k", "v", "out") if square else ("q", "k", "v"), "last_layers": 1, "dropout": 0.0}
 
 
 def embedded(model: nn.Module, towers: dict[str, Tower], inputs: Embeddings) -> Embeddings:

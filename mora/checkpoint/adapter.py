@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from mora.adapters import adapter_state_dict, adapters_of, is_patched
+from mora.adapters import adapter_state_dict, adapters_of, is_patched, layers_of
 from mora.checkpoint.base import check_base, fingerprint
 from mora.checkpoint.tensors import (
     assign,
@@ -41,7 +41,7 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
     what loading refuses is not saved, and what stood in `folder` stays.
     """
     adapters = adapters_of(model)
-    base = fingerprint(adapters.slots(), adapters.config.targets)
+    base = fingerprint(adapters.slots(), adapters.config)
     folder = Path(folder)
     check_values(str(folder), adapter_state_dict(model))
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
         "format": FORMAT,
         "mora_version": __version__,
         "config": replace(adapters.config, backend="auto").to_dict(),
-        "layers": {modality: [pair[modality].layer for pair in adapters.pairs] for modality in adapters.pairs[0]},
+        "layers": adapters.layers(),
         "base": base,
         "weights_sha256": digest(weights),
     }
@@ -84,7 +84,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], base: str = "
         pairs, config = adapters.pairs, adapters.config
     else:
         pairs = admitted(model, towers_of_itself(model), config)
-    layers = {modality: [pair[modality].layer for pair in pairs] for modality in pairs[0]}
+    layers = layers_of(pairs)
     if saved["layers"] != layers:
         raise ValueError(f"layers: {folder} adapts {saved['layers']}, the model {layers}: expected the same blocks")
     shapes = expected_shapes(pairs, config)
@@ -92,7 +92,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], base: str = "
     if found != saved["weights_sha256"]:
         raise ValueError(f"{folder / WEIGHTS}: its SHA-256 is not the one in {CONFIG}, expected files of one save")
     check_tensors(str(folder / WEIGHTS), tensors, shapes)
-    present = fingerprint((slot for pair in pairs for slot in pair.values()), config.targets)
+    present = fingerprint((slot for pair in pairs for slot in pair.values()), config)
     if base == "same" and "base" in saved:
         check_base(present, saved["base"], str(folder))
     elif base == "same":

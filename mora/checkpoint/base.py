@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mora.config import is_whole
+from mora.config import MoraConfig, is_whole
 from mora.system.messages import listed
 from mora.towers.slots import Slot
 
@@ -22,15 +22,15 @@ SAME = 5e-3
 Fingerprint = dict[str, list[float]]
 
 
-def fingerprint(slots: Iterable[Slot], targets: tuple[str, ...]) -> Fingerprint:
-    """Return, by projection, |W| and 16 products r^T W c with fixed signs r and c.
+def fingerprint(slots: Iterable[Slot], config: MoraConfig) -> Fingerprint:
+    """Return, by projection that `config` adapts, |W| and 16 products r^T W c with fixed signs r and c.
 
     The products differ by about |W - W'| between two weights (Johnson and Lindenstrauss), whatever their dtype, device
     or library. Raises ValueError where weights are not there (meta) or not whole (sharded).
     """
     found = {}
     for slot in slots:
-        for target in targets:
+        for target in config.targets_of(slot.modality):
             weight, name = slot.weight(target).detach(), slot.label(target)
             if hasattr(weight, "device_mesh"):
                 raise ValueError(

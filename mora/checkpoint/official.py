@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mora.adapters import Pair, adapter_state_dict, adapters_of, is_patched, unwrap
+from mora.adapters import Adapters, Pair, adapter_state_dict, adapters_of, is_patched, unwrap
 from mora.checkpoint.tensors import (
     assign,
     check_plain,
@@ -29,7 +29,8 @@ from mora.checkpoint.tensors import (
     expected_shapes,
 )
 from mora.config import MoraConfig
-from mora.patch import check_pairs, pair_blocks, patch, slots_of
+from mora.pairing import pair_blocks, slots_of
+from mora.patch import check_pairs, patch
 from mora.system.files import read_pickled, write_bytes
 from mora.system.messages import printable, shown
 from mora.towers.find import towers_of, towers_of_itself
@@ -75,7 +76,13 @@ def load_official(model: nn.Module, path: str | os.PathLike[str]) -> tuple[Tenso
     tensors, layers, targets = translate(path, content)
     patched = is_patched(model)
     config = adapters_of(model).config if patched else MoraConfig()
-    theirs = config_of(path, metadata, layers, targets, replace(config, first_layer=layers[0]))
+    theirs = config_of(
+        path,
+        metadata,
+        layers,
+        targets,
+        replace(config, layers=None, first_layer=layers[0], pair_layers="top", adapt=None),
+    )
     pairs = pairs_for(path, model, theirs, layers)
     tensors = {name if not name.startswith("common") else rename(name, layers): t for name, t in tensors.items()}
     check_tensors(str(path), tensors, expected_shapes(pairs, theirs))
@@ -94,7 +101,7 @@ def pairs_for(path: Path, model: nn.Module, theirs: MoraConfig, layers: list[int
         check_same_adapters(str(path), theirs, adapters_of(model))
         pairs = adapters_of(model).pairs
     else:
-        pairs = pair_blocks(slots_of(model, towers_of_itself(model)), theirs)
+        pairs = pair_blocks(slots_of(model, towers_of_itself(model), theirs), theirs)
         check_pairs(pairs, theirs)
     adapted = {slot.layer for pair in pairs for slot in pair.values()}
     if adapted != set(layers):
@@ -131,12 +138,11 @@ def save_official(
     config = adapters.config
     if config.variant != "official":
         raise ValueError(f"model: got variant {config.variant!r}, expected 'official': that format has no other")
-    if any(len({slot.layer for slot in pair.values()}) > 1 for pair in adapters.pairs):
-        raise ValueError("model: got towers paired at different block indices, expected the same: that format has one")
+    ranks = official_ranks(adapters)
     weight, bias = (classifier.weight, classifier.bias) if isinstance(classifier, nn.Linear) else classifier
     content: dict[str, Any] = {}
     ours = adapter_state_dict(model)
-    first = next(target for target in REGISTRATION_ORDER if target in config.targets)
+    first = next(target for target in REGISTRATION_ORDER if target in config.targets_of("text"))
     for position, pair in enumerate(adapters.pairs):
         shared = f"{official_prefix('text', pair['text'].layer, first)}.shared_params"
         content[f"{shared}.shared_A"] = ours[f"common.{position}.text"]
@@ -154,9 +160,9 @@ def save_official(
         "backbone_name": backbone_name,
         "num_classes": weight.shape[0],
         "shared_rank": config.shared_rank,
-        "vision_rank": config.specific_rank("image"),
-        "text_rank": config.specific_rank("text"),
-        "alpha": float(config.alpha),
+        "vision_rank": ranks["image"],
+        "text_rank": ranks["text"],
+        "alpha": config.alpha_of("text"),
         "merged_layers": [],
     }
     buffer = io.BytesIO()
@@ -164,6 +170,26 @@ def save_official(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, buffer.getvalue())
     return path
+
+
+def official_ranks(adapters: Adapters) -> dict[str, int]:
+    """The rank of each tower; ValueError for what is adapted in a way that the format has no place for."""
+    config, slots = adapters.config, list(adapters.slots())
+    towers = [*OFFICIAL_TOWERS]
+    if [*adapters.adapted] != towers or any(len(pair) < len(towers) for pair in adapters.pairs):
+        found = ", ".join(f"{len(layers)} blocks of {name}" for name, layers in adapters.layers().items())
+        raise ValueError(f"model: got {found} adapted, expected pairs of image and text: that format has no other")
+    if any(len({slot.layer for slot in pair.values()}) > 1 for pair in adapters.pairs):
+        raise ValueError("model: got towers paired at different block indices, expected the same: that format has one")
+    for field, one in (("alpha", config.alpha_of), ("targets", config.targets_of)):
+        if one(towers[0]) != one(towers[1]):  # type: ignore[operator]
+            raise ValueError(
+                f"{field}: got {getattr(config, field)!r}, expected one for both towers: that format has one"
+            )
+    ranks = {(slot.modality, config.specific_rank(slot.modality, slot.layer)) for slot in slots}
+    if len(ranks) > len(towers):
+        raise ValueError(f"rank: got {config.rank!r}, expected one for each tower: that format has one")
+    return dict(ranks)
 
 
 def official_prefix(modality: str, layer: int, target: str) -> str:

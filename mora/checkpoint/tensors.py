@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mora.adapters import Adapters, Pair
+from mora.adapters import Adapters, Pair, layers_of
 from mora.config import MoraConfig
 from mora.system.files import why_not_plain
 from mora.system.messages import listed, printable, shown
@@ -26,36 +26,57 @@ def expected_shapes(pairs: list[Pair], config: MoraConfig) -> dict[str, tuple[in
     shapes: dict[str, tuple[int, ...]] = {}
     for position, pair in enumerate(pairs):
         for modality, slot in pair.items():
-            shapes[f"common.{position}.{modality}"] = (slot.width(config.targets), config.shared_rank)
-    for pair in pairs:
-        for modality, slot in pair.items():
-            width, rank = slot.width(config.targets), config.specific_rank(modality)
-            for target in config.targets:
-                name = slot.label(target)
-                if config.variant != "no-specific":
-                    shapes[f"{name}.specific_a"] = (width, rank)
-                    shapes[f"{name}.specific_b"] = (rank, width)
-                shapes[f"{name}.common_magnitude"] = (width,)
-                if config.variant != "no-specific":
-                    shapes[f"{name}.specific_magnitude"] = (width,)
+            shapes[f"common.{position}.{modality}"] = (slot.width(config.targets_of(modality)), config.shared_rank)
+    for slot in (slot for pair in pairs for slot in pair.values()):
+        targets = config.targets_of(slot.modality)
+        width, rank = slot.width(targets), config.specific_rank(slot.modality, slot.layer)
+        for target in targets:
+            name = slot.label(target)
+            if config.variant != "no-specific":
+                shapes[f"{name}.specific_a"] = (width, rank)
+                shapes[f"{name}.specific_b"] = (rank, width)
+            shapes[f"{name}.common_magnitude"] = (width,)
+            if config.variant != "no-specific":
+                shapes[f"{name}.specific_magnitude"] = (width,)
     return shapes
 
 
 def check_same_adapters(source: str, theirs: MoraConfig, adapters: Adapters) -> None:
     """Raise ValueError that names the first field in which a checkpoint and a patched model differ."""
-    ours, modalities = adapters.config, [*adapters.towers]
+    ours, pairs = adapters.config, adapters.pairs
     try:
-        theirs.check_modalities(modalities)
+        theirs.check_modalities(adapters.towers)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
+    if (got := modes(theirs, adapters.towers)) != (expected := modes(ours, adapters.towers)):
+        raise ValueError(f"adapt: {source} has {got!r}, the patched model has {expected!r}: expected the same")
     for field in WEIGHT_FIELDS:
-        got, expected = getattr(theirs, field), getattr(ours, field)
-        if field == "common_rank":
-            got, expected = theirs.shared_rank, ours.shared_rank
-        elif field == "rank":
-            got, expected = ranks(theirs, modalities), ranks(ours, modalities)
+        got, expected = in_force(theirs, field, pairs), in_force(ours, field, pairs)
         if got != expected:
             raise ValueError(f"{field}: {source} has {got!r}, the patched model has {expected!r}: expected the same")
+
+
+def modes(config: MoraConfig, modalities: Iterable[str]) -> dict[str, str]:
+    """What happens to each tower."""
+    return {modality: config.mode(modality) for modality in modalities}
+
+
+def in_force(config: MoraConfig, field: str, pairs: list[Pair]) -> Any:
+    """What a field that changes weights says for some blocks: one value for each where it may differ."""
+    if field == "common_rank":
+        return config.shared_rank
+    slots = [slot for pair in pairs for slot in pair.values()]
+    values: dict[str, Any] = {}
+    if field == "rank":
+        ranks = {(slot.modality, slot.layer): config.specific_rank(slot.modality, slot.layer) for slot in slots}
+        for modality in layers_of(pairs):
+            own = {layer: rank for (name, layer), rank in ranks.items() if name == modality}
+            values[modality] = next(iter(own.values())) if len({*own.values()}) == 1 else own
+        return values
+    if field in ("alpha", "targets"):
+        given = getattr(config, field)
+        return given if not isinstance(given, dict) else {m: given[m] for m in layers_of(pairs)}
+    return getattr(config, field)
 
 
 def config_from(source: str, fields: Any) -> MoraConfig:
@@ -64,11 +85,6 @@ def config_from(source: str, fields: Any) -> MoraConfig:
         return MoraConfig.from_dict(fields)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
-
-
-def ranks(config: MoraConfig, modalities: Iterable[str]) -> dict[str, int]:
-    """The specific rank of each modality."""
-    return {modality: config.specific_rank(modality) for modality in modalities}
 
 
 def check_tensors(source: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mora.system.machine import need
 from mora.towers.open_clip import class_tokens, text_pool, text_tower
 
-INSTALL = "pip install 'mora-kernels[train]'"
 BLOCK = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
 BLOCK_TYPE, ATTENTION_TYPE = "ResidualAttentionBlock", "MultiheadAttention"
 
@@ -25,10 +25,9 @@ def to_hugging_face(model: Any) -> Any:
         ValueError: the model has a part that `CLIPModel` has no place for; the message names every one.
         ImportError: transformers is not installed.
     """
-    try:
-        from transformers import CLIPConfig, CLIPModel
-    except ImportError as error:
-        raise ImportError(f"format: a Hugging Face model needs transformers: {INSTALL}") from error
+    need("transformers", "format: a Hugging Face model")
+    from transformers import CLIPConfig, CLIPModel
+
     if reasons := unsupported(model):
         raise ValueError(f"format: this model has no Hugging Face CLIPModel form: {'; '.join(reasons)}")
     made = CLIPModel(CLIPConfig(**configuration(model)))

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from mora.adapters import adapter_parameters
 from mora.config import MoraConfig, one_of
-from mora.patch import merge, pair_blocks, patch, slots_of
+from mora.pairing import pair_blocks, slots_of
+from mora.patch import merge, patch
 from mora.system.machine import need
 from mora.towers.find import towers_of
 from mora.towers.slots import Slot
@@ -50,7 +51,8 @@ def adapt(model: Any, method: str, config: MoraConfig, lora_scale: float = 1.0) 
 
 def adapted_slots(model: nn.Module, config: MoraConfig) -> list[Slot]:
     """The attention blocks that `config` adapts, of every tower."""
-    return [slot for pair in pair_blocks(slots_of(model, towers_of(model)), config) for slot in pair.values()]
+    pairs = pair_blocks(slots_of(model, towers_of(model), config), config)
+    return [slot for pair in pairs for slot in pair.values()]
 
 
 def add_lora(model: nn.Module, config: MoraConfig, scale: float, dora: bool) -> None:
@@ -58,10 +60,11 @@ def add_lora(model: nn.Module, config: MoraConfig, scale: float, dora: bool) -> 
     peft = need("peft", "method: LoRA or DoRA")
     ranks: dict[str, int] = {}
     for slot in adapted_slots(model, config):
-        slot.split(config.targets)
+        targets = config.targets_of(slot.modality)
+        slot.split(targets)
         # Anchored: PEFT matches plain names as suffixes, and the text tower's are suffixes of the image tower's.
-        names = [f"^{re.escape(name)}" for name in slot.linear_names(config.targets)]
-        ranks |= dict.fromkeys(names, config.specific_rank(slot.modality))
+        names = [f"^{re.escape(name)}" for name in slot.linear_names(targets)]
+        ranks |= dict.fromkeys(names, config.specific_rank(slot.modality, slot.layer))
     lora = peft.LoraConfig(
         rank_pattern=ranks,
         alpha_pattern={name: scale * rank for name, rank in ranks.items()},
@@ -82,11 +85,12 @@ def fold(model: nn.Module, method: str, config: MoraConfig) -> nn.Module:
         return merge(model)
     if method in ("lora", "dora"):
         for slot in adapted_slots(model, config):
-            for name in slot.linear_names(config.targets):
+            targets = config.targets_of(slot.modality)
+            for name in slot.linear_names(targets):
                 layer: Any = model.get_submodule(name)
                 layer.merge()
                 model.set_submodule(name, layer.get_base_layer())
-            slot.unsplit(config.targets)
+            slot.unsplit(targets)
     return model
 
 

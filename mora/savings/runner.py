@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mora.adapters import is_patched, unwrap
@@ -115,15 +116,17 @@ class Runner:
         if given is not None:
             assert isinstance(given, Tensor)
             keep = present.view(-1, *[1] * (given.dim() - 1))
-            rows = torch.where(keep, given, self.fit(rows, given))
+            rows = torch.where(keep, given, self.fit(model, rows, given))
         return self.run(model, rows, substitute)
 
-    def fit(self, rows: Tensor, given: Tensor) -> Tensor:
-        """The substitute's rows at the length of a batch of tokens that was trimmed or is shorter than the context."""
+    def fit(self, model: nn.Module, rows: Tensor, given: Tensor) -> Tensor:
+        """The substitute's rows at the length of a batch of tokens, which may be shorter, or longer by padding."""
         if rows.shape == given.shape:
             return rows
         if rows.dim() == 2 and rows.shape[1] > given.shape[1] >= 2:
             return rows[:, : given.shape[1]]
+        if rows.dim() == given.dim() == 2 and (pad := self.tower.padding(self.clip(model))) is not None:
+            return F.pad(rows, (0, given.shape[1] - rows.shape[1]), value=pad)
         raise ValueError(
             f"{self.modality}: got rows of shape {tuple(given.shape[1:])}, expected {tuple(rows.shape[1:])}"
         )

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mora.towers import kinds
 from mora.towers.cutting import CutTower, alone, pick
@@ -108,7 +108,9 @@ class HuggingFaceText(TokenInputs, HuggingFaceTower):
 
     def width(self, model: Any) -> int:
         projection = getattr(model, "text_projection", None)
-        return int((model.text_model.head if projection is None else projection).out_features)
+        head = model.text_model.head if projection is None else projection
+        last: Any = head[-1] if isinstance(head, nn.Sequential) else head
+        return int(last.out_features)
 
     def substitute(self, model: Any) -> Tensor:
         tokens, length = kinds.empty_tokens(model), model.text_model.config.max_position_embeddings

@@ -50,6 +50,8 @@ IMAGES = {
     "owlvit_vision_model": ImageKind(),
     "owlv2_vision_model": ImageKind(),
     "siglip_vision_model": ImageKind(HALF, HALF, attends=True),
+    "altclip_vision_model": ImageKind(),
+    "chinese_clip_vision_model": ImageKind(),
 }
 TEXTS = {
     "clip_text_model": TextKind(legacy=True),
@@ -58,17 +60,9 @@ TEXTS = {
     "owlvit_text_model": TextKind("highest"),
     "owlv2_text_model": TextKind("highest"),
     "siglip_text_model": TextKind("last"),
-}
-NAFLEX = (
-    "its images come as patches with pixel_attention_mask and spatial_shapes (NaFlex), expected a model of a fixed "
-    "resolution, which is a SiglipModel"
-)
-VIDEOS = "it embeds videos [B, frames, 3, H, W] and mixes frames in every block, expected a model of single images"
-REFUSED = {
-    "siglip2_vision_model": NAFLEX,
-    "siglip2_text_model": NAFLEX,
-    "xclip_vision_model": VIDEOS,
-    "xclip_text_model": VIDEOS,
+    "siglip2_text_model": TextKind("last"),
+    "groupvit_text_model": TextKind(legacy=True),
+    "xclip_text_model": TextKind(legacy=True),
 }
 
 
@@ -145,9 +139,7 @@ def unsupported(model: Any) -> list[str]:
     reasons = []
     for modality, tower, table in (("image", model.vision_model, IMAGES), ("text", model.text_model, TEXTS)):
         types = model_types(getattr(tower, "config", None))
-        if refused := [REFUSED[name] for name in types if name in REFUSED]:
-            reasons += [reason for reason in refused if reason not in reasons]
-        elif not any(name in table for name in types):
+        if not any(name in table for name in types):
             found = repr(types[0]) if types else f"a {type(tower).__name__} without a configuration"
             reasons.append(f"its {modality} tower is {found}, expected one of {', '.join(map(repr, table))}")
     features = [
@@ -159,15 +151,22 @@ def unsupported(model: Any) -> list[str]:
 
 def misfits(model: Any) -> list[str]:
     """Why a model of known towers cannot be adapted: settings under which it does not embed."""
-    reasons = []
+    return image_misfits(model) + text_misfits(model)
+
+
+def image_misfits(model: Any) -> list[str]:
+    """The same of its image tower."""
     if image_kind(model).attends and not getattr(model.vision_model, "use_head", True):
-        reasons.append("its image tower has no pooling head (vision_use_head=False)")
+        return ["its image tower has no pooling head (vision_use_head=False)"]
+    return []
+
+
+def text_misfits(model: Any) -> list[str]:
+    """The same of its text tower."""
     size, end = model.text_model.config.vocab_size, end_token(model)
     if text_pool(model) == "first" and not is_token(end, size):
-        reasons.append(
-            f"its eos_token_id is {end!r}, expected a token of its vocabulary of {size}: texts are pooled there"
-        )
-    return reasons
+        return [f"its eos_token_id is {end!r}, expected a token of its vocabulary of {size}: texts are pooled there"]
+    return []
 
 
 def pooled_positions(model: Any, text: Tensor) -> Tensor:

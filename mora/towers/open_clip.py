@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -77,7 +78,7 @@ class EncodedImage(ImageInputs):
     """The image tower of an open_clip model as the model runs it, whatever library it is from."""
 
     def encode(self, model: Any, inputs: Tensor) -> Tensor:
-        return model.encode_image(inputs)
+        return encoded(model, model.encode_image, inputs)
 
     def width(self, model: Any) -> int:
         return int(model.visual.output_dim)
@@ -163,7 +164,7 @@ class OpenClipText(TokenInputs, OpenClipTower):
     trims: ClassVar[bool] = True
 
     def encode(self, model: Any, inputs: Tensor) -> Tensor:
-        return model.encode_text(inputs)
+        return encoded(model, model.encode_text, inputs)
 
     def width(self, model: Any) -> int:
         projection = text_tower(model).text_projection
@@ -234,6 +235,11 @@ class OpenClipText(TokenInputs, OpenClipTower):
         if projection is None:
             return pooled
         return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+
+
+def encoded(model: Any, encode: Callable[..., Tensor], inputs: Tensor) -> Tensor:
+    """Embeddings by a model's own method, un-normalised: those of `CoCa` normalise unless told not to."""
+    return encode(inputs, normalize=False) if hasattr(model, "text_decoder") else encode(inputs)
 
 
 def not_own(modality: str, paths: tuple[str, ...], root: nn.Module) -> ValueError:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mora.hooks import share_hooks
 from mora.linear import MoraLinear
 from mora_kernels.kept import Scope, scope_of
-from mora_kernels.precision import product_dtype
+from mora_kernels.numerics import product_dtype
 
 PACKED = ("q", "k", "v")
 

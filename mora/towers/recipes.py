@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from mora.towers import hugging_face, kinds, open_clip, resnet, timm
+from mora.towers import hugging_face, kinds, open_clip, resnet, text_encoder, timm, two_towers
 from mora.towers.tower import Tower, descend
 
 
@@ -74,7 +74,7 @@ class OpenClip(Recipe):
         text = at(model, open_clip.TEXT_BLOCKS)
         return {
             "image": self.image(model),
-            "text": open_clip.OpenClipText("text", text) if text else open_clip.OtherText("text"),
+            "text": open_clip.OpenClipText("text", text) if text else text_encoder.of_open_clip(model),
         }
 
     def image(self, model: Any) -> Tower:
@@ -88,8 +88,24 @@ class OpenClip(Recipe):
         return open_clip.OtherImage("image")
 
 
+class Encoders(Recipe):
+    """The classes of `transformers` with two towers of which one at least is not CLIP's: `two_towers.MODELS`."""
+
+    name = "transformers"
+    looked_for = f"two encoders of a model of type {', '.join(two_towers.MODELS)}"
+
+    def matches(self, model: Any) -> bool:
+        return two_towers.matches(model)
+
+    def unsupported(self, model: Any) -> list[str]:
+        return two_towers.unsupported(model)
+
+    def towers(self, model: Any) -> dict[str, Tower]:
+        return two_towers.towers(model)
+
+
 # The first that matches is taken.
-RECIPES: tuple[Recipe, ...] = (HuggingFace(), OpenClip())
+RECIPES: tuple[Recipe, ...] = (Encoders(), HuggingFace(), OpenClip())
 
 
 def at(model: Any, paths: Iterable[str]) -> str:

@@ -50,6 +50,10 @@ class Tower(ABC):
     def random(self, model: Any, batch: int, generator: torch.Generator | None = None) -> Tensor:
         """Random inputs [batch, ...] that the tower can embed; ValueError when their form cannot be known."""
 
+    def padding(self, model: Any) -> int | None:
+        """The token with which any input may be filled up, as nothing reads it; None where there is none."""
+        return None
+
     def blocks(self, model: Any) -> list[nn.Module]:
         """What stands in its list of blocks, from bottom to top; ValueError as `slots`."""
         return [slot.block for slot in self.slots(model)]

@@ -5,7 +5,7 @@ d x d intermediates: `build` reduces a projection to three thin tensors (u, U, V
 comes back through them, equation (4).
 """
 
-from mora_kernels.coupling import gram as gram
+from mora_kernels.numerics import gram as gram
 from mora_kernels.torch.linear import mora_linear as mora_linear
 from mora_kernels.torch.weight import effective_weight as effective_weight
 

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
-from mora_kernels.coupling import total_gram
-from mora_kernels.precision import accumulation_dtype
-from mora_kernels.projection import Factors
+from mora_kernels.factors import Factors, cut
+from mora_kernels.numerics import accumulation_dtype, total_gram
 from mora_kernels.torch.linear import linear_gradients
 from mora_kernels.torch.weight import compose, factor_gradients, thin_factors
 
@@ -39,7 +38,7 @@ class Engine:
         for index in indices:
             one = self.factors[index]
             gram = total_gram(one.common, one.other_common).to(accumulation_dtype(one.weight))
-            u, left, right, self.norms[index] = thin_factors(one.weight, one.common, gram, *one[3:7], one.alpha)
+            u, left, right, self.norms[index] = thin_factors(one, gram)
             self.grams[index] = gram
             with _unsafe_preserve_version_counter(self.thin[index]):  # no graph reads it meanwhile
                 self.thin[index].copy_(torch.cat([u, left.flatten(), right.flatten()]))
@@ -51,15 +50,13 @@ class Engine:
         """Nothing of a projection waits for a backward pass here."""
 
     def parts(self, index: int, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return u [d], U [d, r], V' [d, r] of a flat [u | U | V']."""
-        size = self.factors[index].weight.shape[0]
-        left, right = flat[size:].view(2, size, -1)
-        return flat[:size], left, right
+        """Return u [in], U [out, r], V' [in, r] of a flat [u | U | V']."""
+        return cut(flat, *self.factors[index].weight.shape)
 
     def linear_backward(
         self, index: int, grad: Tensor, x: Tensor | None, needs_x: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Return the gradients of x [M, d] and of `thin[index]` (None where x is None) from dY [M, d]."""
+        """Return the gradients of x [M, in] and of `thin[index]` (None where x is None) from dY [M, out]."""
         if x is None:
             return grad @ self.effective[index], None
         thin = self.parts(index, self.thin[index])
@@ -73,13 +70,8 @@ class Engine:
             if grad is None:
                 continue
             one = self.factors[index]
-            results = factor_gradients(
-                one.weight, one.common, self.grams[index], *one[3:7], self.norms[index],
-                self.parts(index, grad), one.alpha,
-            )  # fmt: skip
-            common, gram, *rest = results
-            own = (one.common, *one[3:7])
-            for tensor, value in zip(own, (common, *rest), strict=True):
+            gram, own = factor_gradients(one, self.grams[index], self.norms[index], self.parts(index, grad))
+            for tensor, value in zip(one.own, own, strict=True):
                 if tensor is not None and value is not None:
                     total[id(tensor)] += value
             for other in one.other_common or ():
@@ -95,6 +87,7 @@ class Engine:
 
 def thin_buffer(one: Factors) -> Tensor:
     """Return where the flat [u | U | V'] of a projection is written."""
-    rank = one.common.shape[1] + (0 if one.specific_a is None else one.specific_a.shape[1])
-    size = one.weight.shape[0]
-    return torch.empty(size + 2 * size * rank, dtype=accumulation_dtype(one.weight), device=one.weight.device)
+    rows, columns = one.weight.shape
+    return torch.empty(
+        columns + (rows + columns) * sum(one.ranks), dtype=accumulation_dtype(one.weight), device=one.weight.device
+    )

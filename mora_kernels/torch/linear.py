@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mora_kernels.precision import full_precision
+from mora_kernels.factors import Factors
+from mora_kernels.numerics import full_precision
 from mora_kernels.torch.weight import build, compose, thin_product
 
 
@@ -64,21 +64,7 @@ class Linear(torch.autograd.Function):
         return None if grad_x is None else grad_x.view(x.shape), None, grad_bias, *grads
 
 
-def mora_linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    common: Tensor,
-    other_common: Sequence[Tensor] | None,
-    specific_a: Tensor | None,
-    specific_b: Tensor | None,
-    common_magnitude: Tensor,
-    specific_magnitude: Tensor | None,
-    alpha: float,
-    dropout_p: float = 0.0,
-    training: bool = True,
-) -> Tensor:
+def mora_linear(x: Tensor, bias: Tensor | None, one: Factors, dropout_p: float = 0.0, training: bool = True) -> Tensor:
     """Return equation (2) [..., out] in `x`'s dtype."""
     with full_precision(x):
-        thin = build(weight, common, other_common, specific_a, specific_b, common_magnitude, specific_magnitude, alpha)
-        return Linear.apply(F.dropout(x, dropout_p, training), weight.detach(), bias, *thin)
+        return Linear.apply(F.dropout(x, dropout_p, training), one.weight.detach(), bias, *build(one))

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mora_kernels.coupling import total_gram
-from mora_kernels.precision import accumulation_dtype, full_precision
-from mora_kernels.reference import NORM_FLOOR
+from mora_kernels.factors import Factors
+from mora_kernels.numerics import NORM_FLOOR, accumulation_dtype, full_precision, total_gram
 
 
 def thin_product(wide: Tensor, thin: Tensor) -> Tensor:
@@ -55,27 +54,18 @@ def branch_backward(
     return grad_left, grad_right, grad_scale / norm
 
 
-def thin_factors(
-    weight: Tensor,
-    common: Tensor,
-    gram: Tensor,
-    specific_a: Tensor | None,
-    specific_b: Tensor | None,
-    common_magnitude: Tensor,
-    specific_magnitude: Tensor | None,
-    alpha: float,
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+def thin_factors(one: Factors, gram: Tensor) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Return u [in], U [out, r], V [in, r] and the norms of each branch, in the dtype of `gram`."""
-    dtype = gram.dtype
-    base, shared, magnitude = weight.to(dtype), common.to(dtype), common_magnitude.to(dtype)
-    left = shared @ gram
+    dtype, alpha = gram.dtype, one.alpha
+    base, shared, magnitude = one.weight.to(dtype), one.common.to(dtype), one.common_magnitude.to(dtype)
+    left = one.out_side.to(dtype) @ gram
     norm = branch_norm(base, left, shared, alpha)
     scale = magnitude / norm
     u, lefts, rights, norms = scale, [left], [alpha * scale[:, None] * shared], [norm]
-    if specific_a is not None and specific_b is not None and specific_magnitude is not None:
-        a, b = specific_a.to(dtype), specific_b.to(dtype)
+    if one.specific_a is not None and one.specific_b is not None and one.specific_magnitude is not None:
+        a, b = one.specific_a.to(dtype), one.specific_b.to(dtype)
         norm = branch_norm(base, b.T, a, alpha)
-        scale = specific_magnitude.to(dtype) / norm
+        scale = one.specific_magnitude.to(dtype) / norm
         u = u + scale
         lefts.append(b.T)
         rights.append(alpha * scale[:, None] * a)
@@ -84,57 +74,46 @@ def thin_factors(
 
 
 def factor_gradients(
-    weight: Tensor,
-    common: Tensor,
-    gram: Tensor,
-    specific_a: Tensor | None,
-    specific_b: Tensor | None,
-    common_magnitude: Tensor,
-    specific_magnitude: Tensor | None,
-    norms: Sequence[Tensor],
-    grads: tuple[Tensor, Tensor, Tensor],
-    alpha: float,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None]:
-    """Return the gradients of common, gram, A, B, m_c and m_s from those of (u, U, V), in the dtype of `gram`."""
-    dtype, rank = gram.dtype, common.shape[1]
-    base, shared, (grad_u, grad_left, grad_right) = weight.to(dtype), common.to(dtype), grads
+    one: Factors, gram: Tensor, norms: Sequence[Tensor], grads: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """Return the gradient of G and those of `one.own` from those of (u, U, V), in the dtype of `gram`."""
+    dtype, rank, alpha = gram.dtype, one.common.shape[1], one.alpha
+    base, shared, (grad_u, grad_left, grad_right) = one.weight.to(dtype), one.common.to(dtype), grads
+    outer = one.out_side.to(dtype)
     common_grads = (grad_u, grad_left[:, :rank], grad_right[:, :rank])
     left, right, magnitude = branch_backward(
-        base, shared @ gram, shared, norms[0], common_magnitude.to(dtype), common_grads, alpha
+        base, outer @ gram, shared, norms[0], one.common_magnitude.to(dtype), common_grads, alpha
     )
-    grad_common, grad_gram = right + left @ gram.T, shared.T @ left
-    if specific_a is None or specific_b is None or specific_magnitude is None:
-        return grad_common, grad_gram, None, None, magnitude, None
+    grad_gram, moved = outer.T @ left, left @ gram.T
+    grad_common, grad_out = (right + moved, None) if one.common_out is None else (right, moved)
+    if one.specific_a is None or one.specific_b is None or one.specific_magnitude is None:
+        return grad_gram, (grad_common, None, None, magnitude, None, grad_out)
     specific_grads = (grad_u, grad_left[:, rank:], grad_right[:, rank:])
-    a, b = specific_a.to(dtype), specific_b.to(dtype)
-    left, right, specific = branch_backward(base, b.T, a, norms[1], specific_magnitude.to(dtype), specific_grads, alpha)
-    return grad_common, grad_gram, right, left.T, magnitude, specific
+    a, b, specific = one.specific_a.to(dtype), one.specific_b.to(dtype), one.specific_magnitude.to(dtype)
+    left, right, specific = branch_backward(base, b.T, a, norms[1], specific, specific_grads, alpha)
+    return grad_gram, (grad_common, right, left.T, magnitude, specific, grad_out)
 
 
 class Build(torch.autograd.Function):
     """(u, U, V) of one projection from its frozen weight and its factors; all in the accumulation dtype."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, common: Tensor, gram: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-        *factors, alpha = rest
-        a, b, common_magnitude, specific_magnitude = factors
-        u, left, right, norms = thin_factors(weight, common, gram, a, b, common_magnitude, specific_magnitude, alpha)
-        ctx.save_for_backward(weight, common, gram, *factors, *norms)
-        ctx.alpha = alpha
+    def forward(ctx: Any, alpha: float, weight: Tensor, gram: Tensor, *own: Any) -> tuple[Tensor, Tensor, Tensor]:
+        u, left, right, norms = thin_factors(Factors.of(weight, alpha, own), gram)
+        ctx.save_for_backward(weight, gram, *own, *norms)
+        ctx.alpha, ctx.count = alpha, len(own)
         return u, left, right
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        weight, common, gram, a, b, common_magnitude, specific_magnitude, *norms = ctx.saved_tensors
+        weight, gram, *rest = ctx.saved_tensors
+        own, norms = rest[: ctx.count], rest[ctx.count :]
         with full_precision(weight):
-            results = factor_gradients(
-                weight, common, gram, a, b, common_magnitude, specific_magnitude, norms, grads, ctx.alpha
-            )
-        likes = (common, gram, a, b, common_magnitude, specific_magnitude)
-        pairs = zip(likes, results, strict=True)
-        cast = [None if value is None else value.to(like.dtype) for like, value in pairs]
-        return None, *cast, None
+            grad_gram, results = factor_gradients(Factors.of(weight, ctx.alpha, own), gram, norms, grads)
+        pairs = zip(own, results, strict=True)
+        cast = (None if value is None else value.to(like.dtype) for like, value in pairs)
+        return None, None, grad_gram, *cast
 
 
 def compose(weight: Tensor, u: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
@@ -159,34 +138,13 @@ class Compose(torch.autograd.Function):
             return None, (grad * weight.to(u.dtype)).sum(dim=0), grad @ right, grad.T @ left
 
 
-def build(
-    weight: Tensor,
-    common: Tensor,
-    other_common: Sequence[Tensor] | None,
-    specific_a: Tensor | None,
-    specific_b: Tensor | None,
-    common_magnitude: Tensor,
-    specific_magnitude: Tensor | None,
-    alpha: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def build(one: Factors) -> tuple[Tensor, Tensor, Tensor]:
     """Return u [in], U [out, r], V [in, r] with r = r_c + r_s, in the accumulation dtype of `weight`."""
-    gram = total_gram(common, other_common).to(accumulation_dtype(weight))
-    return Build.apply(
-        weight.detach(), common, gram, specific_a, specific_b, common_magnitude, specific_magnitude, alpha
-    )
+    gram = total_gram(one.common, one.other_common).to(accumulation_dtype(one.weight))
+    return Build.apply(one.alpha, one.weight.detach(), gram, *one.own)
 
 
-def effective_weight(
-    weight: Tensor,
-    common: Tensor,
-    other_common: Sequence[Tensor] | None,
-    specific_a: Tensor | None,
-    specific_b: Tensor | None,
-    common_magnitude: Tensor,
-    specific_magnitude: Tensor | None,
-    alpha: float,
-) -> Tensor:
+def effective_weight(one: Factors) -> Tensor:
     """Return equation (1) [out, in] in `weight`'s dtype."""
-    with full_precision(weight):
-        thin = build(weight, common, other_common, specific_a, specific_b, common_magnitude, specific_magnitude, alpha)
-        return Compose.apply(weight.detach(), *thin)
+    with full_precision(one.weight):
+        return Compose.apply(one.weight.detach(), *build(one))

@@ -25,6 +25,12 @@ DEFAULT: dict[str, dict[int, dict[str, Any]]] = {
         32: {"BM": 16, "BN": 16, "P": "ieee", "num_warps": 8, "num_stages": 1},
         64: {"BM": 16, "BN": 16, "P": "tf32x3", "num_warps": 8, "num_stages": 1},
     },
+    # Of weights that are not square: 4 warps spill 8 to 24 bytes at rank 16.
+    "build_backward_sides": {
+        16: {"BM": 16, "BN": 32, "P": "ieee", "num_warps": 8, "num_stages": 1},
+        32: {"BM": 16, "BN": 16, "P": "ieee", "num_warps": 8, "num_stages": 1},
+        64: {"BM": 16, "BN": 16, "P": "tf32x3", "num_warps": 8, "num_stages": 1},
+    },
     "gradient": {
         16: {"BLOCK": 16, "STEP": 64, "P": "ieee", "num_warps": 4, "num_stages": 1},
         32: {"BLOCK": 16, "STEP": 64, "P": "ieee", "num_warps": 8, "num_stages": 1},
@@ -37,6 +43,7 @@ BY_ARCH: dict[str, dict[str, dict[int, dict[str, Any]]]] = {
     "gfx942": {
         "build": {32: {"num_warps": 4}},  # 8 warps leave 256 registers a thread: 84 bytes spilled
         "build_backward": {64: {"BN": 32, "P": "ieee"}},  # exact float32 on the matrix units; no tf32x3 there
+        "build_backward_sides": {64: {"BN": 32, "P": "ieee"}},
     },
 }
 

@@ -5,7 +5,6 @@ Every function is written so that the compiler can trace it: the operators are o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mora_kernels.coupling import gram as gram
-from mora_kernels.coupling import total_gram
-from mora_kernels.precision import dense_gradient, full_precision
+from mora_kernels.factors import Factors
+from mora_kernels.numerics import dense_gradient, full_precision, total_gram
+from mora_kernels.numerics import gram as gram
 from mora_kernels.triton import ops as ops
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -108,54 +107,34 @@ def check_dtype(weight: Tensor) -> None:
         )
 
 
-def build(weight: Tensor, factors: Sequence[Any], alpha: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return thin and W_eff in `dtype` from the factors in the order of `effective_weight`."""
-    check_dtype(weight)
-    common, others, *rest = factors
-    wide = [part if part is None or part.dtype == common.dtype else part.to(torch.float32) for part in rest]
-    if any(part is not None and part.dtype != common.dtype for part in wide):
-        common, wide = common.float(), [None if part is None else part.float() for part in wide]
-    gram = total_gram(common, others).float()
-    return Build.apply(alpha, dtype, weight.detach(), gram, common, *wide)
+def build(one: Factors, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return thin and W_eff in `dtype`."""
+    check_dtype(one.weight)
+    kinds = {part.dtype for part in one.own if part is not None}
+    own = one.own if len(kinds) == 1 else [None if part is None else part.float() for part in one.own]
+    gram = total_gram(one.common, one.other_common).float()
+    return Build.apply(one.alpha, dtype, one.weight.detach(), gram, *own)
 
 
-def effective_weight(
-    weight: Tensor,
-    common: Tensor,
-    other_common: Sequence[Tensor] | None,
-    specific_a: Tensor | None,
-    specific_b: Tensor | None,
-    common_magnitude: Tensor,
-    specific_magnitude: Tensor | None,
-    alpha: float,
-) -> Tensor:
+def effective_weight(one: Factors) -> Tensor:
     """Return equation (1) [out, in] in `weight`'s dtype."""
-    factors = (common, other_common, specific_a, specific_b, common_magnitude, specific_magnitude)
-    with full_precision(weight):
-        thin, effective = build(weight, factors, alpha, weight.dtype)
-        return Attach.apply(effective, weight.detach(), thin)
+    with full_precision(one.weight):
+        thin, effective = build(one, one.weight.dtype)
+        return Attach.apply(effective, one.weight.detach(), thin)
 
 
 def mora_linear(
     x: Tensor,
-    weight: Tensor,
     bias: Tensor | None,
-    common: Tensor,
-    other_common: Sequence[Tensor] | None,
-    specific_a: Tensor | None,
-    specific_b: Tensor | None,
-    common_magnitude: Tensor,
-    specific_magnitude: Tensor | None,
-    alpha: float,
+    one: Factors,
     dropout_p: float = 0.0,
     training: bool = True,
     mask: Tensor | None = None,
 ) -> Tensor:
     """Return equation (2) [..., out] in `x`'s dtype; `mask` [1, *x.shape] of bool replaces the drawn."""
-    factors = (common, other_common, specific_a, specific_b, common_magnitude, specific_magnitude)
     with full_precision(x):
-        thin, effective = build(weight, factors, alpha, x.dtype)
+        thin, effective = build(one, x.dtype)
         if training and dropout_p > 0:
             seed = torch.randint(0, 2**63 - 1, (1,), device=x.device, dtype=torch.int64)
             x = Dropout.apply(x, seed, dropout_p, x.dtype, mask)
-        return Linear.apply(x, weight.detach(), effective, bias, thin)
+        return Linear.apply(x, one.weight.detach(), effective, bias, thin)

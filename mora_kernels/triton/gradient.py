@@ -14,50 +14,51 @@ import triton.language as tl
 from torch import Tensor
 
 from mora_kernels.launches import launch
-from mora_kernels.triton.build.backward import load_part
 from mora_kernels.triton.build.forward import load_tile, store_rows
+from mora_kernels.triton.build.shares import load_part
 from mora_kernels.triton.configs import padded_rank, settings
 
 
 @triton.jit
 def gradient_kernel(
-    dense, dense_stride, weight, weight_stride, thin, out, D, rank,
+    dense, dense_stride, weight, weight_stride, thin, out, M, N, rank,
     R: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """Fill `out` = [t | dU | dV']; grid (blocks, 2): columns, then rows."""
     own = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    left, right = D, D + D * rank
+    left, right = N, N + M * rank
     result = tl.zeros((BLOCK, R), tl.float32)
     if tl.program_id(1) == 0:
         total = tl.zeros((BLOCK,), tl.float32)
-        for first in range(0, D, STEP):
+        for first in range(0, M, STEP):
             rows = first + tl.arange(0, STEP)
-            tile = load_tile(dense, rows, own, D, dense_stride)
-            total += tl.sum(tile * load_tile(weight, rows, own, D, weight_stride), axis=0)
-            part = load_part(thin + left, rows, D, rank, rank, R)
+            tile = load_tile(dense, rows, own, M, N, dense_stride)
+            total += tl.sum(tile * load_tile(weight, rows, own, M, N, weight_stride), axis=0)
+            part = load_part(thin + left, rows, M, rank, rank, R)
             result = tl.dot(tl.trans(tile), part, result, input_precision=P)
-        tl.store(out + own, total, mask=own < D)
-        store_rows(out + right, own, D, rank, rank, result, R)
+        tl.store(out + own, total, mask=own < N)
+        store_rows(out + right, own, N, rank, rank, result, R)
     else:
-        for first in range(0, D, STEP):
+        for first in range(0, N, STEP):
             cols = first + tl.arange(0, STEP)
-            tile = load_tile(dense, own, cols, D, dense_stride)
-            part = load_part(thin + right, cols, D, rank, rank, R)
+            tile = load_tile(dense, own, cols, M, N, dense_stride)
+            part = load_part(thin + right, cols, N, rank, rank, R)
             result = tl.dot(tile, part, result, input_precision=P)
-        store_rows(out + left, own, D, rank, rank, result, R)
+        store_rows(out + left, own, M, rank, rank, result, R)
 
 
 def thin_gradient(dense: Tensor, weight: Tensor, thin: Tensor, out: Tensor | None = None) -> Tensor:
-    """Return the gradient of `thin` [u | U | V'] (flat, float32) from the dense gradient of W_eff [d, d]."""
-    size = weight.shape[0]
-    rank = (thin.numel() - size) // (2 * size)
+    """Return the gradient of `thin` [u | U | V'] (flat, float32) from the dense gradient of W_eff [out, in]."""
+    rows, columns = weight.shape
+    rank = (thin.numel() - columns) // (rows + columns)
     dense = dense if dense.stride(1) == 1 else dense.contiguous()
     weight = weight if weight.stride(1) == 1 else weight.contiguous()
     out = torch.empty_like(thin) if out is None else out
     options = settings("gradient", weight.device, (rank + 1) // 2)
-    grid = (triton.cdiv(size, options["BLOCK"]), 2)
+    grid = (triton.cdiv(max(rows, columns), options["BLOCK"]), 2)
     launch(
         gradient_kernel, grid,
-        dense, dense.stride(0), weight, weight.stride(0), thin, out, size, rank, R=padded_rank(rank), **options,
+        dense, dense.stride(0), weight, weight.stride(0), thin, out, rows, columns, rank, R=padded_rank(rank),
+        **options,
     )  # fmt: skip
     return out

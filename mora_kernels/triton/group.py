@@ -12,9 +12,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mora_kernels.factors import Factors
 from mora_kernels.launches import launch
-from mora_kernels.precision import dense_gradient
-from mora_kernels.projection import Factors
+from mora_kernels.numerics import dense_gradient
 from mora_kernels.triton.build import fields
 from mora_kernels.triton.build.backward import build_group_backward_kernel
 from mora_kernels.triton.build.forward import build_group_kernel
@@ -87,7 +87,8 @@ class Engine:
 
     def __init__(self, factors: Sequence[Factors], dtype: torch.dtype, parameters: Sequence[Tensor]) -> None:
         self.device, self.dtype = factors[0].weight.device, dtype
-        self.sizes = [sizes(one.common, one.specific_a) for one in factors]
+        self.sizes = [sizes(one.weight, one.common, one.specific_a) for one in factors]
+        self.square = all(one.common_out is None for one in factors)
         self.slots = {id(tensor): index for index, tensor in enumerate(parameters)}
         self.shapes = [(tensor.shape, tensor.dtype) for tensor in parameters]
         thin, saved, grads = Cut(), Cut(), Cut()
@@ -105,8 +106,8 @@ class Engine:
         self.empty = [False] * len(self.sizes)  # this gradient slot holds zeros
         self.busy = [False] * len(self.sizes)  # this one holds a gradient no backward launch has read yet
         self.effective = [
-            torch.empty((shape.size, shape.size), dtype=dtype, device=self.device) if one.buffer is None else one.buffer
-            for shape, one in zip(self.sizes, factors, strict=True)
+            torch.empty(one.weight.shape, dtype=dtype, device=self.device) if one.buffer is None else one.buffer
+            for one in factors
         ]
         self.pointers: tuple[int, ...] = ()
         self.places: list[Any] = [None] * len(self.sizes)
@@ -127,13 +128,14 @@ class Engine:
             self.read(factors)
         options = self.options("build")
         for first, count in runs(wanted):
-            widest = max(shape.size for shape in self.sizes[first : first + count])
+            longest = max(shape.longest for shape in self.sizes[first : first + count])
             launch(
-                build_group_kernel, (triton.cdiv(widest, options["BN"]), count),
+                build_group_kernel, (triton.cdiv(longest, options["BN"]), count),
                 self.projections[first * fields.PROJECTION_FIELDS.value :], self.others,
                 self.thin_buffer, self.saved_buffer,
                 WEIGHT_DTYPE=TYPES[self.weights[0].dtype], FACTOR_DTYPE=TYPES[self.kind],
-                EFFECTIVE_DTYPE=TYPES[self.dtype], **self.ranks(), ALIGN=self.align, **options,
+                EFFECTIVE_DTYPE=TYPES[self.dtype], **self.ranks(), ALIGN=self.align, SQUARE=self.square,
+                **options,
             )  # fmt: skip
 
     def release(self, index: int) -> None:
@@ -171,20 +173,25 @@ class Engine:
         """Write the tables, on the device only if a pointer in them is new."""
         rows: list[list[int]] = []
         others: list[int] = []
-        commons: dict[int, tuple[Tensor, list[int], list[int]]] = {}
+        commons: dict[int, tuple[Tensor, list[int], list[int], list[int]]] = {}
         for index, one in enumerate(factors):
-            commons.setdefault(id(one.common), (one.common, [], []))[1].append(index)
+            commons.setdefault(id(one.common), (one.common, [], [], []))[1].append(index)
             for other in one.other_common or ():
-                commons.setdefault(id(other), (other, [], []))[2].append(index)
+                commons.setdefault(id(other), (other, [], [], []))[2].append(index)
+            if not self.square:
+                commons.setdefault(id(one.out_side), (one.out_side, [], [], []))[3].append(index)
             rows.append(self.projection_row(index, one, len(others) // fields.OTHER_FIELDS.value))
             for other in one.other_common or ():
                 others += [self.parts[id(other)].data_ptr(), other.shape[0]]
         links: list[int] = []
         table: list[int] = []
-        for tensor, owned, seen in commons.values():
-            place = [self.parts[id(tensor)].data_ptr(), *tensor.shape, len(links), len(owned)]
-            table += [*place, len(links) + len(owned), len(seen), self.grad_offsets[self.slots[id(tensor)]]]
-            links += owned + seen
+        for tensor, owned, seen, outer in commons.values():
+            table += [self.parts[id(tensor)].data_ptr(), *tensor.shape]
+            for indices in (owned, seen):
+                table += [len(links), len(indices)]
+                links += indices
+            table += [self.grad_offsets[self.slots[id(tensor)]], len(links), len(outer)]
+            links += outer
         sections = [[value for row in rows for value in row], others or [0, 0], table, links]
         pointers = tuple(value for section in sections for value in (*section, -1))
         if pointers == self.pointers:
@@ -202,19 +209,20 @@ class Engine:
     def projection_row(self, index: int, one: Factors, others: int) -> list[int]:
         """Return the table row of a projection, in the order of `fields`."""
         weight, effective, shape = self.weights[index], self.effective[index], self.sizes[index]
-        parts = (one.common, one.specific_a, one.specific_b, one.common_magnitude, one.specific_magnitude)
-        pointers = [0 if part is None else self.parts[id(part)].data_ptr() for part in parts]
-        grads = [0 if part is None else self.grad_offsets[self.slots[id(part)]] for part in parts[1:]]
+        pointers = [0 if part is None else self.parts[id(part)].data_ptr() for part in one.own[:-1]]
+        grads = [0 if part is None else self.grad_offsets[self.slots[id(part)]] for part in one.own[1:-1]]
+        rows, *numbers = shape
         return [
-            weight.data_ptr(), weight.stride(0), *shape, *pointers, others, len(one.other_common or ()),
+            weight.data_ptr(), weight.stride(0), *numbers, *pointers, others, len(one.other_common or ()),
             effective.data_ptr(), effective.stride(0), self.thin_offsets[index], self.saved_offsets[index],
-            *grads, bits(one.alpha), 0,
+            *grads, bits(one.alpha), rows, self.parts[id(one.out_side)].data_ptr(), 0,
         ]  # fmt: skip
 
     def alignment(self, rows: Sequence[Sequence[int]]) -> int:
         """Return 16 if every width, row stride and wide pointer is a multiple of 16, else 1."""
-        checked = (fields.WEIGHT, fields.WEIGHT_STRIDE, fields.SIZE, fields.SPECIFIC_B, fields.COMMON_MAGNITUDE,
-                   fields.SPECIFIC_MAGNITUDE, fields.EFFECTIVE, fields.EFFECTIVE_STRIDE)  # fmt: skip
+        checked = (fields.WEIGHT, fields.WEIGHT_STRIDE, fields.SIZE, fields.HEIGHT, fields.SPECIFIC_B,
+                   fields.COMMON_MAGNITUDE, fields.SPECIFIC_MAGNITUDE, fields.EFFECTIVE,
+                   fields.EFFECTIVE_STRIDE)  # fmt: skip
         return 16 if all(row[field.value] % 16 == 0 for row in rows for field in checked) else 1
 
     def drop(self, x: Tensor, p: float, copies: int, dtype: torch.dtype, mask: Tensor | None) -> list[Tensor]:
@@ -236,7 +244,7 @@ class Engine:
     def linear_backward(
         self, index: int, grad: Tensor, x: Tensor | None, needs_x: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Return the gradients of x [M, d] and of `thin[index]` (None where x is None) from dY [M, d].
+        """Return the gradients of x [M, in] and of `thin[index]` (None where x is None) from dY [M, out].
 
         dX by the library's GEMM; a dense dW in float32, from which one kernel makes the gradient of thin.
         """
@@ -266,16 +274,17 @@ class Engine:
         """Return the gradient of every parameter from those of `thin`: one launch."""
         buffer = self.gather(grads)
         out = torch.empty(self.grad_length, dtype=self.kind, device=self.device)
-        options = self.options("build_backward")
-        tallest = max(shape.size for shape in self.sizes)
-        tallest = max([tallest, *(shape[0] for shape, _ in self.shapes if len(shape) == 2)])
+        options = self.options("build_backward" if self.square else "build_backward_sides")
+        longest = max(shape.longest for shape in self.sizes)
+        longest = max([longest, *(shape[0] for shape, _ in self.shapes if len(shape) == 2)])
         launch(
             build_group_backward_kernel,
-            (triton.cdiv(tallest, options["BM"]), self.common_count + len(self.sizes)),
+            (triton.cdiv(longest, options["BM"]), self.common_count + len(self.sizes)),
             self.projections, self.factors, self.links, self.thin_buffer, self.saved_buffer, buffer, out,
             self.common_count,
             WEIGHT_DTYPE=TYPES[self.weights[0].dtype], FACTOR_DTYPE=TYPES[self.kind],
-            **self.ranks(), ALIGN=self.align, **options,
+            **self.ranks(), ALIGN=self.align, SQUARE=self.square,
+                **options,
         )  # fmt: skip
         return [
             out[start : start + shape.numel()].view(shape).to(dtype)

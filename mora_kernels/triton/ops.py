@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 
 NAMESPACE = "mora_kernels"
-FACTORS = "Tensor? specific_a, Tensor? specific_b, Tensor common_magnitude, Tensor? specific_magnitude, float alpha"
+FACTORS = (
+    "Tensor? specific_a, Tensor? specific_b, Tensor common_magnitude, Tensor? specific_magnitude, Tensor? common_out, "
+    "float alpha"
+)
 SCHEMAS = {
     "build": f"(Tensor weight, Tensor common, Tensor gram, {FACTORS}, ScalarType dtype) -> (Tensor, Tensor, Tensor)",
     "build_backward": f"(Tensor grad, Tensor thin, Tensor saved, Tensor weight, Tensor common, {FACTORS})"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "thin_gradient": "(Tensor dense, Tensor weight, Tensor thin) -> Tensor",
     "dropout": "(Tensor x, Tensor seed, float p, int copies, ScalarType dtype, Tensor? mask) -> Tensor[]",
     "dropout_backward": "(Tensor[] grads, Tensor seed, float p, ScalarType dtype, Tensor? mask) -> Tensor",
@@ -65,12 +68,12 @@ def fake_build(
     weight: Tensor, common: Tensor, gram: Tensor, specific_a: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Shapes of `build`."""
-    size, common_rank = common.shape
+    (rows, columns), common_rank = weight.shape, common.shape[1]
     specific = 0 if specific_a is None else specific_a.shape[1]
     rank = common_rank + specific
-    thin = weight.new_empty(size * (1 + 2 * rank), dtype=torch.float32)
-    saved = weight.new_empty(size * (2 + rank + common_rank) + common_rank**2, dtype=torch.float32)
-    return thin, saved, weight.new_empty((size, size), dtype=rest[-1])
+    thin = weight.new_empty(columns + (rows + columns) * rank, dtype=torch.float32)
+    saved = weight.new_empty(columns * (2 + rank + common_rank) + common_rank**2, dtype=torch.float32)
+    return thin, saved, weight.new_empty((rows, columns), dtype=rest[-1])
 
 
 def fake_build_backward(

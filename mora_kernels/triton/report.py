@@ -8,6 +8,7 @@ settings with "tf32x3", and every setting on gfx942, use the matrix units. The l
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -29,12 +30,14 @@ class Row(NamedTuple):
     matrix: dict[str, int]
 
 
-BUILD = {"common": "F", "specific_a": "F", "specific_b": "F", "common_magnitude": "F", "specific_magnitude": "F"}
-SCALARS = {"D": "i32", "rank_c": "i32", "rank_s": "i32", "alpha": "fp32", "weight_stride": "i32"}
+READ = ("common", "common_out", "specific_a", "specific_b", "common_magnitude", "specific_magnitude")
+BUILD = dict.fromkeys(READ, "F")
+SCALARS = {"M": "i32", "N": "i32", "rank_c": "i32", "rank_s": "i32", "alpha": "fp32", "weight_stride": "i32"}
 FLAT = {"thin": "*fp32", "saved": "*fp32"}
 TABLES = {"projections": "*i64", "others": "*i64", "factors": "*i64", "links": "*i64", "FACTORS": "i32"}
 GRADS = {"grad": "*fp32", "grad_gram": "*fp32"}
-OUTS = {f"grad_{name}": "F" for name in BUILD if name != "specific_b"} | {"grad_a": "F", "grad_b": "F"}
+WRITTEN = ("common", "a", "b", "common_magnitude", "specific_magnitude", "out")
+OUTS = {f"grad_{name}": "F" for name in WRITTEN}
 
 
 def variants() -> Iterator[tuple[str, str, Any, dict[str, str], dict[str, Any], str, int]]:
@@ -46,18 +49,21 @@ def variants() -> Iterator[tuple[str, str, Any, dict[str, str], dict[str, Any], 
     from mora_kernels.triton.gradient import gradient_kernel
 
     kinds = {"WEIGHT_DTYPE": tl.float32, "FACTOR_DTYPE": tl.float32, "ALIGN": 16}
-    for rank in (16, 32, 64):
-        ranks = {"RC": rank, "RS": rank}
+    for rank, square in itertools.product((16, 32, 64), (True, False)):
+        ranks = {"RC": rank, "RS": rank, "SQUARE": square}
+        label, back_op = (
+            (f"rank {rank}", "build_backward") if square else (f"rank {rank}, sides", "build_backward_sides")
+        )
         one = {**BUILD, **SCALARS, **FLAT, "weight": "*fp32", "gram": "*fp32", "effective": "*fp16"}
         back = {**BUILD, **SCALARS, **FLAT, **GRADS, **OUTS, "weight": "*fp32"}
-        yield "build", f"rank {rank}", forward.build_group_kernel, {**TABLES, **FLAT}, {
+        yield "build", label, forward.build_group_kernel, {**TABLES, **FLAT}, {
             **kinds, **ranks, "EFFECTIVE_DTYPE": tl.float16}, "fp16", rank  # fmt: skip
-        yield "build", f"rank {rank}", forward.build_one_kernel, one, ranks, "fp16", rank
-        yield "build_backward", f"rank {rank}", backward.build_group_backward_kernel, {
+        yield "build", label, forward.build_one_kernel, one, ranks, "fp16", rank
+        yield back_op, label, backward.build_group_backward_kernel, {
             **TABLES, **FLAT, **GRADS, "out": "*fp32"}, {**kinds, **ranks}, "fp16", rank  # fmt: skip
-        yield "build_backward", f"rank {rank}", backward.build_one_backward_kernel, back, ranks, "fp16", rank
+        yield back_op, label, backward.build_one_backward_kernel, back, ranks, "fp16", rank
     dense = {"dense": "*fp32", "dense_stride": "i32", "weight": "*fp32", "weight_stride": "i32", "thin": "*fp32",
-             "out": "*fp32", "D": "i32", "rank": "i32"}  # fmt: skip
+             "out": "*fp32", "M": "i32", "N": "i32", "rank": "i32"}  # fmt: skip
     for rank in (16, 32, 64, 128):
         yield "gradient", f"rank {rank}", gradient_kernel, dense, {"R": rank}, "fp16", rank // 2
     for way, copies in ((False, 1), (False, 3), (True, 1), (True, 3)):
@@ -99,7 +105,7 @@ def main(given: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(given)
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("TRITON_INTERPRET is set: the interpreter has no machine code to report")
-    line = "{:30} {:12} {:7} {:9} {:>5} {:>6} {:>7} {:>7}  {}"
+    line = "{:30} {:15} {:7} {:9} {:>5} {:>6} {:>7} {:>7}  {}"
     if not arguments.json:
         print(
             line.format("kernel", "variant", "target", "precision", "regs", "spills", "shared", "limit", "matrix ops")

@@ -5,13 +5,13 @@ import torch
 import torch.nn.functional as F
 
 import mora_kernels
-from mora_kernels.testing import LINEAR_TOLERANCE, Factors, assert_parity, make_factors
+from mora_kernels.testing import LINEAR_TOLERANCE, ProjectionInputs, assert_parity, make_factors
 from tests.kernels.cases import CASES, make
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
-def run(factors: Factors, backend: str, **options) -> dict[str, torch.Tensor]:
+def run(factors: ProjectionInputs, backend: str, **options) -> dict[str, torch.Tensor]:
     """Return y and the gradient of sum(y * grad) by every leaf, by name."""
     y = mora_kernels.mora_linear(
         factors.x, factors.weight, factors.bias, *factors.arguments()[1:], backend=backend, **options
@@ -109,8 +109,8 @@ def test_leading_dimensions_are_free(shape, backend):
 def test_non_contiguous_inputs():
     factors = make("food101").to(torch.float64)
     wide = torch.randn(64, 37, dtype=torch.float64)
-    strided = Factors(**{**vars(factors), "x": wide.T.requires_grad_(), "weight": factors.weight.T.clone().T})
-    packed = Factors(**{**vars(factors), "x": wide.T.contiguous(), "weight": factors.weight})
+    strided = ProjectionInputs(**{**vars(factors), "x": wide.T.requires_grad_(), "weight": factors.weight.T.clone().T})
+    packed = ProjectionInputs(**{**vars(factors), "x": wide.T.contiguous(), "weight": factors.weight})
     first = run(strided.to(torch.float64), "torch")
     for name, tensor in run(packed.to(torch.float64), "torch").items():
         assert_parity(name, first[name], tensor, LINEAR_TOLERANCE)

@@ -7,14 +7,14 @@ from hypothesis import strategies as st
 
 import mora_kernels
 from mora_kernels.reference import direction, gram
-from mora_kernels.testing import WEIGHT_TOLERANCE, Factors, assert_parity, make_factors
+from mora_kernels.testing import WEIGHT_TOLERANCE, ProjectionInputs, assert_parity, make_factors
 from tests.kernels.cases import CASES, make
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 ids = {"ids": lambda value: str(value).removeprefix("torch.")}
 
 
-def run(factors: Factors, backend: str) -> dict[str, torch.Tensor]:
+def run(factors: ProjectionInputs, backend: str) -> dict[str, torch.Tensor]:
     """Return W_eff and the gradient of sum(W_eff * c) by every factor, by name; c in multiples of 1/64, exact."""
     weight = mora_kernels.effective_weight(*factors.arguments(), backend=backend)
     probe = (torch.arange(weight.numel()).view_as(weight) * 37 % 129 - 64).to(weight.dtype) / 64
@@ -89,7 +89,7 @@ def test_column_norms_that_cancel_stay_right():
     factors = make("hateful_memes")
     update = factors.common @ gram(factors.other_common[0]) @ factors.common.T
     noise = torch.randn(64, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    factors = Factors(**{**vars(factors), "weight": (1e-3 * noise - 0.1 * update).float().double()})
+    factors = ProjectionInputs(**{**vars(factors), "weight": (1e-3 * noise - 0.1 * update).float().double()})
     weight = mora_kernels.effective_weight(*factors.arguments(), backend="torch")
     assert_parity("weight", weight, mora_kernels.effective_weight(*factors.arguments(), backend="reference"),
                   {torch.float64: 1e-9})  # fmt: skip
@@ -112,7 +112,7 @@ def test_common_update_is_symmetric_and_low_rank(size, other, rank, alpha, seed)
 def test_direction_does_not_see_scale(size, scale, seed, backend):
     """Scaling W, S S^T ... and A B together leaves W_eff where it was: only directions and magnitudes count."""
     factors = make_factors(size, (11,), rank=2, alpha=0.05, seed=seed)
-    scaled = Factors(
+    scaled = ProjectionInputs(
         **{
             **vars(factors),
             "weight": factors.weight * scale,

@@ -66,7 +66,7 @@ def test_presets_are_the_published_recipes():
         ("r", "rank"),
         ("target_modules", "targets, out of"),
         ("lora_dropout", "dropout"),
-        ("layers_to_transform", "last_layers or first_layer"),
+        ("layers_to_transform", "layers, last_layers or first_layer"),
     ],
 )
 def test_names_of_other_libraries_are_translated(name, here):
@@ -77,21 +77,43 @@ def test_names_of_other_libraries_are_translated(name, here):
         TypeError, match=rf"^{name}: got an unknown field \({name} is {here}.*, expected some of rank, "
     ):
         mora.patch(model, mora.PRESETS["food101"], **{name: 8})
-    with pytest.raises(TypeError, match="^gamma: got an unknown field, expected some of rank, common_rank, .*backend$"):
+    with pytest.raises(TypeError, match="^gamma: got an unknown field, expected some of rank, common_rank, .*adapt$"):
         mora.patch(model, gamma=1)
     assert not hasattr(model, "mora")
 
 
 @pytest.mark.parametrize(
-    ("target", "here"),
+    ("targets", "here"),
     [
-        ("q_proj", r"q_proj is 'q' here"),
-        ("self_attn.v_proj", r"self_attn\.v_proj is 'v' here"),
-        ("out_proj", r"out_proj is 'out' here"),
-        ("in_proj_weight", r"its parts are 'q', 'k', 'v' here"),
-        ("query", r"query is 'q' here"),
+        (("q_proj", "v_proj"), ("q", "v")),
+        (("self_attn.k_proj", "self_attn.out_proj"), ("k", "out")),
+        (["query", "key", "value"], ("q", "k", "v")),
+        (("to_out", "to_q"), ("q", "out")),
+        (("o_proj", "wq"), ("q", "out")),
     ],
 )
-def test_projections_as_other_libraries_call_them_are_translated(target, here):
-    with pytest.raises(ValueError, match=rf"^targets: got unknown target '{target}' \({here}\), expected some of 'q'"):
-        MoraConfig(targets=(target,))
+def test_projections_as_other_libraries_call_them_are_read(targets, here):
+    config = MoraConfig(targets=targets)
+    assert config.targets == here
+    assert MoraConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("target", "why"),
+    [
+        ("in_proj_weight", r" \(its parts are 'q', 'k', 'v' here\)"),
+        ("qkv", r" \(its parts are 'q', 'k', 'v' here\)"),
+        ("fc1", r" \(a linear of the MLP, whose weight is not square: only attention is adapted so far\)"),
+        ("mlp.c_fc", r" \(a linear of the MLP, whose weight is not square: only attention is adapted so far\)"),
+        ("c_proj", r" \(a linear of the MLP, whose weight is not square: only attention is adapted so far\)"),
+        ("gamma", ""),
+    ],
+)
+def test_projections_that_are_not_adapted_are_named(target, why):
+    with pytest.raises(ValueError, match=rf"^targets: got unknown target '{target}'{why}, expected some of 'q'"):
+        MoraConfig(targets=("q", target))
+
+
+def test_a_projection_comes_once_by_whatever_name():
+    with pytest.raises(ValueError, match=r"^targets: got \('q', 'q_proj'\), expected each target once"):
+        MoraConfig(targets=("q", "q_proj"))

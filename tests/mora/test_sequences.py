@@ -187,7 +187,7 @@ def frozen(world, number):
             new = ORACLES[world.family].model.state_dict()
             for name, tensor in world.base.items():
                 if not torch.equal(tensor.double(), new[name]):
-                    world.base[name] = new[name].to(tensor.dtype)
+                    world.base[name] = new[name].to(tensor.dtype, copy=True)  # the slow model goes on with its own
                     world.model.get_parameter(name).data.copy_(world.base[name])
     world.changes += 1
 

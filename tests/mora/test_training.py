@@ -248,10 +248,9 @@ def test_packed_projections_are_one_product_in_eval(targets):
             assert seen == [1]
 
 
-@pytest.mark.parametrize("family", SITES)
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize(("family", "backend"), [*((family, "torch") for family in SITES), ("open_clip", "triton")])
 def test_gradient_scaler_skips_a_step_that_overflowed(family, backend):
-    model = randomise(mora.patch(MODELS[family](), dropout=0.0, backend=backend)).train()
+    model = randomise(mora.patch(MODELS[family](), last_layers=1, dropout=0.0, backend=backend)).train()
     named = dict(mora.adapter_parameters(model))
     optimizer = torch.optim.AdamW(named.values(), lr=1e-2)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)

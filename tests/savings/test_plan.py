@@ -109,8 +109,8 @@ def test_in_eval_a_missing_modality_costs_one_row_a_batch_or_in_all(family, keep
     with mora.keeping(model) if keep else nullcontext():
         for times in (1, 2, 3):
             evaluated(model, samples)
-            rows = 1 if keep else times
-            assert seen == {"image": times * image + rows, "text": times * text + rows}
+            rows = 1 if keep else times  # of texts; that of images is kept on the CPU under a checksum
+            assert seen == {"image": times * image + 1, "text": times * text + rows}
 
 
 @families
@@ -230,9 +230,8 @@ def test_a_merged_model_runs_its_last_block_for_the_pooled_row_too(family, train
     lengths = {"image": [], "text": []}
     for modality, tower in towers_of(saving.model).items():
         spy = lambda _, given, seen=lengths[modality]: seen.append(given[0].shape[1])  # noqa: E731
-        tower.slots(saving.model)[-1].parent.mlp.register_forward_pre_hook(
-            library_hook(spy)
-        )  # a user's own would want every row
+        block = tower.slots(saving.model)[-1].parent
+        block.mlp.register_forward_pre_hook(library_hook(spy))  # a user's own would want every row
     got, want = (model(samples.image, samples.text) for model in (saving, plain))
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
     assert all((seen[-1] == 1) == (modality in pooled) for modality, seen in lengths.items()), lengths

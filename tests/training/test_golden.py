@@ -97,8 +97,10 @@ def curve(tmp_path, monkeypatch, family, **savings):
     return losses, tensors["out.losses"]
 
 
-@pytest.mark.parametrize("savings", [dict(savings="none", cache="off"), dict(cache="memory")], ids=["none", "all"])
-@pytest.mark.parametrize("family", ["hugging_face", "open_clip"])
+NONE, ALL = dict(savings="none", cache="off"), dict(cache="memory")
+
+
+@pytest.mark.parametrize(("family", "savings"), [("hugging_face", NONE), ("hugging_face", ALL), ("open_clip", ALL)])
 def test_the_published_curve(tmp_path, monkeypatch, family, savings):
     losses, expected = curve(tmp_path, monkeypatch, family, **savings)
     assert len(losses) == 60

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import mora_kernels
-from mora_kernels.testing import LINEAR_TOLERANCE, WEIGHT_TOLERANCE, Factors, assert_parity
+from mora_kernels.testing import LINEAR_TOLERANCE, WEIGHT_TOLERANCE, ProjectionInputs, assert_parity
 from tests.triton.cases import CASES, make
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -13,7 +13,7 @@ DTYPES = [torch.float32, torch.float16]
 SPECIFIC = ("specific_a", "specific_b", "specific_magnitude")
 
 
-def weigh(factors: Factors, backend: str) -> dict[str, torch.Tensor]:
+def weigh(factors: ProjectionInputs, backend: str) -> dict[str, torch.Tensor]:
     """Return W_eff and the gradient of sum(W_eff * c) by every factor; c in multiples of 1/64, exact in any dtype."""
     weight = mora_kernels.effective_weight(*factors.arguments(), backend=backend)
     probe = (torch.arange(weight.numel()).view_as(weight) * 37 % 129 - 64).to(weight.dtype) / 64
@@ -22,7 +22,7 @@ def weigh(factors: Factors, backend: str) -> dict[str, torch.Tensor]:
     return {"weight": weight, **leaves}
 
 
-def project(factors: Factors, backend: str, **options) -> dict[str, torch.Tensor]:
+def project(factors: ProjectionInputs, backend: str, **options) -> dict[str, torch.Tensor]:
     """Return y and the gradient of sum(y * grad) by every leaf, by name."""
     y = mora_kernels.mora_linear(
         factors.x, factors.weight, factors.bias, *factors.arguments()[1:], backend=backend, **options
@@ -77,7 +77,7 @@ def test_half_precision_factors_get_gradients_of_their_dtype(dtype):
 
 def test_without_the_specific_term(launches):
     factors = make("food101").to(torch.float32)
-    bare = Factors(**{**vars(factors), **dict.fromkeys(SPECIFIC)})
+    bare = ProjectionInputs(**{**vars(factors), **dict.fromkeys(SPECIFIC)})
     actual = project(bare, "triton")
     oracle = project(bare.to(torch.float64), "reference")
     for name in actual:
@@ -90,9 +90,7 @@ def test_dropout_with_an_explicit_mask_is_exact(dtype):
     """With the mask given, value and gradients are those of the reference on the masked input."""
     factors = make("food101").to(dtype, factors=torch.float32)
     mask = torch.rand(1, *factors.x.shape, generator=torch.Generator().manual_seed(0)) >= 0.25
-    y = mora_kernels.triton.mora_linear(
-        factors.x, factors.weight, factors.bias, *factors.arguments()[1:], dropout_p=0.25, mask=mask
-    )
+    y = mora_kernels.triton.mora_linear(factors.x, factors.bias, factors.factors(), dropout_p=0.25, mask=mask)
     y.backward(factors.grad)
     oracle = factors.to(torch.float64)
     dropped = oracle.x * mask[0] / 0.75
@@ -144,7 +142,7 @@ def test_non_contiguous_inputs():
     wide = torch.randn(64, 37)
     options = {"x": wide.T.requires_grad_(), "weight": factors.weight.T.clone().T,
                "specific_b": factors.specific_b.detach().T.clone().T.requires_grad_()}  # fmt: skip
-    strided = Factors(**{**vars(factors), **options})
+    strided = ProjectionInputs(**{**vars(factors), **options})
     y = mora_kernels.mora_linear(strided.x, strided.weight, strided.bias, *strided.arguments()[1:], backend="triton")
     y.backward(strided.grad.T.clone().T)
     got = {"y": y, **{name: leaf.grad for name, leaf in strided.leaves().items()}}
@@ -171,7 +169,7 @@ def test_autocast_returns_what_a_linear_returns():
 def test_products_that_overflow_half_precision_stay_finite():
     """S grown tenfold: alpha S G S^T is beyond float16; W_eff and its gradients are not."""
     factors = make("hateful_memes")
-    factors = Factors(
+    factors = ProjectionInputs(
         **{**vars(factors), "common": factors.common * 10, "other_common": [factors.other_common[0] * 30]}
     )
     half = factors.to(torch.float16, factors=torch.float32)

@@ -9,7 +9,7 @@ import torch._dynamo
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import mora_kernels
-from mora_kernels.coupling import total_gram
+from mora_kernels.numerics import total_gram
 from mora_kernels.testing import LINEAR_TOLERANCE, assert_parity
 from tests.triton.cases import make
 
@@ -23,6 +23,7 @@ def samples(case="food101", bare=False, dtype=torch.float32):
         part if part is None or isinstance(part, list) else part.detach() for part in factors.arguments()[1:-1]
     )
     rest = [None, None, rest[2], None] if bare else rest
+    rest.append(None if factors.common_out is None else factors.common_out.detach())
     gram = total_gram(common, others).detach()
     weight, alpha = factors.weight, factors.alpha
     thin, saved, effective = OPS.build(weight, common, gram, *rest, alpha, dtype)

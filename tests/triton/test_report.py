@@ -9,7 +9,8 @@ import pytest
 
 import mora_kernels.triton.configs as configs
 
-TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+# MORA_TARGETS=sm_80,sm_90,sm_100,gfx942 compiles for all; the default is what a build can afford.
+TARGETS = tuple(os.environ.get("MORA_TARGETS", "sm_90,gfx942").split(","))
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,8 @@ def reports():
     command = [sys.executable, "-m", "mora_kernels.triton.report", "--json", "--targets"]
     runs = {
         pair: subprocess.Popen([*command, pair], env=environment, stdout=subprocess.PIPE, text=True)
-        for pair in ("sm_80,sm_90", "sm_100,gfx942")
+        for pair in (",".join(TARGETS[::2]), ",".join(TARGETS[1::2]))
+        if pair
     }
     lines = [json.loads(line) for run in runs.values() for line in run.communicate()[0].splitlines()]
     assert not any(run.returncode for run in runs.values())

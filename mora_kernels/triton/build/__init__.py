@@ -1,1 +1,1 @@
-"""`build`: kernels in `forward` and `backward`, their tables' fields in `fields`, one projection in `launchers`."""
+"""`build`: kernels in `forward` and `backward`, tables in `fields`, one projection in `shares` and `launchers`."""

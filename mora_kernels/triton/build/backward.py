@@ -2,13 +2,14 @@
 
 With M = W + alpha U V^T the moved weight of a branch, (4) reads
 
-    dU += alpha M (w V),  dV = alpha p dV' + alpha w M^T U,  dS = dV_c + dU_c G,  dG = S^T dU_c,  dT = T (dG + dG^T).
+    dU += alpha M (w V),  dV = alpha p dV' + alpha w M^T U,  dS = dV_c,  dS_out = dU_c G,  dG = S_out^T dU_c,
+    dT = T (dG + dG^T),  and dS + dS_out in a square projection, where S_out = S.
 
 A program owns a block of rows of one COMMON factor S and adds up everything that reaches them: from each projection
-that owns S, its dV_c + dU_c G; from each projection that sees S as another modality's, S (dG + dG^T). dG is a sum over
-all rows of that projection, but with Z = M_c^T S from the forward pass it needs thin tensors only,
+that owns S, its dV_c or dU_c G or both; from each projection that sees S as another modality's, S (dG + dG^T). dG is a
+sum over all rows of that projection, but with Z = M_c^T S_out from the forward pass it needs thin tensors only,
 
-    dG = S^T dU + alpha Z^T (w S),
+    dG = S_out^T dU + alpha Z^T (w S),
 
 so every program computes the few it needs again (r x r results) instead of waiting for another program. Other programs
 own the rows of the specific factors of one projection.
@@ -23,6 +24,7 @@ from mora_kernels.triton.build.fields import (
     ALPHA,
     COMMON,
     COMMON_MAGNITUDE,
+    COMMON_OUT,
     COMMON_RANK,
     FACTOR_COMMON,
     FACTOR_FIELDS,
@@ -33,6 +35,9 @@ from mora_kernels.triton.build.fields import (
     GRAD_COMMON,
     GRAD_COMMON_MAGNITUDE,
     GRAD_SPECIFIC_MAGNITUDE,
+    HEIGHT,
+    OUT_COUNT,
+    OUT_START,
     OWNED_COUNT,
     OWNED_START,
     PROJECTION_FIELDS,
@@ -47,127 +52,41 @@ from mora_kernels.triton.build.fields import (
     WEIGHT,
     WEIGHT_STRIDE,
 )
-from mora_kernels.triton.build.forward import (
-    FLOOR,
-    load_rows,
-    load_square,
-    load_tile,
-    pointer,
-    store_rows,
-)
+from mora_kernels.triton.build.forward import load_rows, pointer, store_rows
+from mora_kernels.triton.build.shares import common_left, common_right, common_rows, gram_gradient, specific_rows
 
 
 @triton.jit
-def load_part(base, rows, D, rank, stride, R: tl.constexpr):
-    """Return the first `rank` columns of rows of a [D, stride] float32 matrix, padded with zeros to [len(rows), R]."""
-    r = tl.arange(0, R)
-    mask = (rows < D)[:, None] & (r < rank)[None, :]
-    return tl.load(base + rows[:, None] * stride + r[None, :], mask=mask, other=0.0)
-
-
-@triton.jit
-def branch(rows, D, rank, factor, grad_right, grad_u, norm, magnitude, alpha):
-    """Return (p, n, dp, w) of one branch at `rows`: scale, norm, the gradient of the scale, and through the norm."""
-    inside = rows < D
-    n = tl.load(norm + rows, mask=inside, other=1.0)
-    p = tl.div_rn(tl.load(magnitude + rows, mask=rows < tl.where(rank > 0, D, 0), other=0.0).to(tl.float32), n)
-    dp = grad_u + alpha * tl.sum(factor * grad_right, axis=1)
-    w = tl.where(n > FLOOR, tl.div_rn(tl.div_rn(-dp * p, n), n), 0.0)
-    return p, n, dp, w
-
-
-@triton.jit
-def gram_gradient(
-    common, common_magnitude, saved, grad, D, rank_c, rank_s, alpha,
-    RC: tl.constexpr, BN: tl.constexpr, P: tl.constexpr,
+def side_rows(
+    projections, links, start, count, thin, saved, grad, out, rows, rank_c,
+    WEIGHT_DTYPE: tl.constexpr, FACTOR_DTYPE: tl.constexpr, R: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    P: tl.constexpr, ALIGN: tl.constexpr, LEFT: tl.constexpr,
 ):  # fmt: skip
-    """Return dG = S^T dU_c [RC, RC] of one projection."""
-    rank = rank_c + rank_s
-    result = tl.zeros((RC, RC), tl.float32)
-    for first in range(0, D, BN):
-        rows = first + tl.arange(0, BN)
-        factor = load_rows(common, rows, D, rank_c, RC)
-        grad_right = load_part(grad + D + D * rank, rows, D, rank_c, rank, RC)
-        grad_u = tl.load(grad + rows, mask=rows < D, other=0.0)
-        _, _, _, w = branch(rows, D, rank_c, factor, grad_right, grad_u, saved, common_magnitude, alpha)
-        grad_left = load_part(grad + D, rows, D, rank_c, rank, RC)
-        result = tl.dot(tl.trans(factor), grad_left, result, input_precision=P)
-        pulled = load_part(saved + 2 * D, rows, D, rank_c, rank_c, RC)
-        result = tl.dot(tl.trans(pulled), (alpha * w)[:, None] * factor, result, input_precision=P)
+    """Return what the linked projections give a common factor at `rows`: dU_c G where it is S_out, else dV_c."""
+    result = tl.zeros((BM, R), tl.float32)
+    for index in range(start, start + count):
+        row = projections + tl.load(links + index) * PROJECTION_FIELDS
+        M, N, stride = (
+            tl.load(row + HEIGHT).to(tl.int32),
+            tl.load(row + SIZE).to(tl.int32),
+            tl.load(row + WEIGHT_STRIDE),
+        )
+        if ALIGN > 1:
+            M, N, stride = tl.multiple_of(M, ALIGN), tl.multiple_of(N, ALIGN), tl.multiple_of(stride, ALIGN)
+        rank_s, alpha = tl.load(row + SPECIFIC_RANK).to(tl.int32), tl.load(row + ALPHA).to(tl.int32)
+        common, magnitude = pointer(row, COMMON, FACTOR_DTYPE, 1), pointer(row, COMMON_MAGNITUDE, FACTOR_DTYPE, ALIGN)
+        kept, slot = saved + tl.load(row + SAVED), grad + tl.load(row + THIN)
+        if LEFT:
+            result += common_left(
+                pointer(row, WEIGHT, WEIGHT_DTYPE, ALIGN), stride, common, magnitude, thin + tl.load(row + THIN), kept,
+                slot, M, N, rank_c, rank_s, alpha.to(tl.float32, bitcast=True), rows, R, BM, BN, P,
+            )  # fmt: skip
+        else:
+            result += common_right(
+                common, magnitude, kept, slot, out + tl.load(row + GRAD_COMMON_MAGNITUDE), M, N, rank_c, rank_s,
+                alpha.to(tl.float32, bitcast=True), rows, R,
+            )  # fmt: skip
     return result
-
-
-@triton.jit
-def through_norm(
-    weight, weight_stride, thin, factor, magnitude, norm, grad_u, grad_right, rows, D, rank_b, rank, shift, alpha,
-    R: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, TIMES_GRAM: tl.constexpr, P: tl.constexpr,
-):  # fmt: skip
-    """Return M (w V) [BM, R] at `rows` of one branch; with TIMES_GRAM, M (w V G) = M (w U)."""
-    left = thin + D + shift
-    own, result = load_part(left, rows, D, rank_b, rank, R), tl.zeros((BM, R), tl.float32)
-    for first in range(0, D, BN):
-        cols = first + tl.arange(0, BN)
-        part = load_rows(factor, cols, D, rank_b, R)
-        right = load_part(grad_right, cols, D, rank_b, rank, R)
-        t = tl.load(grad_u + cols, mask=cols < D, other=0.0)
-        _, _, _, w = branch(cols, D, rank_b, part, right, t, norm, magnitude, alpha)
-        tile = load_tile(weight, rows, cols, D, weight_stride)
-        tile += alpha * tl.dot(own, tl.trans(part), input_precision=P)
-        if TIMES_GRAM:
-            part = load_part(left, cols, D, rank_b, rank, R)
-        result = tl.dot(tile, w[:, None] * part, result, input_precision=P)
-    return result
-
-
-@triton.jit
-def specific_rows(
-    weight, weight_stride, specific_a, magnitude, thin, saved, grad, grad_a, grad_b, grad_magnitude,
-    D, rank_c, rank_s, alpha, block, R: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, P: tl.constexpr,
-):  # fmt: skip
-    """Store dA, dB and dm_s of one projection at rows `block * BM ...`."""
-    rank = rank_c + rank_s
-    right, norm = grad + D + D * rank + rank_c, saved + D
-    rows = block * BM + tl.arange(0, BM)
-    moved = through_norm(
-        weight, weight_stride, thin, specific_a, magnitude, norm, grad, right, rows, D, rank_s, rank, rank_c, alpha,
-        R, BM, BN, False, P,
-    )  # fmt: skip
-    grad_left = load_part(grad + D + rank_c, rows, D, rank_s, rank, R) + alpha * moved
-    r = tl.arange(0, R)
-    mask = (rows < D)[:, None] & (r < rank_s)[None, :]
-    tl.store(grad_b + r[None, :] * D + rows[:, None], grad_left.to(grad_b.dtype.element_ty), mask=mask)
-
-    factor, grad_right = load_rows(specific_a, rows, D, rank_s, R), load_part(right, rows, D, rank_s, rank, R)
-    t = tl.load(grad + rows, mask=rows < D, other=0.0)
-    p, n, dp, w = branch(rows, D, rank_s, factor, grad_right, t, norm, magnitude, alpha)
-    pulled = load_part(saved + 2 * D + D * rank_c, rows, D, rank_s, rank_s, R)
-    store_rows(grad_a, rows, D, rank_s, rank_s, alpha * (p[:, None] * grad_right + w[:, None] * pulled), R)
-    tl.store(grad_magnitude + rows, tl.div_rn(dp, n).to(grad_magnitude.dtype.element_ty), mask=rows < D)
-
-
-@triton.jit
-def common_rows(
-    weight, weight_stride, common, magnitude, thin, saved, grad, grad_magnitude,
-    D, rank_c, rank_s, alpha, block, R: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, P: tl.constexpr,
-):  # fmt: skip
-    """Store dm_c of one projection at rows `block * BM ...` and return its own share of dS there [BM, R]."""
-    rank = rank_c + rank_s
-    right, pulled = grad + D + D * rank, saved + 2 * D
-    rows = block * BM + tl.arange(0, BM)
-    moved = through_norm(
-        weight, weight_stride, thin, common, magnitude, saved, grad, right, rows, D, rank_c, rank, 0, alpha,
-        R, BM, BN, True, P,
-    )  # fmt: skip
-    factor = load_rows(common, rows, D, rank_c, R)
-    t, grad_right = tl.load(grad + rows, mask=rows < D, other=0.0), load_part(right, rows, D, rank_c, rank, R)
-    p, n, dp, w = branch(rows, D, rank_c, factor, grad_right, t, saved, magnitude, alpha)
-    tl.store(grad_magnitude + rows, tl.div_rn(dp, n).to(grad_magnitude.dtype.element_ty), mask=rows < D)
-    # dV_c + dU_c G, with M^T U = Z G stored and dU_c G = dU G + alpha M (w U)
-    turned = load_part(pulled + D * rank, rows, D, rank_c, rank_c, R)
-    result = alpha * (p[:, None] * grad_right + moved + w[:, None] * turned)
-    gram = load_square(pulled + D * (rank + rank_c), rank_c, R)
-    grad_left = load_part(grad + D, rows, D, rank_c, rank, R)
-    return tl.dot(grad_left, gram, result, input_precision=P)
 
 
 @triton.jit
@@ -175,82 +94,124 @@ def build_group_backward_kernel(
     projections, factors, links, thin, saved, grad, out, FACTORS,
     WEIGHT_DTYPE: tl.constexpr, FACTOR_DTYPE: tl.constexpr,
     RC: tl.constexpr, RS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, P: tl.constexpr, ALIGN: tl.constexpr,
+    SQUARE: tl.constexpr,
 ):  # fmt: skip
-    """Write every gradient of a table into `out`; grid (row blocks of the tallest, common factors + projections)."""
+    """Write every gradient of a table into `out`; grid (blocks of the longest side, common factors + projections)."""
     block = tl.program_id(0)
     if tl.program_id(1) >= FACTORS:
         row = projections + (tl.program_id(1) - FACTORS) * PROJECTION_FIELDS
-        D, rank_s = tl.load(row + SIZE).to(tl.int32), tl.load(row + SPECIFIC_RANK).to(tl.int32)
+        N, rank_s = tl.load(row + SIZE).to(tl.int32), tl.load(row + SPECIFIC_RANK).to(tl.int32)
         stride = tl.load(row + WEIGHT_STRIDE)
         if ALIGN > 1:
-            D, stride = tl.multiple_of(D, ALIGN), tl.multiple_of(stride, ALIGN)
-        if block * BM < tl.where(rank_s > 0, D, 0):
+            N, stride = tl.multiple_of(N, ALIGN), tl.multiple_of(stride, ALIGN)
+        M, longest = N, N
+        if not SQUARE:
+            M = tl.load(row + HEIGHT).to(tl.int32)
+            if ALIGN > 1:
+                M = tl.multiple_of(M, ALIGN)
+            longest = tl.maximum(M, N)
+        if block * BM < tl.where(rank_s > 0, longest, 0):
             specific_rows(
                 pointer(row, WEIGHT, WEIGHT_DTYPE, ALIGN), stride, pointer(row, SPECIFIC_A, FACTOR_DTYPE, 1),
                 pointer(row, SPECIFIC_MAGNITUDE, FACTOR_DTYPE, ALIGN), thin + tl.load(row + THIN),
                 saved + tl.load(row + SAVED), grad + tl.load(row + THIN), out + tl.load(row + GRAD_A),
                 out + tl.load(row + GRAD_B), out + tl.load(row + GRAD_SPECIFIC_MAGNITUDE),
-                D, tl.load(row + COMMON_RANK).to(tl.int32), rank_s,
+                M, N, tl.load(row + COMMON_RANK).to(tl.int32), rank_s,
                 tl.load(row + ALPHA).to(tl.int32).to(tl.float32, bitcast=True), block, RS, BM, BN, P,
             )  # fmt: skip
     else:
         factor = factors + tl.program_id(1) * FACTOR_FIELDS
-        D, rank_c = tl.load(factor + FACTOR_SIZE).to(tl.int32), tl.load(factor + FACTOR_RANK).to(tl.int32)
+        N, rank_c = tl.load(factor + FACTOR_SIZE).to(tl.int32), tl.load(factor + FACTOR_RANK).to(tl.int32)
         if ALIGN > 1:
-            D = tl.multiple_of(D, ALIGN)
-        if block * BM < D:
+            N = tl.multiple_of(N, ALIGN)
+        if block * BM < N:
             grams = tl.zeros((RC, RC), tl.float32)
             start, count = tl.load(factor + SEEN_START).to(tl.int32), tl.load(factor + SEEN_COUNT).to(tl.int32)
             for index in range(start, start + count):
                 row = projections + tl.load(links + index) * PROJECTION_FIELDS
+                width = tl.load(row + SIZE).to(tl.int32)
+                height, common_out = width, pointer(row, COMMON, FACTOR_DTYPE, 1)
+                if not SQUARE:
+                    height, common_out = tl.load(row + HEIGHT).to(tl.int32), pointer(row, COMMON_OUT, FACTOR_DTYPE, 1)
                 one = gram_gradient(
-                    pointer(row, COMMON, FACTOR_DTYPE, 1), pointer(row, COMMON_MAGNITUDE, FACTOR_DTYPE, ALIGN),
-                    saved + tl.load(row + SAVED), grad + tl.load(row + THIN),
-                    tl.load(row + SIZE).to(tl.int32), rank_c, tl.load(row + SPECIFIC_RANK).to(tl.int32),
-                    tl.load(row + ALPHA).to(tl.int32).to(tl.float32, bitcast=True), RC, BN, P,
+                    pointer(row, COMMON, FACTOR_DTYPE, 1), common_out,
+                    pointer(row, COMMON_MAGNITUDE, FACTOR_DTYPE, ALIGN),
+                    saved + tl.load(row + SAVED), grad + tl.load(row + THIN), height, width, rank_c,
+                    tl.load(row + SPECIFIC_RANK).to(tl.int32),
+                    tl.load(row + ALPHA).to(tl.int32).to(tl.float32, bitcast=True), RC, BN, P, SQUARE,
                 )  # fmt: skip
                 grams += one + tl.trans(one)
             rows = block * BM + tl.arange(0, BM)
-            own = load_rows(pointer(factor, FACTOR_COMMON, FACTOR_DTYPE, 1), rows, D, rank_c, RC)
+            own = load_rows(pointer(factor, FACTOR_COMMON, FACTOR_DTYPE, 1), rows, N, rank_c, RC)
             result = tl.dot(own, grams, input_precision=P)
             start, count = tl.load(factor + OWNED_START).to(tl.int32), tl.load(factor + OWNED_COUNT).to(tl.int32)
-            for index in range(start, start + count):
-                row = projections + tl.load(links + index) * PROJECTION_FIELDS
-                stride = tl.load(row + WEIGHT_STRIDE)
-                if ALIGN > 1:
-                    stride = tl.multiple_of(stride, ALIGN)
-                result += common_rows(
-                    pointer(row, WEIGHT, WEIGHT_DTYPE, ALIGN), stride, pointer(row, COMMON, FACTOR_DTYPE, 1),
-                    pointer(row, COMMON_MAGNITUDE, FACTOR_DTYPE, ALIGN), thin + tl.load(row + THIN),
-                    saved + tl.load(row + SAVED), grad + tl.load(row + THIN),
-                    out + tl.load(row + GRAD_COMMON_MAGNITUDE),
-                    D, rank_c, tl.load(row + SPECIFIC_RANK).to(tl.int32),
-                    tl.load(row + ALPHA).to(tl.int32).to(tl.float32, bitcast=True), block, RC, BM, BN, P,
+            if SQUARE:
+                for index in range(start, start + count):
+                    row = projections + tl.load(links + index) * PROJECTION_FIELDS
+                    stride = tl.load(row + WEIGHT_STRIDE)
+                    if ALIGN > 1:
+                        stride = tl.multiple_of(stride, ALIGN)
+                    result += common_rows(
+                        pointer(row, WEIGHT, WEIGHT_DTYPE, ALIGN), stride, pointer(row, COMMON, FACTOR_DTYPE, 1),
+                        pointer(row, COMMON_MAGNITUDE, FACTOR_DTYPE, ALIGN), thin + tl.load(row + THIN),
+                        saved + tl.load(row + SAVED), grad + tl.load(row + THIN),
+                        out + tl.load(row + GRAD_COMMON_MAGNITUDE),
+                        N, rank_c, tl.load(row + SPECIFIC_RANK).to(tl.int32),
+                        tl.load(row + ALPHA).to(tl.int32).to(tl.float32, bitcast=True), block, RC, BM, BN, P,
+                    )  # fmt: skip
+            else:
+                result += side_rows(
+                    projections, links, start, count, thin, saved, grad, out, rows, rank_c,
+                    WEIGHT_DTYPE, FACTOR_DTYPE, RC, BM, BN, P, ALIGN, False,
                 )  # fmt: skip
-            store_rows(out + tl.load(factor + GRAD_COMMON), rows, D, rank_c, rank_c, result, RC)
+                start, count = tl.load(factor + OUT_START).to(tl.int32), tl.load(factor + OUT_COUNT).to(tl.int32)
+                result += side_rows(
+                    projections, links, start, count, thin, saved, grad, out, rows, rank_c,
+                    WEIGHT_DTYPE, FACTOR_DTYPE, RC, BM, BN, P, ALIGN, True,
+                )  # fmt: skip
+            store_rows(out + tl.load(factor + GRAD_COMMON), rows, N, rank_c, rank_c, result, RC)
 
 
 @triton.jit
 def build_one_backward_kernel(
-    weight, weight_stride, common, specific_a, common_magnitude, specific_magnitude, thin, saved, grad,
-    grad_common, grad_gram, grad_a, grad_b, grad_common_magnitude, grad_specific_magnitude,
-    D, rank_c, rank_s, alpha,
-    RC: tl.constexpr, RS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, P: tl.constexpr,
+    weight, weight_stride, common, common_out, specific_a, common_magnitude, specific_magnitude, thin, saved, grad,
+    grad_common, grad_gram, grad_a, grad_b, grad_common_magnitude, grad_specific_magnitude, grad_out,
+    M, N, rank_c, rank_s, alpha,
+    RC: tl.constexpr, RS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, P: tl.constexpr, SQUARE: tl.constexpr,
 ):  # fmt: skip
-    """Write every gradient of one projection; grid (row blocks + 1 for dG, 1 or 2 for the specific term)."""
+    """Write every gradient of one projection; grid (blocks of the longer side + 1 for dG, 1 or 2 with the specific)."""
     block = tl.program_id(0)
+    rows = block * BM + tl.arange(0, BM)
+    longest = N
+    if SQUARE:
+        M = N
+    else:
+        longest = tl.maximum(M, N)
     if tl.program_id(1) > 0:
-        if block * BM < D:
-            specific_rows(
-                weight, weight_stride, specific_a, specific_magnitude, thin, saved, grad, grad_a, grad_b,
-                grad_specific_magnitude, D, rank_c, rank_s, alpha, block, RS, BM, BN, P,
-            )  # fmt: skip
-    elif block * BM < D:
+        specific_rows(
+            weight, weight_stride, specific_a, specific_magnitude, thin, saved, grad, grad_a, grad_b,
+            grad_specific_magnitude, M, N, rank_c, rank_s, alpha, block, RS, BM, BN, P,
+        )  # fmt: skip
+    elif block * BM >= longest:
+        gram = gram_gradient(
+            common, common_out, common_magnitude, saved, grad, M, N, rank_c, rank_s, alpha, RC, BN, P, SQUARE
+        )
+        store_rows(grad_gram, tl.arange(0, RC), rank_c, rank_c, rank_c, gram, RC)
+    elif SQUARE:
         result = common_rows(
             weight, weight_stride, common, common_magnitude, thin, saved, grad, grad_common_magnitude,
-            D, rank_c, rank_s, alpha, block, RC, BM, BN, P,
+            N, rank_c, rank_s, alpha, block, RC, BM, BN, P,
         )  # fmt: skip
-        store_rows(grad_common, block * BM + tl.arange(0, BM), D, rank_c, rank_c, result, RC)
+        store_rows(grad_common, rows, N, rank_c, rank_c, result, RC)
     else:
-        gram = gram_gradient(common, common_magnitude, saved, grad, D, rank_c, rank_s, alpha, RC, BN, P)
-        store_rows(grad_gram, tl.arange(0, RC), rank_c, rank_c, rank_c, gram, RC)
+        if block * BM < N:
+            right = common_right(
+                common, common_magnitude, saved, grad, grad_common_magnitude, M, N, rank_c, rank_s, alpha, rows, RC
+            )
+            store_rows(grad_common, rows, N, rank_c, rank_c, right, RC)
+        if block * BM < M:
+            left = common_left(
+                weight, weight_stride, common, common_magnitude, thin, saved, grad, M, N, rank_c, rank_s, alpha, rows,
+                RC, BM, BN, P,
+            )  # fmt: skip
+            store_rows(grad_out, rows, M, rank_c, rank_c, left, RC)

@@ -7,7 +7,7 @@ import triton.language as tl
 # A projection: pointers, sizes in elements, offsets in elements into the flat buffers of the launch.
 WEIGHT = tl.constexpr(0)
 WEIGHT_STRIDE = tl.constexpr(1)
-SIZE = tl.constexpr(2)
+SIZE = tl.constexpr(2)  # columns of W, in
 COMMON_RANK = tl.constexpr(3)
 SPECIFIC_RANK = tl.constexpr(4)
 COMMON = tl.constexpr(5)
@@ -26,12 +26,15 @@ GRAD_B = tl.constexpr(17)
 GRAD_COMMON_MAGNITUDE = tl.constexpr(18)
 GRAD_SPECIFIC_MAGNITUDE = tl.constexpr(19)
 ALPHA = tl.constexpr(20)  # the bits of a float32
-PROJECTION_FIELDS = tl.constexpr(22)  # even: rows stay 16-byte aligned
+HEIGHT = tl.constexpr(21)  # rows of W, out
+COMMON_OUT = tl.constexpr(22)  # the factor left of G; that of COMMON in a square projection
+PROJECTION_FIELDS = tl.constexpr(24)  # even: rows stay 16-byte aligned
 
 # One of the other modalities' factors of a projection: pointer, rows.
 OTHER_FIELDS = tl.constexpr(2)
 
 # A common factor: pointer, rows, rank; which projections own it, which see it as another modality's; its gradient.
+# In a table with projections that are not square, those that own it as S are apart from those that own it as S_out.
 FACTOR_COMMON = tl.constexpr(0)
 FACTOR_SIZE = tl.constexpr(1)
 FACTOR_RANK = tl.constexpr(2)
@@ -40,4 +43,6 @@ OWNED_COUNT = tl.constexpr(4)
 SEEN_START = tl.constexpr(5)
 SEEN_COUNT = tl.constexpr(6)
 GRAD_COMMON = tl.constexpr(7)
-FACTOR_FIELDS = tl.constexpr(8)
+OUT_START = tl.constexpr(8)
+OUT_COUNT = tl.constexpr(9)
+FACTOR_FIELDS = tl.constexpr(10)

@@ -1,12 +1,13 @@
 """`build`, forward: column norms, u, U, V and W_eff of every projection, equation (3), in one launch.
 
-A program owns a block of columns of one projection. It reads W twice: once to sum the squared columns of both branches
-directly (the expanded form |w|^2 + 2 alpha <w, c> + alpha^2 |c|^2 cancels), once to compose W_eff. Because S G S^T is
-square, the rows of U and V with the same indices are the program's as well, so nothing has to be exchanged.
+W is [M, N]. A program owns a block of columns of one projection. It reads W twice: once to sum the squared columns of
+both branches directly (the expanded form |w|^2 + 2 alpha <w, c> + alpha^2 |c|^2 cancels), once to compose W_eff. The
+rows of U with the same indices are the program's as well, so nothing has to be exchanged; SQUARE says that M = N and
+that one factor stands on both sides of G.
 
 For the backward pass it leaves the norms, G and, with M = W + alpha Delta the moved weight of a branch, the products
-Z_c = M_c^T S, Z_s = M_s^T B^T and Z_c G [in, r]: with them at hand every sum over rows that equation (4) asks for is a
-sum over thin tensors, and the backward pass needs no exchange either.
+Z_c = M_c^T S_out, Z_s = M_s^T B^T and Z_c G [in, r]: with them at hand every sum over rows that equation (4) asks for
+is a sum over thin tensors, and the backward pass needs no exchange either.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from mora_kernels.triton.build.fields import (
     ALPHA,
     COMMON,
     COMMON_MAGNITUDE,
+    COMMON_OUT,
     COMMON_RANK,
     EFFECTIVE,
     EFFECTIVE_STRIDE,
+    HEIGHT,
     OTHER_COUNT,
     OTHER_FIELDS,
     OTHER_START,
@@ -49,26 +52,26 @@ def pointer(row, field: tl.constexpr, dtype: tl.constexpr, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def load_rows(base, rows, D, rank, R: tl.constexpr):
-    """Return [len(rows), R] of a row-major [D, rank] factor, padded with zeros, in float32."""
+def load_rows(base, rows, N, rank, R: tl.constexpr):
+    """Return [len(rows), R] of a row-major [N, rank] factor, padded with zeros, in float32."""
     r = tl.arange(0, R)
-    mask = (rows < D)[:, None] & (r < rank)[None, :]
+    mask = (rows < N)[:, None] & (r < rank)[None, :]
     return tl.load(base + rows[:, None] * rank + r[None, :], mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def load_columns(base, rows, D, rank, R: tl.constexpr):
-    """Return [len(rows), R], the transposed columns of a row-major [rank, D] factor, padded with zeros, in float32."""
+def load_columns(base, rows, N, rank, R: tl.constexpr):
+    """Return [len(rows), R], the transposed columns of a row-major [rank, N] factor, padded with zeros, in float32."""
     r = tl.arange(0, R)
-    mask = (rows < D)[:, None] & (r < rank)[None, :]
-    return tl.load(base + r[None, :] * D + rows[:, None], mask=mask, other=0.0).to(tl.float32)
+    mask = (rows < N)[:, None] & (r < rank)[None, :]
+    return tl.load(base + r[None, :] * N + rows[:, None], mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def store_rows(base, rows, D, rank, stride, value, R: tl.constexpr):
-    """Store [len(rows), R] into the first `rank` columns of a [D, stride] matrix."""
+def store_rows(base, rows, N, rank, stride, value, R: tl.constexpr):
+    """Store [len(rows), R] into the first `rank` columns of a [N, stride] matrix."""
     r = tl.arange(0, R)
-    mask = (rows < D)[:, None] & (r < rank)[None, :]
+    mask = (rows < N)[:, None] & (r < rank)[None, :]
     tl.store(base + rows[:, None] * stride + r[None, :], value.to(base.dtype.element_ty), mask=mask)
 
 
@@ -81,9 +84,9 @@ def load_square(base, rank, R: tl.constexpr):
 
 
 @triton.jit
-def load_tile(base, rows, cols, D, stride):
+def load_tile(base, rows, cols, M, N, stride):
     """Return the tile of W at `rows` x `cols`, zero outside, in float32; row offsets are 64-bit."""
-    mask = (rows < D)[:, None] & (cols < D)[None, :]
+    mask = (rows < M)[:, None] & (cols < N)[None, :]
     return tl.load(base + rows.to(tl.int64)[:, None] * stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
 
 
@@ -103,24 +106,24 @@ def total_gram(others, start, count, rank, R: tl.constexpr, BLOCK: tl.constexpr,
 
 
 @triton.jit
-def load_left(base, rows, D, rank, R: tl.constexpr, SPECIFIC: tl.constexpr):
-    """Return rows of S, stored [D, rank], or of B^T, stored transposed."""
+def load_left(base, rows, N, rank, R: tl.constexpr, SPECIFIC: tl.constexpr):
+    """Return rows of S, stored [N, rank], or of B^T, stored transposed."""
     if SPECIFIC:
-        return load_columns(base, rows, D, rank, R)
-    return load_rows(base, rows, D, rank, R)
+        return load_columns(base, rows, N, rank, R)
+    return load_rows(base, rows, N, rank, R)
 
 
 @triton.jit
 def branch_sums(
-    weight, weight_stride, left, turned, cols, D, rank, alpha,
+    weight, weight_stride, left, turned, cols, M, N, rank, alpha,
     R: tl.constexpr, BM: tl.constexpr, SPECIFIC: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """Return, for the moved weight M = W + alpha left turned, its clamped column norms [BN] and M^T left [BN, R]."""
     squares, pulled = tl.zeros_like(cols).to(tl.float32), tl.trans(turned) * 0.0
-    for first in range(0, D, BM):
+    for first in range(0, M, BM):
         rows = first + tl.arange(0, BM)
-        base = load_tile(weight, rows, cols, D, weight_stride)
-        part = load_left(left, rows, D, rank, R, SPECIFIC)
+        base = load_tile(weight, rows, cols, M, N, weight_stride)
+        part = load_left(left, rows, M, rank, R, SPECIFIC)
         moved = base + alpha * tl.dot(part, turned, input_precision=P)
         squares += tl.sum(moved * moved, axis=0)
         pulled = tl.dot(tl.trans(moved), part, pulled, input_precision=P)
@@ -129,50 +132,64 @@ def branch_sums(
 
 @triton.jit
 def build_columns(
-    weight, weight_stride, common, gram, specific_a, specific_b, common_magnitude, specific_magnitude,
-    thin, saved, effective, effective_stride, D, rank_c, rank_s, alpha, block,
-    RC: tl.constexpr, RS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, P: tl.constexpr,
+    weight, weight_stride, common, common_out, gram, specific_a, specific_b, common_magnitude, specific_magnitude,
+    thin, saved, effective, effective_stride, M, N, rank_c, rank_s, alpha, block,
+    RC: tl.constexpr, RS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, P: tl.constexpr, SQUARE: tl.constexpr,
 ):  # fmt: skip
     """Do the work of one projection at columns `block * BN ...`."""
     cols = block * BN + tl.arange(0, BN)
-    inside = cols < D
+    inside = cols < N
     rank = rank_c + rank_s
-    left, right, pulled = thin + D, thin + D + D * rank, saved + 2 * D
+    left, right, pulled = thin + N, thin + N + M * rank, saved + 2 * N
 
-    own = load_rows(common, cols, D, rank_c, RC)
+    own = load_rows(common, cols, N, rank_c, RC)
     moved = tl.dot(own, gram, input_precision=P)
     turned_c = tl.trans(moved)
     if block == 0:
-        store_rows(pulled + D * (rank + rank_c), tl.arange(0, RC), rank_c, rank_c, rank_c, gram, RC)
-    norm, back = branch_sums(weight, weight_stride, common, turned_c, cols, D, rank_c, alpha, RC, BM, False, P)
+        store_rows(pulled + N * (rank + rank_c), tl.arange(0, RC), rank_c, rank_c, rank_c, gram, RC)
+    norm, back = branch_sums(weight, weight_stride, common_out, turned_c, cols, M, N, rank_c, alpha, RC, BM, False, P)
     scale_c = tl.div_rn(tl.load(common_magnitude + cols, mask=inside, other=0.0).to(tl.float32), norm)
     tl.store(saved + cols, norm, mask=inside)
-    store_rows(pulled, cols, D, rank_c, rank_c, back, RC)
+    store_rows(pulled, cols, N, rank_c, rank_c, back, RC)
     back = tl.dot(back, gram, input_precision=P)
-    store_rows(pulled + D * rank, cols, D, rank_c, rank_c, back, RC)
-    store_rows(left, cols, D, rank_c, rank, moved, RC)
-    store_rows(right, cols, D, rank_c, rank, (alpha * scale_c)[:, None] * own, RC)
+    store_rows(pulled + N * rank, cols, N, rank_c, rank_c, back, RC)
+    if SQUARE:
+        store_rows(left, cols, N, rank_c, rank, moved, RC)
+    store_rows(right, cols, N, rank_c, rank, (alpha * scale_c)[:, None] * own, RC)
 
-    own = load_rows(specific_a, cols, D, rank_s, RS)
+    own = load_rows(specific_a, cols, N, rank_s, RS)
     turned_s = tl.trans(own)
-    norm, back = branch_sums(weight, weight_stride, specific_b, turned_s, cols, D, rank_s, alpha, RS, BM, True, P)
-    magnitude = tl.load(specific_magnitude + cols, mask=cols < tl.where(rank_s > 0, D, 0), other=0.0).to(tl.float32)
+    norm, back = branch_sums(weight, weight_stride, specific_b, turned_s, cols, M, N, rank_s, alpha, RS, BM, True, P)
+    magnitude = tl.load(specific_magnitude + cols, mask=cols < tl.where(rank_s > 0, N, 0), other=0.0).to(tl.float32)
     scale_s = tl.div_rn(magnitude, norm)
-    tl.store(saved + D + cols, norm, mask=inside)
-    store_rows(pulled + D * rank_c, cols, D, rank_s, rank_s, back, RS)
-    store_rows(left + rank_c, cols, D, rank_s, rank, load_columns(specific_b, cols, D, rank_s, RS), RS)
-    store_rows(right + rank_c, cols, D, rank_s, rank, (alpha * scale_s)[:, None] * own, RS)
+    tl.store(saved + N + cols, norm, mask=inside)
+    store_rows(pulled + N * rank_c, cols, N, rank_s, rank_s, back, RS)
+    if SQUARE:
+        store_rows(left + rank_c, cols, N, rank_s, rank, load_columns(specific_b, cols, N, rank_s, RS), RS)
+    store_rows(right + rank_c, cols, N, rank_s, rank, (alpha * scale_s)[:, None] * own, RS)
 
     u = scale_c + scale_s
     tl.store(thin + cols, u, mask=inside)
     turned_c, turned_s = turned_c * (alpha * scale_c)[None, :], turned_s * (alpha * scale_s)[None, :]
-    for first in range(0, D, BM):
+    for first in range(0, M, BM):
         rows = first + tl.arange(0, BM)
-        result = load_tile(weight, rows, cols, D, weight_stride) * u[None, :]
-        result = tl.dot(load_rows(common, rows, D, rank_c, RC), turned_c, result, input_precision=P)
-        result = tl.dot(load_columns(specific_b, rows, D, rank_s, RS), turned_s, result, input_precision=P)
+        result = load_tile(weight, rows, cols, M, N, weight_stride) * u[None, :]
+        result = tl.dot(load_rows(common_out, rows, M, rank_c, RC), turned_c, result, input_precision=P)
+        result = tl.dot(load_columns(specific_b, rows, M, rank_s, RS), turned_s, result, input_precision=P)
         target = effective + rows.to(tl.int64)[:, None] * effective_stride + cols[None, :]
-        tl.store(target, result.to(effective.dtype.element_ty), mask=(rows < D)[:, None] & inside[None, :])
+        tl.store(target, result.to(effective.dtype.element_ty), mask=(rows < M)[:, None] & inside[None, :])
+
+
+@triton.jit
+def build_rows(
+    common_out, gram, specific_b, thin, M, N, rank_c, rank_s, block,
+    RC: tl.constexpr, RS: tl.constexpr, BN: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
+    """Store U = [S_out G | B^T] of one projection that is not square at rows `block * BN ...`."""
+    rows, rank, left = block * BN + tl.arange(0, BN), rank_c + rank_s, thin + N
+    moved = tl.dot(load_rows(common_out, rows, M, rank_c, RC), gram, input_precision=P)
+    store_rows(left, rows, M, rank_c, rank, moved, RC)
+    store_rows(left + rank_c, rows, M, rank_s, rank, load_columns(specific_b, rows, M, rank_s, RS), RS)
 
 
 @triton.jit
@@ -180,39 +197,62 @@ def build_group_kernel(
     projections, others, thin, saved,
     WEIGHT_DTYPE: tl.constexpr, FACTOR_DTYPE: tl.constexpr, EFFECTIVE_DTYPE: tl.constexpr,
     RC: tl.constexpr, RS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, P: tl.constexpr, ALIGN: tl.constexpr,
+    SQUARE: tl.constexpr,
 ):  # fmt: skip
-    """Build every projection of a table; grid (column blocks of the widest, projections)."""
+    """Build every projection of a table; grid (blocks of the longest side, projections)."""
     row = projections + tl.program_id(1) * PROJECTION_FIELDS
-    D = tl.load(row + SIZE).to(tl.int32)
+    N = tl.load(row + SIZE).to(tl.int32)
     weight_stride, effective_stride = tl.load(row + WEIGHT_STRIDE), tl.load(row + EFFECTIVE_STRIDE)
     if ALIGN > 1:
-        D, weight_stride = tl.multiple_of(D, ALIGN), tl.multiple_of(weight_stride, ALIGN)
+        N, weight_stride = tl.multiple_of(N, ALIGN), tl.multiple_of(weight_stride, ALIGN)
         effective_stride = tl.multiple_of(effective_stride, ALIGN)
+    M, longest, common_out = N, N, pointer(row, COMMON, FACTOR_DTYPE, 1)
+    if not SQUARE:
+        M, common_out = tl.load(row + HEIGHT).to(tl.int32), pointer(row, COMMON_OUT, FACTOR_DTYPE, 1)
+        if ALIGN > 1:
+            M = tl.multiple_of(M, ALIGN)
+        longest = tl.maximum(M, N)
     block = tl.program_id(0)
-    if block * BN < D:
+    if block * BN < longest:
         rank_c, rank_s = tl.load(row + COMMON_RANK).to(tl.int32), tl.load(row + SPECIFIC_RANK).to(tl.int32)
         start, count = tl.load(row + OTHER_START).to(tl.int32), tl.load(row + OTHER_COUNT).to(tl.int32)
         gram = total_gram(others, start, count, rank_c, RC, BM, FACTOR_DTYPE, P)
-        build_columns(
-            pointer(row, WEIGHT, WEIGHT_DTYPE, ALIGN), weight_stride, pointer(row, COMMON, FACTOR_DTYPE, 1), gram,
-            pointer(row, SPECIFIC_A, FACTOR_DTYPE, 1), pointer(row, SPECIFIC_B, FACTOR_DTYPE, ALIGN),
-            pointer(row, COMMON_MAGNITUDE, FACTOR_DTYPE, ALIGN), pointer(row, SPECIFIC_MAGNITUDE, FACTOR_DTYPE, ALIGN),
-            thin + tl.load(row + THIN), saved + tl.load(row + SAVED),
-            pointer(row, EFFECTIVE, EFFECTIVE_DTYPE, ALIGN), effective_stride, D, rank_c, rank_s,
-            tl.load(row + ALPHA).to(tl.int32).to(tl.float32, bitcast=True), block, RC, RS, BM, BN, P,
-        )  # fmt: skip
+        specific_b = pointer(row, SPECIFIC_B, FACTOR_DTYPE, ALIGN)
+        if not SQUARE:
+            build_rows(
+                common_out, gram, specific_b, thin + tl.load(row + THIN), M, N, rank_c, rank_s, block, RC, RS, BN, P
+            )
+        if block * BN < N:
+            build_columns(
+                pointer(row, WEIGHT, WEIGHT_DTYPE, ALIGN), weight_stride, pointer(row, COMMON, FACTOR_DTYPE, 1),
+                common_out, gram, pointer(row, SPECIFIC_A, FACTOR_DTYPE, 1), specific_b,
+                pointer(row, COMMON_MAGNITUDE, FACTOR_DTYPE, ALIGN),
+                pointer(row, SPECIFIC_MAGNITUDE, FACTOR_DTYPE, ALIGN),
+                thin + tl.load(row + THIN), saved + tl.load(row + SAVED),
+                pointer(row, EFFECTIVE, EFFECTIVE_DTYPE, ALIGN), effective_stride, M, N, rank_c, rank_s,
+                tl.load(row + ALPHA).to(tl.int32).to(tl.float32, bitcast=True), block, RC, RS, BM, BN, P, SQUARE,
+            )  # fmt: skip
 
 
 @triton.jit
 def build_one_kernel(
-    weight, weight_stride, common, gram, specific_a, specific_b, common_magnitude, specific_magnitude,
-    thin, saved, effective, D, rank_c, rank_s, alpha,
-    RC: tl.constexpr, RS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, P: tl.constexpr,
+    weight, weight_stride, common, common_out, gram, specific_a, specific_b, common_magnitude, specific_magnitude,
+    thin, saved, effective, M, N, rank_c, rank_s, alpha,
+    RC: tl.constexpr, RS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, P: tl.constexpr, SQUARE: tl.constexpr,
 ):  # fmt: skip
     """Build one projection from its own pointers and a ready G: no table, so it can be captured and compiled."""
-    block = tl.program_id(0)
-    build_columns(
-        weight, weight_stride, common, load_square(gram, rank_c, RC), specific_a, specific_b,
-        common_magnitude, specific_magnitude, thin, saved, effective, D, D, rank_c, rank_s, alpha, block,
-        RC, RS, BM, BN, P,
-    )  # fmt: skip
+    block, ready = tl.program_id(0), load_square(gram, rank_c, RC)
+    if SQUARE:
+        build_columns(
+            weight, weight_stride, common, common, ready, specific_a, specific_b,
+            common_magnitude, specific_magnitude, thin, saved, effective, N, N, N, rank_c, rank_s, alpha, block,
+            RC, RS, BM, BN, P, True,
+        )  # fmt: skip
+    else:
+        build_rows(common_out, ready, specific_b, thin, M, N, rank_c, rank_s, block, RC, RS, BN, P)
+        if block * BN < N:
+            build_columns(
+                weight, weight_stride, common, common_out, ready, specific_a, specific_b,
+                common_magnitude, specific_magnitude, thin, saved, effective, N, M, N, rank_c, rank_s, alpha, block,
+                RC, RS, BM, BN, P, False,
+            )  # fmt: skip

@@ -15,21 +15,27 @@ from mora_kernels.triton.configs import padded_rank, settings
 
 
 class Sizes(NamedTuple):
-    """The three numbers that shape a projection, and the lengths that follow from them, in elements."""
+    """The four numbers that shape a projection, and the lengths that follow from them, in elements."""
 
-    size: int
+    rows: int
+    columns: int
     common: int
     specific: int
 
     @property
+    def longest(self) -> int:
+        """The longer side of the weight."""
+        return max(self.rows, self.columns)
+
+    @property
     def thin(self) -> int:
         """Length of [u | U | V']."""
-        return self.size * (1 + 2 * (self.common + self.specific))
+        return self.columns + (self.rows + self.columns) * (self.common + self.specific)
 
     @property
     def saved(self) -> int:
         """Length of [n_c | n_s | Z_c | Z_s | Z_c G | G]."""
-        return self.size * (2 + 2 * self.common + self.specific) + self.common**2
+        return self.columns * (2 + 2 * self.common + self.specific) + self.common**2
 
     @property
     def padded(self) -> dict[str, int]:
@@ -37,9 +43,10 @@ class Sizes(NamedTuple):
         return {"RC": padded_rank(self.common), "RS": padded_rank(self.specific)}
 
 
-def sizes(common: Tensor, specific_a: Tensor | None) -> Sizes:
+def sizes(weight: Tensor, common: Tensor, specific_a: Tensor | None) -> Sizes:
     """Return the sizes of a projection with these factors."""
-    return Sizes(common.shape[0], common.shape[1], 0 if specific_a is None else specific_a.shape[1])
+    rows, columns = weight.shape
+    return Sizes(rows, columns, common.shape[1], 0 if specific_a is None else specific_a.shape[1])
 
 
 def row_major(weight: Tensor) -> Tensor:
@@ -55,22 +62,24 @@ def build(
     specific_b: Tensor | None,
     common_magnitude: Tensor,
     specific_magnitude: Tensor | None,
+    common_out: Tensor | None,
     alpha: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the flat thin tensors [u | U | V'] and what backward needs, both float32, and W_eff [d, d] in `dtype`."""
-    shape = sizes(common, specific_a)
+    """Return the flat thin tensors [u | U | V'] and what backward needs, both float32, and W_eff in `dtype`."""
+    shape = sizes(weight, common, specific_a)
     weight = row_major(weight)
     thin = torch.empty(shape.thin, dtype=torch.float32, device=weight.device)
     saved = torch.empty(shape.saved, dtype=torch.float32, device=weight.device)
-    effective = torch.empty((shape.size, shape.size), dtype=dtype, device=weight.device)
+    effective = torch.empty(weight.shape, dtype=dtype, device=weight.device)
     absent = common  # a valid address; a specific rank of 0 masks every access
-    parts = [common, gram, specific_a, specific_b, common_magnitude, specific_magnitude]
+    parts = [common, common_out, gram, specific_a, specific_b, common_magnitude, specific_magnitude]
     pointers = [absent if part is None else part.contiguous() for part in parts]
     options = settings("build", weight.device, max(shape.common, shape.specific))
     launch(
-        build_one_kernel, (triton.cdiv(shape.size, options["BN"]),),
-        weight, weight.stride(0), *pointers, thin, saved, effective, *shape, alpha, **shape.padded, **options,
+        build_one_kernel, (triton.cdiv(shape.longest, options["BN"]),),
+        weight, weight.stride(0), *pointers, thin, saved, effective, *shape, alpha, **shape.padded,
+        SQUARE=common_out is None, **options,
     )  # fmt: skip
     return thin, saved, effective
 
@@ -85,21 +94,23 @@ def build_backward(
     specific_b: Tensor | None,
     common_magnitude: Tensor,
     specific_magnitude: Tensor | None,
+    common_out: Tensor | None,
     alpha: float,
 ) -> tuple[Tensor, ...]:
-    """Return dS, dG, dA, dB, dm_c, dm_s (dA, dB, dm_s empty without the specific term) from the gradient of thin."""
-    shape = sizes(common, specific_a)
+    """Return dS, dG, dA, dB, dm_c, dm_s, dS_out from the gradient of thin; that of an absent tensor is empty."""
+    shape = sizes(weight, common, specific_a)
     weight = row_major(weight)
-    parts = [common, specific_a, specific_b, common_magnitude, specific_magnitude]
-    read = [common, specific_a, common_magnitude, specific_magnitude]
+    parts = [common, specific_a, specific_b, common_magnitude, specific_magnitude, common_out]
+    read = [common, common_out, specific_a, common_magnitude, specific_magnitude]
     pointers = [common if part is None else part.contiguous() for part in read]
     like = [common, saved.new_empty(shape.common, shape.common), *parts[1:]]
     outs = [saved.new_empty(0) if part is None else torch.empty(part.shape, dtype=part.dtype, device=part.device)
             for part in like]  # fmt: skip
-    options = settings("build_backward", weight.device, max(shape.common, shape.specific))
+    op = "build_backward" if common_out is None else "build_backward_sides"
+    options = settings(op, weight.device, max(shape.common, shape.specific))
     launch(
-        build_one_backward_kernel, (triton.cdiv(shape.size, options["BM"]) + 1, 2 if shape.specific else 1),
+        build_one_backward_kernel, (triton.cdiv(shape.longest, options["BM"]) + 1, 2 if shape.specific else 1),
         weight, weight.stride(0), *pointers, thin, saved, grad.contiguous(), *outs, *shape, alpha,
-        **shape.padded, **options,
+        **shape.padded, SQUARE=common_out is None, **options,
     )  # fmt: skip
     return tuple(outs)

@@ -1,4 +1,4 @@
-"""Where arithmetic happens: one dtype to accumulate in, one way to keep autocast out.
+"""Where and how sums are made: the dtype to accumulate in, autocast kept out, Gram matrices, the floor of a norm.
 
 The numerics contract (docs/design.md): column norms, Gram matrices, the thin factors and every gradient of a factor are
 computed in the accumulation dtype; W_eff is rounded once to the dtype of the product it enters.
@@ -6,8 +6,12 @@ computed in the accumulation dtype; W_eff is rounded once to the dtype of the pr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+NORM_FLOOR = 1e-5
 
 
 def accumulation_dtype(tensor: Tensor) -> torch.dtype:
@@ -26,6 +30,23 @@ def product_dtype(x: Tensor) -> torch.dtype:
     if x.dtype != torch.float64 and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return x.dtype
+
+
+def gram(factor: Tensor) -> Tensor:
+    """Return `factor^T factor` [r, r] of a factor [d, r], in the accumulation dtype."""
+    with full_precision(factor):
+        factor = factor.to(accumulation_dtype(factor))
+        return factor.T @ factor
+
+
+def total_gram(common: Tensor, other_common: Sequence[Tensor] | None) -> Tensor:
+    """Return G, the sum of the other modalities' Gram matrices [r_c, r_c]; the identity when `other_common` is None."""
+    if other_common is None:
+        return torch.eye(common.shape[1], dtype=accumulation_dtype(common), device=common.device)
+    total = gram(other_common[0])
+    for other in other_common[1:]:
+        total = total + gram(other)
+    return total
 
 
 def dense_gradient(grad: Tensor, x: Tensor) -> Tensor:
