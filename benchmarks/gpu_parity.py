@@ -9,6 +9,7 @@ from torch import Tensor
 
 import mora_kernels
 from benchmarks.sites import Site, doubled, preset
+from mora_kernels.kept import keeping
 from mora_kernels.launches import counted
 from mora_kernels.testing import LINEAR_TOLERANCE, WEIGHT_TOLERANCE, ProjectionInputs, assert_parity, make_factors
 
@@ -59,7 +60,8 @@ def groups(device: str, dtypes: list[torch.dtype], widths: tuple[int, int]) -> I
     for dtype in dtypes:
         sites = preset(*widths, rows=33, device=device)
         group = mora_kernels.Group(sites, "triton")
-        with torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32), counted(library=False) as names:
+        cast = torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32)
+        with cast, keeping([group]), counted(library=False) as names:
             step(group, sites, None, 0.0)
         assert names.count("build_group_kernel") == names.count("build_group_backward_kernel") == 1, names
         wide = doubled(sites)

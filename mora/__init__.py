@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mora.savings import Hidden, Savings
     from mora.savings.cache import PrefixCache
     from mora.summary import summary
+    from mora.towers.custom import Tower
     from mora.training.trainer import train
     from mora.verify import verify
 
@@ -35,6 +36,7 @@ __all__ = [
     "MoraLinear",
     "PrefixCache",
     "Savings",
+    "Tower",
     "__version__",
     "adapter_parameters",
     "adapter_state_dict",
@@ -65,6 +67,7 @@ NAMES = {
     "mora.savings": ("Hidden", "Savings"),
     "mora.savings.cache": ("PrefixCache",),
     "mora.summary": ("summary",),
+    "mora.towers.custom": ("Tower",),
     "mora.training.trainer": ("train",),
     "mora.verify": ("verify",),
 }

@@ -14,6 +14,7 @@ from mora.linear import MoraLinear
 from mora.shared_input import SharedInput
 from mora.start import factor_dtype
 from mora.switch import Switch
+from mora.towers.find import towers_of
 from mora.towers.slots import Slot
 from mora.towers.tower import Tower
 from mora_kernels import Group
@@ -104,6 +105,11 @@ class Adapters(nn.Module):
                 parameter = getattr(projection, kind)
                 if parameter is not None:
                     yield f"{name}.{kind}", parameter
+
+
+def towers_in(model: nn.Module) -> dict[str, Tower]:
+    """The towers of a model: those it was patched with, else as `towers_of` finds them."""
+    return adapters_of(model).towers if is_patched(model) else towers_of(model)
 
 
 def layers_of(pairs: list[Pair]) -> dict[str, list[int]]:

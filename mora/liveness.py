@@ -29,13 +29,21 @@ def check_runs(model: nn.Module, adapters: Adapters) -> None:
     if not strange or any(projection.weight.is_meta for projection in projections.values()):
         return
     ran: set[str] = set()
+    adapted = adapters.adapted
+    tried = {modality: tower for modality, tower in adapted.items() if not tower.untried(model)}
+    for modality, tower in adapted.items():
+        if modality not in tried:
+            warnings.warn(
+                f"mora.patch: whether the {modality} tower runs what was adapted was not tried: {tower.untried(model)}",
+                stacklevel=4,
+            )
     weight = next(iter(projections.values())).weight
     devices = [weight.device] if weight.is_cuda else []
     try:
         with quiet(model), evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
             for name, projection in projections.items():
                 projection.register_forward_hook(lambda *_, name=name: ran.add(name))
-            for tower in adapters.adapted.values():
+            for tower in tried.values():
                 tower.encode(model, fitting(tower.random(model, batch=1), weight))
     except Exception as error:  # whatever a class of the user's own may raise
         warnings.warn(
@@ -44,7 +52,7 @@ def check_runs(model: nn.Module, adapters: Adapters) -> None:
             stacklevel=3,
         )
         return
-    if dead := [name for name in projections if name not in ran]:
+    if dead := [name for name, p in projections.items() if p.modality in tried and name not in ran]:
         raise ValueError(
             f"model: {', '.join(dead)} would never run: {', '.join(strange)} does not call the modules that hold these "
             "projections; expected towers that call their attention, and attention that calls its projections"

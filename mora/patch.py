@@ -26,18 +26,23 @@ from mora.first_step import await_first_step
 from mora.liveness import check_runs
 from mora.pairing import pair_blocks, slots_of
 from mora.towers.admission import check_alone
+from mora.towers.custom import described
 from mora.towers.find import towers_of_itself
 from mora.towers.slots import Slot
 from mora.towers.tower import Tower
 from mora_kernels import backend as backends
 
 
-def patch(model: nn.Module, config: MoraConfig | None = None, **overrides: Any) -> nn.Module:
+def patch(
+    model: nn.Module, config: MoraConfig | None = None, towers: Mapping[str, Any] | None = None, **overrides: Any
+) -> nn.Module:
     """Adapt `model` in place and return it: only the adapters require grad afterwards.
 
     Args:
-        model: an open_clip or Hugging Face CLIP; this instance alone is touched.
+        model: an open_clip or Hugging Face CLIP, or any module with `towers`; this instance alone is touched.
         config: a `MoraConfig`, for example one of `mora.PRESETS`; None means the defaults.
+        towers: of a model of your own, by modality: the dotted path of a list of blocks, a glob, that list itself, or a
+            `mora.Tower`; docs/your_own_model.md.
         overrides: fields of `MoraConfig` that replace those of `config`.
 
     Raises:
@@ -51,9 +56,9 @@ def patch(model: nn.Module, config: MoraConfig | None = None, **overrides: Any) 
     config = MoraConfig(**overrides) if config is None else replace(config, **overrides)
     if isinstance(model, nn.Module) and is_patched(model):
         raise ValueError("model: got a CLIP that is already patched, expected an untouched one: unpatch or merge first")
-    towers = towers_of_itself(model)
-    pairs = admitted(model, towers, config)
-    adapters = Adapters(config, towers, pairs)
+    found = towers_of_itself(model) if towers is None else described(model, towers)
+    pairs = admitted(model, found, config)
+    adapters = Adapters(config, found, pairs)
     install(model, adapters)
     own = {id(parameter) for _, parameter in adapters.named_tensors()}
     adapters.trainable_before = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in own]

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from mora.adapters import adapters_of, unwrap
+from mora.adapters import Adapters, adapters_of, unwrap
 from mora.config import MoraConfig
+from mora.towers.custom import CustomTower
 from mora.towers.find import recipe_of
 
 
@@ -91,7 +92,7 @@ def summary(model: nn.Module) -> Summary:
             )
         )
     return Summary(
-        library=recipe_of(inner).name,
+        library=library_of(inner, adapters),
         config=adapters.config,
         projections=tuple(rows),
         common_parameters=sum(p.numel() for p in adapters.common.parameters()),
@@ -99,3 +100,9 @@ def summary(model: nn.Module) -> Summary:
         trainable_parameters=sum(p.numel() for p in inner.parameters() if p.requires_grad),
         total_parameters=sum(p.numel() for p in inner.parameters()),
     )
+
+
+def library_of(model: nn.Module, adapters: Adapters) -> str:
+    """The library that made a model, or its class where somebody described its towers."""
+    own = any(isinstance(tower, CustomTower) for tower in adapters.towers.values())
+    return type(model).__name__ if own else recipe_of(model).name

@@ -16,7 +16,7 @@ def verify(model: nn.Module) -> nn.Module:
     state and the training mode are left as they were.
 
     Raises:
-        ValueError: `model` is not patched.
+        ValueError: `model` is not patched, or a tower of your own has no `encode` or no `example`.
         RuntimeError: an adapted projection never ran, or an adapter got no gradient, or one that is not finite; the
             message names them.
     """
@@ -96,6 +96,9 @@ def embedding_energy(model: nn.Module) -> Tensor:
     """The sum over adapted towers of the mean square of their embeddings of random inputs."""
     adapters = adapters_of(model)
     weight = next(adapters.projections())[1].weight
+    for tower in adapters.adapted.values():
+        if why := tower.untried(model):
+            raise ValueError(f"verify: {why}")
     inputs = [(tower, fitting(tower.random(model, batch=2), weight)) for tower in adapters.adapted.values()]
     energies = [tower.encode(model, given).float().square().mean() for tower, given in inputs]
     return torch.stack(energies).sum()

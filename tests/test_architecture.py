@@ -113,7 +113,7 @@ def test_public_names():
     contract = {
         "MoraConfig", "PRESETS", "patch", "unpatch", "merge", "disabled", "adapter_parameters", "adapter_state_dict",
         "save_adapter", "load_adapter", "load_official", "save_official", "verify", "summary", "MoraLinear", "keeping",
-        "forget", "MissingModalityClassifier", "Hidden", "PrefixCache", "Savings", "train", "__version__",
+        "forget", "MissingModalityClassifier", "Hidden", "PrefixCache", "Savings", "Tower", "train", "__version__",
     }  # fmt: skip
     assert set(mora.__all__) == contract
     assert {"effective_weight", "gram", "mora_linear"} <= set(mora_kernels.__all__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ from mora.config import one_of
 from mora.patch import admitted, patch
 from mora.system.files import digest, pack_tensors, read_json, read_tensors, write_bytes
 from mora.system.messages import shown
+from mora.towers.custom import described
 from mora.towers.find import towers_of_itself
+from mora.towers.tower import Tower
 from mora.version import __version__
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -52,6 +55,7 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
         "mora_version": __version__,
         "config": replace(adapters.config, backend="auto").to_dict(),
         "layers": adapters.layers(),
+        "towers": {name: {"kind": one.kind, "family": one.family} for name, one in adapters.adapted.items()},
         "base": base,
         "weights_sha256": digest(weights),
     }
@@ -60,7 +64,9 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def load_adapter(model: nn.Module, folder: str | os.PathLike[str], base: str = "same") -> nn.Module:
+def load_adapter(
+    model: nn.Module, folder: str | os.PathLike[str], base: str = "same", towers: Mapping[str, Any] | None = None
+) -> nn.Module:
     """Load adapters saved by `save_adapter` and return the model, patched if it was not yet.
 
     Args:
@@ -68,6 +74,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], base: str = "
         folder: as `save_adapter` wrote it.
         base: "same" refuses base weights that differ from those the adapter was trained on by more than half precision
             does (0.5 % of their norm); "any" insists.
+        towers: of a model of your own that is not patched, as `mora.patch` takes them.
 
     Raises:
         FileNotFoundError: `folder` has no adapter.
@@ -81,10 +88,12 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], base: str = "
     if is_patched(model):
         adapters = adapters_of(model)
         check_same_adapters(str(folder), config, adapters)
-        pairs, config = adapters.pairs, adapters.config
+        pairs, config, own = adapters.pairs, adapters.config, adapters.towers
     else:
-        pairs = admitted(model, towers_of_itself(model), config)
+        own = towers_of_itself(model) if towers is None else described(model, towers)
+        pairs = admitted(model, own, config)
     layers = layers_of(pairs)
+    check_kinds(folder, saved.get("towers"), {name: own[name] for name in layers})
     if saved["layers"] != layers:
         raise ValueError(f"layers: {folder} adapts {saved['layers']}, the model {layers}: expected the same blocks")
     shapes = expected_shapes(pairs, config)
@@ -98,9 +107,21 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], base: str = "
     elif base == "same":
         warnings.warn(f"{folder / CONFIG} does not say which base weights it belongs to: not checked", stacklevel=2)
     if not is_patched(model):
-        patch(model, config)
+        patch(model, config, towers)
     assign(adapters_of(model), tensors, str(folder / WEIGHTS))
     return model
+
+
+def check_kinds(folder: Path, theirs: Any, ours: Mapping[str, Tower]) -> None:
+    """Raise ValueError that names a tower of another family than the one an adapter was trained on."""
+    for modality, tower in ours.items():
+        saved = theirs.get(modality) if isinstance(theirs, dict) else None
+        got = saved if isinstance(saved, dict) else {"family": tower.family}  # earlier versions did not say
+        if got.get("family") != tower.family:
+            raise ValueError(
+                f"towers: {folder} was trained on a tower of kind {shown(got.get('kind'))} ({shown(got.get('family'))}) "
+                f"for {modality!r}, the model's is {tower.kind!r} ({tower.family!r}): expected the same family"
+            )
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def inside(module: nn.Module, name: str) -> str:
 def located(module: Any, path: str) -> tuple[str, Any]:
     """(where, what) `path` names below `module`, seen through wrappers: the path with them in it, None if nothing."""
     here: list[str] = []
-    for name in path.split("."):
+    for name in path.split(".") if path else ():
         owner = inside(module, name) if isinstance(module, nn.Module) else ""
         here += [owner, name] if owner else [name]
         module = getattr(module, name, None)

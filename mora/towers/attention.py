@@ -23,6 +23,8 @@ class MultiheadAttention(PackedAttention):
         super().__init__(original)
         self.embed_dim, self.batch_first = original.embed_dim, original.batch_first
         self.dropout_p = original.dropout
+        # `nn.TransformerEncoderLayer` asks for it before it computes the attention itself, from the frozen weights.
+        self._qkv_same_embed_dim = False
 
     def forward(
         self,
@@ -42,6 +44,10 @@ class MultiheadAttention(PackedAttention):
             )
         if query.dim() != 3:
             raise ValueError(f"query: got shape {tuple(query.shape)}, expected (batch, length, {self.embed_dim})")
+        if query.is_nested:
+            raise ValueError(
+                "query: got a nested tensor, expected nn.TransformerEncoder(..., enable_nested_tensor=False)"
+            )
         if not self.batch_first:
             same = query is key and key is value
             query = query.transpose(0, 1)

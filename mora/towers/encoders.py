@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mora.towers.hugging_face import pooled
 from mora.towers.inputs import ImageInputs
-from mora.towers.kinds import CLIP_MEAN, CLIP_STD, HALF, IMAGENET_MEAN, IMAGENET_STD, model_types
+from mora.towers.kinds import CLIP_MEAN, CLIP_STD, HALF, IMAGENET_MEAN, IMAGENET_STD, IMAGES, model_types
 from mora.towers.processor import beside, normalisation
 from mora.towers.slots import Slot
 from mora.towers.stacks import at, stack_of
@@ -19,6 +19,7 @@ from mora.towers.tower import Tower
 
 # What the image processors of these kinds are made with; those of others say it in a file beside the model.
 STATISTICS = {
+    **{name: (kind.mean, kind.std) for name, kind in IMAGES.items()},
     "flava_image_model": (CLIP_MEAN, CLIP_STD),
     "blip_vision_model": (CLIP_MEAN, CLIP_STD),
     "siglip2_vision_model": (HALF, HALF),
@@ -27,7 +28,7 @@ STATISTICS = {
     "dinov2_with_registers": (IMAGENET_MEAN, IMAGENET_STD),
 }
 PROJECTIONS = {
-    "image": ("visual_projection", "image_projection"),
+    "image": ("visual_projection", "image_projection", "text_projection"),  # ALIGN's image tower ends as wide as that
     "video": ("visual_projection",),
     "audio": ("audio_projection",),
     "text": ("text_projection",),
@@ -43,7 +44,8 @@ def width_of(model: Any, modality: str, encoder: Any) -> int:
         if linears:
             return int(linears[-1].out_features)
     config = encoder.config
-    return int(getattr(config, "hidden_size", None) or config.hidden_dim)
+    pooled_size = getattr(config, "pooler_output_size", None)  # of ViT
+    return int(pooled_size or config.hidden_size)
 
 
 def first(embedded: Tensor) -> Tensor:
@@ -96,8 +98,9 @@ class EncoderImage(ImageInputs):
         known = [STATISTICS[name] for name in model_types(encoder.config) if name in STATISTICS]
         if own := normalisation(model, encoder) or next(iter(known), None):
             return own
+        argument = "missing_image" if self.modality == "image" else f"missing[{self.modality!r}]"
         raise ValueError(
-            f"missing_{self.modality}: got None for a {type(encoder).__name__} without a preprocessor_config.json "
+            f"{argument}: got None for a {type(encoder).__name__} without a preprocessor_config.json "
             "beside it, expected a white input as its own processor makes it"
         )
 

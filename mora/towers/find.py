@@ -56,11 +56,10 @@ def towers_of_itself(model: nn.Module) -> dict[str, Tower]:
 
 
 def models_inside(model: nn.Module) -> list[str]:
-    """ "model.clip" of every model with towers that `model` holds, those of wrappers that only forward left out."""
-    return [
-        f"model.{name}"
-        for name, module in model.named_modules()
-        if name
-        and type(module).__getattr__ is nn.Module.__getattr__
-        and any(recipe.matches(module) for recipe in RECIPES)
-    ]
+    """ "model.clip" of every model with towers that `model` holds; wrappers that only forward, and parts, left out."""
+    found: list[str] = []
+    for name, module in model.named_modules():
+        within = any(f"model.{name}".startswith(f"{outer}.") for outer in found)
+        if name and not within and type(module).__getattr__ is nn.Module.__getattr__:
+            found += [f"model.{name}"] * any(recipe.matches(module) for recipe in RECIPES)
+    return found

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from mora.towers import hugging_face, kinds, open_clip, resnet, text_encoder, timm, two_towers
+from mora.towers import hugging_face, kinds, open_clip, resnet, single, text_encoder, timm, two_towers
 from mora.towers.tower import Tower, descend
 
 
@@ -104,8 +104,24 @@ class Encoders(Recipe):
         return two_towers.towers(model)
 
 
+class Single(Recipe):
+    """The classes of `transformers` that are one tower."""
+
+    name = "transformers, one tower"
+    looked_for = f"a {', '.join((*single.IMAGES, *single.MASKED_TEXTS, *single.TEXTS))}"
+
+    def matches(self, model: Any) -> bool:
+        return single.matches(model)
+
+    def unsupported(self, model: Any) -> list[str]:
+        return single.unsupported(model)
+
+    def towers(self, model: Any) -> dict[str, Tower]:
+        return single.towers(model)
+
+
 # The first that matches is taken.
-RECIPES: tuple[Recipe, ...] = (Encoders(), HuggingFace(), OpenClip())
+RECIPES: tuple[Recipe, ...] = (Encoders(), HuggingFace(), OpenClip(), Single())
 
 
 def at(model: Any, paths: Iterable[str]) -> str:

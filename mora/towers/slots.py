@@ -29,7 +29,7 @@ class Slot(ABC):
         modality: of the tower.
         layer: index of the block in its tower.
         block: what stands in the tower's list of blocks.
-        attention: dotted path of the attention below the block.
+        attention: dotted path of the attention below the block; "" is the block itself.
         path: dotted path of the block in the model.
     """
 
@@ -41,7 +41,7 @@ class Slot(ABC):
         deeper = inside(found, self.key) if self.opens(found) else ""
         here = ".".join(part for part in (here, deeper) if part)
         above, _, self.name = here.rpartition(".")
-        self.parent, self.path = block.get_submodule(above), f"{path}.{here}"
+        self.parent, self.path = block.get_submodule(above), f"{path}.{here}".rstrip(".")
         self.projections: dict[str, MoraLinear] = {}
         self.shared_input: SharedInput | None = None
 
@@ -51,8 +51,8 @@ class Slot(ABC):
 
     @property
     def attention(self) -> Any:
-        """The attention module that stands there now."""
-        return getattr(self.parent, self.name)
+        """The attention module that stands there now: the block, where that holds q, k and v itself."""
+        return getattr(self.parent, self.name) if self.name else self.parent
 
     @abstractmethod
     def linear(self, target: str) -> nn.Linear | PackedSlice:

@@ -82,7 +82,7 @@ class Stack:
 
 
 BERT_LIKE = (Stack("encoder.layer", BERT),)
-CLIP_LIKE = (Stack("encoder.layers", CLIP), Stack("vision_model.encoder.layers", CLIP))
+CLIP_LIKE = tuple(Stack(f"{inner}encoder.layers", CLIP) for inner in ("", "vision_model.", "text_model."))
 VIT_LIKE = (Stack("layers", VIT), Stack("encoder.layer", VIT), Stack("encoder.layer", OLD_VIT))
 # By `model_type`, each with the forms that releases of transformers gave it.
 STACKS: dict[str, tuple[Stack, ...]] = {
@@ -92,6 +92,8 @@ STACKS: dict[str, tuple[Stack, ...]] = {
     "m2m_100": (Stack("layers", CLIP),),
     "altclip_text_model": (Stack("roberta.encoder.layers", BERT), Stack("roberta.encoder.layer", BERT)),
     **dict.fromkeys(("siglip2_vision_model", "xclip_vision_model"), CLIP_LIKE),
+    **dict.fromkeys(("clip_vision_model", "metaclip_2_vision_model", "siglip_vision_model"), CLIP_LIKE),
+    **dict.fromkeys(("clip_text_model", "metaclip_2_text_model", "siglip_text_model"), CLIP_LIKE),
     **dict.fromkeys(("flava_text_model", "flava_image_model"), (Stack("encoder.layer", OLD_VIT),)),
     "clap_audio_model": (Stack("audio_encoder.layers.*.blocks", BERT),),
     "groupvit_vision_model": (Stack("encoder.stages.*.layers", CLIP),),

@@ -22,10 +22,13 @@ class Tower(ABC):
     Attributes:
         modality: its name in the model: "image", "text" or any other.
         kind: what it is, in words.
+        family: kinds of one family hold the same projections under the same names, whatever library made them, so that
+            an adapter of one may be loaded into another.
     """
 
     modality: str
     kind: ClassVar[str]
+    family: ClassVar[str] = "transformer"
 
     @abstractmethod
     def slots(self, model: Any) -> list[Slot]:
@@ -49,6 +52,10 @@ class Tower(ABC):
     @abstractmethod
     def random(self, model: Any, batch: int, generator: torch.Generator | None = None) -> Tensor:
         """Random inputs [batch, ...] that the tower can embed; ValueError when their form cannot be known."""
+
+    def untried(self, model: Any) -> str:
+        """Why the tower cannot be run on random inputs, in words that say what is needed; "" when it can."""
+        return ""
 
     def padding(self, model: Any) -> int | None:
         """The token with which any input may be filled up, as nothing reads it; None where there is none."""

@@ -1,5 +1,7 @@
 """Towers that are encoders of transformers: within open_clip's models, in its own classes, alone."""
 
+import re
+
 import open_clip
 import pytest
 import torch
@@ -79,7 +81,7 @@ def open_clip_model(name, folder):
     return open_clip.CustomTextCLIP(16, vision_cfg=SEES, text_cfg=text).eval()
 
 
-def lives(make, own, tmp_path, empty=None, training=True, **missing):
+def lives(make, own, tmp_path, missing=None, training=True, adapt=None):
     """One model through everything; `own(model, inputs)` embeds by its library's own forward, normalised."""
     base = make().double()
     weights = {name: tensor.clone() for name, tensor in base.state_dict().items()}
@@ -93,8 +95,8 @@ def lives(make, own, tmp_path, empty=None, training=True, **missing):
 
     with torch.no_grad():
         plain, theirs = embed(base), own(base, inputs)
-        identity = embed(mora.patch(make().double(), init="identity").eval())
-    model = randomise(mora.verify(mora.patch(base, dropout=0.0, targets=("q", "k", "v", "out"))))
+        identity = embed(mora.patch(make().double(), init="identity", adapt=adapt).eval())
+    model = randomise(mora.verify(mora.patch(base, dropout=0.0, targets=("q", "k", "v", "out"), adapt=adapt)))
     adapted = embed(model)
     sum(embedding.square().sum() for embedding in adapted).backward()
     dead = [
@@ -105,23 +107,27 @@ def lives(make, own, tmp_path, empty=None, training=True, **missing):
         assert one.shape == (3, towers[modality].width(base))
         assert_parity(modality, two, one, TABLE)
         assert_parity(modality, torch.nn.functional.normalize(one, dim=-1), their, TABLE)
-        assert not torch.allclose(other, one)
+        assert torch.allclose(other, one) == (adapt is not None and adapt[modality] == "frozen")
         assert not torch.allclose(one[0], one[1])
         norms = one.norm(dim=-1)
         assert not torch.allclose(norms, torch.ones_like(norms)), "normalised"
 
     loaded = mora.load_adapter(make().double(), mora.save_adapter(model, tmp_path / "adapter"))
-    if list(towers) == ["image", "text"]:
-        saving, nothing = (
-            mora.MissingModalityClassifier(loaded, 3, empty_text=empty, savings=savings, **missing)
-            for savings in (None, mora.Savings.none())
-        )
-        nothing.head = saving.head
-        present = torch.tensor([True, False, True]), torch.tensor([True, True, False])
-        for mode in (True, False) if training else (False,):
-            for given in ((*inputs.values(), *present), (inputs["image"], None), (None, inputs["text"])):
-                assert_parity("logits", *(one.train(mode)(*given) for one in (saving, nothing)), TABLE)
+    buffers = [(buffer, buffer.clone()) for buffer in loaded.buffers()]
+    saving, nothing = (
+        mora.MissingModalityClassifier(loaded, 3, savings=savings, missing=missing)
+        for savings in (None, mora.Savings.none())
+    )
+    nothing.head = saving.head
+    masks = (torch.tensor([True, False, True]), torch.tensor([True, True, False]))
+    partly = dict(zip(towers, masks, strict=False)) if len(towers) > 1 else None
+    for mode in (True, False) if training else (False,):
+        for given, present in ((inputs, partly), *(({name: rows}, None) for name, rows in inputs.items())):
+            logits = [one.train(mode)(inputs=given, present=present) for one in (saving, nothing)]
+            assert_parity("logits", *logits, TABLE)
     with torch.no_grad():
+        for buffer, before in buffers:  # statistics of batches
+            buffer.copy_(before)
         for modality, one, other in zip(towers, embed(mora.merge(loaded).eval()), adapted, strict=True):
             assert_parity(modality, one, other.detach(), TABLE)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in mora.unpatch(model).state_dict().items())
@@ -137,7 +143,7 @@ def own_open_clip(model, inputs):
 @pytest.mark.parametrize("name", OPEN_CLIP)
 def test_open_clip_s_text_tower_may_be_an_encoder_of_transformers(name, tmp_path):
     *_, empty = OPEN_CLIP[name]
-    given = torch.tensor([7, 2]) if empty is None else None
+    given = {"text": torch.tensor([7, 2])} if empty is None else None
     lives(lambda: open_clip_model(name, tmp_path), own_open_clip, tmp_path, given)
     model = open_clip_model(name, tmp_path)
     tower = towers_of(model)["text"]
@@ -291,8 +297,11 @@ def own_hugging_face(model, inputs):
 
 # Whose tokens of "", or whose white, nothing says.
 GIVEN = {
-    **{name: {"empty": torch.tensor([3, 4])} for name in ("chinese_clip", "flava", "vit_bert", "clip_bert")},
-    "groupvit": {"missing_image": torch.ones(3, IMAGE, IMAGE), "training": False},
+    **{
+        name: {"missing": {"text": torch.tensor([3, 4])}} for name in ("chinese_clip", "flava", "vit_bert", "clip_bert")
+    },
+    "groupvit": {"missing": {"image": torch.ones(3, IMAGE, IMAGE)}, "training": False},
+    "xclip": {"missing": {"video": torch.ones(2, 3, IMAGE, IMAGE)}},
 }
 
 
@@ -308,13 +317,14 @@ def test_classes_of_two_encoders(name, tmp_path):
         ("chinese_clip", "empty_text"),
         ("flava", "empty_text"),
         ("groupvit", "missing_image"),
-        ("xclip", "missing_video"),
+        ("xclip", "missing['video']"),
     ],
 )
 def test_a_substitute_that_nothing_says_is_asked_for(name, argument):
     model = HUGGING_FACE[name]()
-    tower = towers_of(model)[argument.partition("_")[2]]
-    with pytest.raises(ValueError, match=rf"{argument}: got None for a .*, expected"):
+    modality = next(name for name in ("text", "image", "video") if name in argument)
+    tower = towers_of(model)[modality]
+    with pytest.raises(ValueError, match=rf"{re.escape(argument)}: got None for a .*, expected"):
         tower.substitute(model)
 
 
@@ -327,15 +337,25 @@ def test_a_missing_sound_is_silence_as_the_extractor_makes_it():
     torch.testing.assert_close(found, torch.as_tensor(silence["input_features"][0], dtype=torch.float32))
 
 
-def test_a_tower_without_attention_is_named():
-    vision = {"image_size": IMAGE, "hidden_dim": WIDTH, "depthwise_padding": []}
-    model = two_towers("Align", vision, BERT, projection_dim=16)
+def align():
+    vision = {"image_size": IMAGE, "width_coefficient": 0.2, "depth_coefficient": 0.3, "depthwise_padding": []}
+    model = two_towers("Align", vision, BERT, projection_dim=64)
+    for part in model.modules():  # as it is made, numbers vanish on their way up
+        if isinstance(part, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(part.weight)
+    return model
+
+
+def test_a_tower_without_attention_is_named_unless_it_stays_as_it_is(tmp_path):
+    model = align()
     modules = dict(model.named_modules())
     with pytest.raises(
-        ValueError, match=r"the AlignVisionModel at vision_model of model_type 'align_vision_model', whose a"
+        ValueError, match=r"AlignVisionModel at vision_model of model_type 'align_vision_model', whose a"
     ):
         mora.patch(model)
     assert dict(model.named_modules()) == modules
+    missing = {"image": torch.ones(3, IMAGE, IMAGE), "text": torch.tensor([3, 4])}
+    lives(align, own_hugging_face, tmp_path, missing, training=False, adapt={"image": "frozen", "text": "mora"})
 
 
 def test_naflex_images_are_one_tensor():
@@ -353,3 +373,55 @@ def test_naflex_images_are_one_tensor():
         naflex(patches, mask[:, 1:], shapes)
     with pytest.raises(ValueError, match="got 300, expected at most 256"):
         naflex(patches, mask, shapes * 60)
+
+
+SINGLE = {
+    "CLIPVisionModel": ("CLIPVisionConfig", VIT),
+    "CLIPVisionModelWithProjection": ("CLIPVisionConfig", {**VIT, "projection_dim": 16}),
+    "CLIPTextModel": ("CLIPTextConfig", TEXT),
+    "CLIPTextModelWithProjection": ("CLIPTextConfig", {**TEXT, "projection_dim": 16}),
+    "SiglipVisionModel": ("SiglipVisionConfig", VIT),
+    "SiglipTextModel": ("SiglipTextConfig", {**TEXT, "projection_size": 16, "pad_token_id": 1}),
+    "ViTModel": ("ViTConfig", VIT),
+    "Dinov2Model": ("Dinov2Config", VIT),
+    "BertModel": ("BertConfig", BERT),
+    "RobertaModel": ("RobertaConfig", ROBERTA),
+}
+
+
+def single(name):
+    kind, config = SINGLE[name]
+    torch.manual_seed(0)
+    return getattr(transformers, name)(getattr(transformers, kind)(**config)).eval()
+
+
+def own_single(model, inputs):
+    """What the class projects or pools, normalised."""
+    ((modality, given),) = inputs.items()
+    named = {"pixel_values": given} if modality == "image" else {"input_ids": given}
+    if type(model).__name__ in ("BertModel", "RobertaModel"):
+        named["attention_mask"] = (given != model.config.pad_token_id).long()
+    output = model(**named)
+    projected = getattr(output, f"{modality}_embeds", None)
+    return [torch.nn.functional.normalize(output.pooler_output if projected is None else projected, dim=-1)]
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_a_single_encoder(name, tmp_path):
+    lives(lambda: single(name), own_single, tmp_path, {"text": torch.tensor([3, 4])} if name == "BertModel" else None)
+    model = single(name)
+    ((modality, tower),) = towers_of(model).items()
+    if name == "BertModel":
+        with pytest.raises(ValueError, match="empty_text: got None for a BertModel"):
+            tower.substitute(model)
+    else:
+        assert tower.substitute(model).shape == tower.random(model, 2).shape[1:], modality
+
+
+def test_a_single_encoder_without_a_pooler_is_refused():
+    model = transformers.BertModel(transformers.BertConfig(**BERT), add_pooling_layer=False)
+    with pytest.raises(ValueError, match=r"got a BertModel, .*: it has no pooler \(add_pooling_layer=False\)"):
+        towers_of(model)
+    head = transformers.BertForSequenceClassification(transformers.BertConfig(**BERT))
+    with pytest.raises(ValueError, match=r"BertForSequenceClassification, expected the CLIP itself: pass model\.bert"):
+        towers_of(head)
