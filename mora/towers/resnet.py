@@ -129,6 +129,7 @@ class ResNetImage(EncodedImage, CutTower):
     """open_clip's ResNet: one block, the attention that pools; everything below it is frozen."""
 
     kind: ClassVar[str] = "open_clip ResNet"
+    family: ClassVar[str] = "attention pool"
     layout: ClassVar[Layout] = PoolLayout({target: f"attnpool.{name}" for target, name in NAMES.items()})
 
     def slots(self, model: Any) -> list[Slot]:
