@@ -20,7 +20,16 @@ def hold(module: nn.Module, _: Any) -> None:
         module.eval()
 
 
-def hold_statistics(model: nn.Module) -> list[Any]:
-    """Let the frozen batch norms of `model` keep to their statistics; the handles that end it."""
-    found = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    return [module.register_forward_pre_hook(hold) for module in found if module.track_running_stats]
+def hold_statistics(model: nn.Module) -> None:
+    """Let the frozen batch norms of `model` keep to their statistics."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.track_running_stats:
+            module.register_forward_pre_hook(hold)
+
+
+def release_statistics(model: nn.Module) -> None:
+    """Let every batch norm of `model` do again what its mode says."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            for key in [key for key, hook in module._forward_pre_hooks.items() if hook is hold]:
+                del module._forward_pre_hooks[key]

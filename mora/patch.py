@@ -20,6 +20,7 @@ from mora.adapters import (
     restore,
     unwrap,
 )
+from mora.batch_norm import hold_statistics, release_statistics
 from mora.config import MoraConfig, check_fields
 from mora.first_step import await_first_step
 from mora.liveness import check_runs
@@ -63,6 +64,7 @@ def patch(
     adapters.trainable_before = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in own]
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in own)
+    hold_statistics(model)
     model.mora = adapters.train(model.training)
     await_first_step(model, adapters)
     adapters.load_hook = model.register_load_state_dict_pre_hook(keep_adapters_of_a_base_checkpoint)
@@ -173,6 +175,7 @@ def install(model: nn.Module, adapters: Adapters) -> None:
 def forget(model: nn.Module, adapters: Adapters) -> None:
     """Remove the record and its hook, and let train again what trained before."""
     adapters.load_hook.remove()
+    release_statistics(model)
     del model.mora
     trainable = set(adapters.trainable_before)
     for name, parameter in model.named_parameters():

@@ -22,7 +22,7 @@ FLOORS = (
     ("mora.batch_norm", "mora.names", "mora.per_tower"),
     ("mora.config", "mora.tiny"),
     ("mora.data", "mora.metrics"),
-    ("mora.start",),  # from here on what is put into a model
+    ("mora.batch_norm", "mora.start"),  # from here on what is put into a model
     ("mora.factors", "mora.shared_input"),
     ("mora.linear",),
     ("mora.keeping",),

@@ -30,11 +30,11 @@ class Row:
 
     Attributes:
         name: of the configuration.
-        adapted: whether every check passed.
+        adapted: whether every tower is, and every check passed.
         image: kind of the image tower, and its blocks with attention after shrinking.
         text: likewise.
         savings: what of the towers is cut, in words.
-        failed: the first check that did not pass, and why; "" when all did.
+        failed: the first check that did not pass, or the tower that has nothing to adapt, and why; "" when all is well.
         seconds: it took.
     """
 
@@ -60,15 +60,31 @@ def looked_at(name: str, build: Callable[[str], nn.Module] = built) -> Row:
         step[0] = "recognise"
         for modality, tower in towers_of(model).items():
             found[modality] = tower.kind
-        check(model, found, step)
+        why = without_attention(model)
+        check(model, found, step, frozen=set(why))
+        failed = "; ".join([*why.values(), *(["every check passes with it frozen"] if why else [])])
     except Exception as error:  # whatever a model may raise is a row of the table
-        why = " ".join(str(error).split()) or type(error).__name__
-        return Row(name, False, **found, failed=f"{step[0]}: {why}", seconds=time.perf_counter() - began)
-    return Row(name, True, **found, seconds=time.perf_counter() - began)
+        failed = f"{step[0]}: {' '.join(str(error).split()) or type(error).__name__}"
+    return Row(name, not failed, **found, failed=failed, seconds=time.perf_counter() - began)
 
 
-def check(model: nn.Module, found: dict[str, str], step: list[str]) -> None:
-    """Raise what is wrong with a model; `step` says at which check, `found` what was seen on the way."""
+def without_attention(model: nn.Module) -> dict[str, str]:
+    """Why towers of a model cannot be adapted, by modality, where others can."""
+    why = {}
+    towers = towers_of(model)
+    for modality, tower in towers.items():
+        try:
+            tower.slots(model)
+        except ValueError as error:
+            why[modality] = str(error)
+    return why if len(why) < len(towers) else {}
+
+
+def check(model: nn.Module, found: dict[str, str], step: list[str], frozen: set[str]) -> None:
+    """Raise what is wrong with a model; `step` says at which check, `found` what was seen on the way.
+
+    The towers named in `frozen` stay as they are.
+    """
     towers = towers_of(model)
     generator = torch.Generator().manual_seed(1)
     inputs = {m: fitting(t.random(model, ROWS, generator), next(model.parameters())) for m, t in towers.items()}
@@ -76,7 +92,7 @@ def check(model: nn.Module, found: dict[str, str], step: list[str]) -> None:
     with torch.no_grad():
         plain = embedded(model, towers, inputs)
     step[0] = "patch"
-    settings: dict[str, Any] = settings_of(model, towers)
+    settings = settings_of(model, towers, frozen)
     patch(model, init="identity", **settings)
     step[0] = "verify"
     verify(model)
@@ -93,8 +109,8 @@ def check(model: nn.Module, found: dict[str, str], step: list[str]) -> None:
     if dead := [name for name, p in adapter_parameters(model) if p.grad is None or not bool(p.grad.any())]:
         raise CheckError(f"no gradient of {', '.join(dead)}")
     adapted = {modality: embedding.detach() for modality, embedding in adapted.items()}
-    if moved := [modality for modality in adapted if difference(adapted[modality], plain[modality]) < SAME]:
-        raise CheckError(f"adapters change nothing in {', '.join(moved)}")
+    if moved := [m for m in adapted if (difference(adapted[m], plain[m]) < SAME) != (m in frozen)]:
+        raise CheckError(f"adapters change nothing, or what is frozen, in {', '.join(moved)}")
     step[0] = "disabled"
     with disabled(model), torch.no_grad():
         same(embedded(model, towers, inputs), plain)
@@ -108,13 +124,13 @@ def check(model: nn.Module, found: dict[str, str], step: list[str]) -> None:
         raise CheckError("the merged model has other keys")
 
 
-def settings_of(model: nn.Module, towers: dict[str, Tower]) -> dict[str, Any]:
-    """Two blocks of each tower, or one; the output projection where it is square."""
-    slots = {modality: tower.slots(model) for modality, tower in towers.items()}
-    layers = min(2, *(len(each) for each in slots.values()))
-    shapes = [slot.weight("out").shape for each in slots.values() for slot in each[-layers:]]
-    square = all(rows == columns for rows, columns in shapes)
-    return {"targets": ("q", "k", "v", "out") if square else ("q", "k", "v"), "last_layers": layers, "dropout": 0.0}
+def settings_of(model: nn.Module, towers: dict[str, Tower], frozen: set[str]) -> dict[str, Any]:
+    """The last block of each tower, so that the first is frozen; its output projection where that is square."""
+    slots = [tower.slots(model)[-1] for modality, tower in towers.items() if modality not in frozen]
+    square = all(rows == columns for rows, columns in (slot.weight("out").shape for slot in slots))
+    targets = ("q", "k", "v", "out") if square else ("q", "k", "v")
+    adapt = {modality: "frozen" if modality in frozen else "mora" for modality in towers} if frozen else None
+    return {"targets": targets, "last_layers": 1, "dropout": 0.0, "adapt": adapt}
 
 
 def embedded(model: nn.Module, towers: dict[str, Tower], inputs: Embeddings) -> Embeddings:

@@ -21,7 +21,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "fastvit_mci4": {"layers": (1, 1, 1, 1, 1), "embed_dims": (16, 32, 32, 64, 64)},
     "fastvit": {"layers": (1, 1, 1, 2), "embed_dims": (16, 32, 32, 64)},
     "swin": {"depths": (1, 1, 1, 2), "embed_dim": 16, "num_heads": (1, 2, 4, 4), "img_size": 64, "window_size": 2},
-    "vitamin": {"depth": 2, "img_size": 64},
+    "vitamin": {"depth": 2, "embed_dim": WIDTH, "num_heads": HEADS, "img_size": 64},
     "vit_base_mci": {"depth": 2, "img_size": 64},
 }
 # What `transformers` says of the text encoders, by a configuration class of its own.
@@ -67,12 +67,23 @@ def built(name: str) -> nn.Module:
         small_encoders(),
     ):
         model: nn.Module = kind(**config)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if sum(size > 1 for size in parameter.shape) < 2:  # scales and biases that start at next to nothing
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # so that training can be compared
+    start(model)
     return model.double().eval()
+
+
+@torch.no_grad()
+def start(model: nn.Module) -> None:
+    """Draw what a model leaves as the memory was, and move what starts at next to nothing: biases and scales."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        noise = 0.1 * torch.randn(parameter.shape, generator=generator)
+        if not bool(parameter.isfinite().all()) or bool((parameter.abs() > 1e6).any()):
+            parameter.copy_(noise)
+        elif sum(size > 1 for size in parameter.shape) < 2:
+            parameter.add_(noise)
 
 
 def shrunk(config: dict[str, Any]) -> dict[str, Any]:
@@ -102,8 +113,16 @@ def timm_sizes(image: dict[str, Any]) -> dict[str, Any]:
     name = image.get("timm_model_name", "")
     for beginning, sizes in STAGES.items():
         if name.startswith(beginning):
-            return sizes
+            return sizes | ({"embed_cfg": convolutions()} if beginning == "vitamin" else {})
     return {"depth": 2, "embed_dim": WIDTH, "num_heads": HEADS, "img_size": timm_image(image)}
+
+
+def convolutions() -> Any:
+    """The stages below a shrunk ViTamin's blocks."""
+    vitamin: Any = import_module("timm.models.vitamin")
+    norms = vitamin.VitConvCfg(norm_layer="layernorm2d", norm_eps=1e-6)
+    widths = (WIDTH // 4, WIDTH // 2, WIDTH)
+    return vitamin.VitCfg(embed_dim=widths, depths=(1, 1, 1), stem_width=widths[0], conv_cfg=norms, head_type="1d")
 
 
 def timm_image(image: dict[str, Any]) -> int:
@@ -151,5 +170,8 @@ class Encoders:
 
         for part, kind in ENCODERS.items():
             if part in name:
-                return getattr(transformers, kind)(vocab_size=1000, **ENCODER.get(kind, BERT))
+                config = getattr(transformers, kind)(vocab_size=1000, **ENCODER.get(kind, BERT))
+                for key in [key for key in vars(config) if "drop" in key]:
+                    setattr(config, key, 0.0)
+                return config
         raise KeyError(name)

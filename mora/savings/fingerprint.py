@@ -18,7 +18,7 @@ from mora.savings.determinism import probes, why_random
 from mora.savings.store import content
 
 FORMAT = 1
-PACKAGES = ("torch", "open_clip_torch", "transformers", "torchvision", "pillow")
+PACKAGES = ("torch", "open_clip_torch", "timm", "transformers", "torchvision", "pillow")
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 TEXTS = ("", "a photo of a cat", "Crème brûlée, 2 cups \N{DANGO}", "WORDS " * 120, "tail " * 76 + "end")
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from mora.towers.admission import located
 from mora.towers.kinds import model_types
-from mora.towers.layouts import Separate
+from mora.towers.layouts import Fused, Separate
 from mora.towers.slots import Slot
 from mora.towers.tower import descend
 
@@ -23,6 +23,7 @@ def names(q: str, k: str, v: str, out: str) -> dict[str, str]:
 BERT = names("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
 CLIP = names("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj")
 T5 = names("layer.0.SelfAttention.q", "layer.0.SelfAttention.k", "layer.0.SelfAttention.v", "layer.0.SelfAttention.o")
+BLIP = names("self_attn.qkv", "self_attn.qkv", "self_attn.qkv", "self_attn.projection")
 # ViT and what derives from it, today and before transformers 5.
 VIT = names("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj")
 OLD_VIT = names(
@@ -40,7 +41,7 @@ class Stack:
     Attributes:
         path: dotted path of their list below the encoder; "*" stands for every member of a list of lists, from bottom
             to top: "layers.*.blocks".
-        names: dotted paths of q, k, v and out below a block.
+        names: dotted paths of q, k, v and out below a block; one for q, k and v where one linear makes them.
     """
 
     path: str
@@ -69,7 +70,8 @@ class Stack:
 
     def slots(self, modality: str, model: Any, root: str) -> list[Slot]:
         """One slot per block; raises ValueError for a block that holds no such attention."""
-        layout, found = Separate(self.names), list[Slot]()
+        layout = (Fused if self.names["q"] == self.names["k"] else Separate)(self.names)
+        found: list[Slot] = []
         for layer, (path, block) in enumerate(self.blocks(model, root)):
             _, attention = located(block, layout.attention)
             if attention is None or not layout.fits(attention):
@@ -87,7 +89,7 @@ VIT_LIKE = (Stack("layers", VIT), Stack("encoder.layer", VIT), Stack("encoder.la
 # By `model_type`, each with the forms that releases of transformers gave it.
 STACKS: dict[str, tuple[Stack, ...]] = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert"), BERT_LIKE),
-    **dict.fromkeys(("align_text_model", "chinese_clip_text_model", "clap_text_model"), BERT_LIKE),
+    **dict.fromkeys(("align_text_model", "chinese_clip_text_model", "clap_text_model", "blip_text_model"), BERT_LIKE),
     **dict.fromkeys(("t5", "mt5", "umt5"), (Stack("block", T5),)),
     "m2m_100": (Stack("layers", CLIP),),
     "altclip_text_model": (Stack("roberta.encoder.layers", BERT), Stack("roberta.encoder.layer", BERT)),
@@ -95,6 +97,7 @@ STACKS: dict[str, tuple[Stack, ...]] = {
     **dict.fromkeys(("clip_vision_model", "metaclip_2_vision_model", "siglip_vision_model"), CLIP_LIKE),
     **dict.fromkeys(("clip_text_model", "metaclip_2_text_model", "siglip_text_model"), CLIP_LIKE),
     **dict.fromkeys(("flava_text_model", "flava_image_model"), (Stack("encoder.layer", OLD_VIT),)),
+    "blip_vision_model": (Stack("encoder.layers", BLIP),),
     "clap_audio_model": (Stack("audio_encoder.layers.*.blocks", BERT),),
     "groupvit_vision_model": (Stack("encoder.stages.*.layers", CLIP),),
     **dict.fromkeys(("vit", "dinov2", "dinov2_with_registers", "deit"), VIT_LIKE),

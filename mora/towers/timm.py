@@ -40,7 +40,8 @@ class TimmImage(EncodedImage):
         if not found:
             raise ValueError(
                 f"model: the {self.modality} tower is timm's {type(model.visual.trunk).__name__}, which has no "
-                f"attention with q, k, v to adapt: adapt the text tower alone, adapt={{{self.modality!r}: 'frozen'}}"
+                "attention with q, k, v to adapt: adapt the text tower alone, "
+                f"adapt={{{self.modality!r}: 'frozen', 'text': 'mora'}}"
             )
         return found
 

@@ -13,6 +13,7 @@ from mora.towers.tower import Tower
 MODELS = (
     "align",
     "altclip",
+    "blip",
     "chinese_clip",
     "clap",
     "flava",

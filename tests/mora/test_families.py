@@ -115,8 +115,8 @@ def test_what_does_not_work_is_refused_before_anything_is_changed(name):
 KNOWN = {
     **dict.fromkeys(["CLIPModel", "CLIPSegModel", "MetaClip2Model", "OwlViTModel", "Owlv2Model", "SiglipModel"], True),
     **dict.fromkeys(["Siglip2Model", "XCLIPModel", "AltCLIPModel", "ChineseCLIPModel", "GroupViTModel"], True),
-    **dict.fromkeys(["AlignModel", "VisionTextDualEncoderModel"], True),
-    **dict.fromkeys(["Aimv2Model", "BlipModel", "Tipsv2Model", "VideoPrismClipModel"], False),
+    **dict.fromkeys(["AlignModel", "BlipModel", "VisionTextDualEncoderModel"], True),
+    **dict.fromkeys(["Aimv2Model", "Tipsv2Model", "VideoPrismClipModel"], False),
 }
 
 

@@ -152,21 +152,21 @@ def test_a_tower_that_is_not_cut_is_not_tried(made):
 
 
 def test_a_tower_of_another_library_runs_beside_one_that_is_cut():
-    """open_clip's image tower may be a ResNet: a classifier takes it, `patch` names it."""
+    """open_clip's image tower may be a ConvNeXt: a classifier takes it, `patch` names it."""
     torch.manual_seed(0)
-    vision = {"layers": [1, 1, 1, 1], "width": 16, "image_size": IMAGE, "patch_size": None}
+    vision = {"timm_model_name": "convnext_atto", "timm_pool": "", "timm_proj": "linear", "image_size": IMAGE}
     text = {"layers": 3, "width": 48, "heads": 4, "vocab_size": VOCABULARY, "context_length": 16}
     model = open_clip.CLIP(embed_dim=32, vision_cfg=vision, text_cfg=text).requires_grad_(False).eval()
     saving, nothing = (mora.MissingModalityClassifier(model, 3, savings=s).eval() for s in (None, mora.Savings.none()))
     nothing.head = saving.head
     assert saving.saved() == [
-        "image: runs from end to end: towers of kind 'open_clip image of another library' run whole",
+        "image: runs from end to end: towers of kind 'timm image' run whole",
         "text: all 3 blocks frozen, last block for the pooled row only, texts trimmed",
     ]
     present = torch.tensor([True, False, True]), torch.tensor([True, True, False])
     for given in ((images(), tokens(), *present), (None, tokens()), (images(), None)):
         assert_parity("logits", saving(*given), nothing(*given), TABLE)
-    with pytest.raises(ValueError, match=r"looked for the image tower's blocks at visual\.transformer\.resb"):
+    with pytest.raises(ValueError, match="the image tower is timm's ConvNeXt, which has no attention"):
         mora.patch(model)
 
 
