@@ -35,9 +35,8 @@ def test_every_kind_of_configuration_is_adapted(name):
 def test_a_model_without_attention_is_a_row_that_says_why():
     row = looked_at("convnext_tiny")
     assert not row.adapted and row.image == "timm image"
-    assert row.failed.startswith(
-        "patch: model: the image tower is timm's ConvNeXt, which has no attention with q, k, v"
-    )
+    assert row.failed.startswith("model: the image tower is timm's ConvNeXt, which has no attention with q, k, v to ad")
+    assert row.failed.endswith("; every check passes with it frozen") and "last block for the pooled row" in row.savings
 
 
 def silent(name):
