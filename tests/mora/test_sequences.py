@@ -140,8 +140,12 @@ OPTIMIZERS = [
 
 
 def optimizer(world, number):
-    """A step in the mode the model is in; in half precision AdamW's eps is 0, so SGD."""
+    """A step in the mode the model is in; in half precision AdamW's eps is 0, so SGD.
+
+    Of a bounded length: weights that run away are compared by their rounding, not by what was computed.
+    """
     world.gradients()
+    torch.nn.utils.clip_grad_norm_(world.trained(), 1.0)
     OPTIMIZERS[number % len(OPTIMIZERS) if world.dtype != torch.float16 else 0](world.trained()).step()
 
 
