@@ -7,7 +7,7 @@ import torch
 import transformers
 
 import mora
-from mora_kernels import reference
+from mora_kernels import effective_weight
 from tests.mora.models import CONTEXT, IMAGE, VOCABULARY, embed
 
 LAYERS, WIDTH, EMBEDDING = 2, 32, 24
@@ -92,7 +92,8 @@ class Oracle:
                     ]
                     weight = frozen_weight(self.model, modality, layer, target)
                     gram = None if config.variant == "no-gram" else [common[1]]
-                    weight.copy_(reference.effective_weight(weight.clone(), common[0], gram, *part, config.alpha))
+                    made = effective_weight(weight.clone(), common[0], gram, *part, config.alpha, backend="reference")
+                    weight.copy_(made)
         return self
 
     @torch.no_grad()

@@ -150,7 +150,7 @@ DIGITS = 10**5000  # more than Python prints
 # The backend is not part of an adapter: what a file says of it is not read.
 @pytest.mark.parametrize("field", [name for name in mora.MoraConfig.__dataclass_fields__ if name != "backend"])
 def test_a_configuration_of_any_wrong_type_names_the_field_and_the_file(field, saved):
-    allowed = {"common_rank": [None], "first_layer": [None]}.get(field, [])
+    allowed = {name: [None] for name in ("common_rank", "first_layer", "layers", "adapt")}.get(field, [])
     model = hugging_face_model()
     before = snapshot(model)
     for value in WRONG:
