@@ -196,7 +196,7 @@ class MissingModalityClassifier(nn.Module):
         """Drop all that is kept of the model, as `mora.forget(self)`, and what was found out about its towers."""
         forget(self)
         for runner in self.runners.values():
-            runner.plans.forget()
+            runner.forget()
 
 
 def batch_size(given: Mapping[str, Tensor | Hidden], towers: Iterable[str]) -> int:

@@ -173,16 +173,21 @@ class Runner:
 
         On the CPU, and for no texts: a substitute of hundreds of rows takes longer than to read the weights once.
         """
-        if self.trims or substitute.device.type != "cpu" or self.plan(model, substitute).whole:
+        if self.trims or substitute.device.type != "cpu" or (plan := self.plan(model, substitute)).whole:
             return make()
         clip = self.clip(model)
         others = self.plans.get("others", (id(clip),), lambda: self.modules_of_others(clip))
         state = contents(clip, others, substitute, frozen=name == "prefix")
         if state is None:
             return make()
-        state = (*state, switches_of(clip), precision(substitute.device), self.plan(model, substitute), self.savings)
+        state = (*state, switches_of(clip), precision(substitute.device), plan, self.savings)
         mode = "inference" if torch.is_inference_mode_enabled() else "plain"
         return self.rows.get(f"{name} {mode}", state, make)
+
+    def forget(self) -> None:
+        """Drop what was found out about the tower, and the rows that are kept of it."""
+        self.plans.forget()
+        self.rows.forget()
 
     def modules_of_others(self, clip: Any) -> list[nn.Module]:
         """The modules within the blocks of the other towers, of which this one reads nothing."""

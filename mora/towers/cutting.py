@@ -74,7 +74,8 @@ class CutTower(Tower):
         return rows
 
     def slots(self, model: Any) -> list[Slot]:
-        return self.layout.slots(self.modality, self.list_of(model), self.path)
+        blocks = ((f"{self.path}.{index}", block) for index, block in enumerate(self.list_of(model)))
+        return self.layout.slots(self.modality, blocks)
 
     def list_of(self, model: Any) -> nn.ModuleList:
         """The module list that holds the blocks."""

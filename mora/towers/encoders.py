@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from mora.towers.hugging_face import pooled
-from mora.towers.inputs import ImageInputs
+from mora.towers.inputs import ImageInputs, sides
 from mora.towers.kinds import CLIP_MEAN, CLIP_STD, HALF, IMAGENET_MEAN, IMAGENET_STD, IMAGES, model_types
 from mora.towers.processor import beside, normalisation
 from mora.towers.slots import Slot
-from mora.towers.stacks import at, stack_of
+from mora.towers.stacks import stack_of
 from mora.towers.text_encoder import EncoderText
-from mora.towers.tower import Tower
+from mora.towers.tower import Tower, descend
 
 # What the image processors of these kinds are made with; those of others say it in a file beside the model.
 STATISTICS = {
@@ -87,14 +87,13 @@ class EncoderImage(ImageInputs):
         return first(pooled(model.get_image_features(pixel_values=inputs)))
 
     def width(self, model: Any) -> int:
-        return width_of(model, self.modality, at(model, self.root))
+        return width_of(model, self.modality, descend(model, self.root))
 
     def size(self, model: Any) -> tuple[int, int]:
-        size = at(model, self.root).config.image_size
-        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        return sides(descend(model, self.root).config.image_size)
 
     def statistics(self, model: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        encoder = at(model, self.root)
+        encoder = descend(model, self.root)
         known = [STATISTICS[name] for name in model_types(encoder.config) if name in STATISTICS]
         if own := normalisation(model, encoder) or next(iter(known), None):
             return own
@@ -116,7 +115,7 @@ class EncoderVideo(EncoderImage):
 
     def frames(self, model: Any) -> int:
         """Frames of a video."""
-        return int(at(model, self.root).config.num_frames)
+        return int(descend(model, self.root).config.num_frames)
 
     def substitute(self, model: Any) -> Tensor:
         """White frames, preprocessed, [frames, 3, H, W] float32."""
@@ -146,16 +145,16 @@ class EncoderAudio(Tower):
 
     def encode(self, model: Any, inputs: Tensor) -> Tensor:
         longer = (inputs != inputs[:, :1]).flatten(1).any(dim=1, keepdim=True)
-        return model.audio_projection(at(model, self.root)(input_features=inputs, is_longer=longer).pooler_output)
+        return model.audio_projection(descend(model, self.root)(input_features=inputs, is_longer=longer).pooler_output)
 
     def width(self, model: Any) -> int:
-        return width_of(model, self.modality, at(model, self.root))
+        return width_of(model, self.modality, descend(model, self.root))
 
     def shape(self, model: Any) -> tuple[int, int, int]:
         """(channels, T, mels) of one input: T by the extractor beside the model, by default that of ten seconds."""
         from mora.system.files import read_json
 
-        config = at(model, self.root).config
+        config = descend(model, self.root).config
         path = beside(model, "preprocessor_config.json")
         settings = {} if path is None else read_json(path)
         seconds, rate, hop = (
@@ -189,7 +188,7 @@ class NaflexImage(EncoderImage):
 
     def patches(self, model: Any) -> tuple[int, int]:
         """(patches of an image, numbers of a patch)."""
-        config = at(model, self.root).config
+        config = descend(model, self.root).config
         return int(config.num_patches), int(config.num_channels * config.patch_size**2)
 
     def substitute(self, model: Any) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mora.towers import kinds
 from mora.towers.cutting import CutTower, alone, pick
 from mora.towers.feed_forward import feed_forward
-from mora.towers.inputs import ImageInputs, TokenInputs
+from mora.towers.inputs import ImageInputs, TokenInputs, sides
 from mora.towers.layouts import Layout, Separate
 from mora.towers.processor import normalisation
 
@@ -72,8 +72,7 @@ class HuggingFaceImage(ImageInputs, HuggingFaceTower):
         return int(model.vision_model.config.hidden_size if projection is None else projection.out_features)
 
     def size(self, model: Any) -> tuple[int, int]:
-        size = model.vision_model.config.image_size
-        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        return sides(model.vision_model.config.image_size)
 
     def statistics(self, model: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
         kind = kinds.image_kind(model)
@@ -113,8 +112,7 @@ class HuggingFaceText(TokenInputs, HuggingFaceTower):
         return int(last.out_features)
 
     def substitute(self, model: Any) -> Tensor:
-        tokens, length = kinds.empty_tokens(model), model.text_model.config.max_position_embeddings
-        return torch.tensor([*tokens, *[tokens[-1]] * length][:length])
+        return kinds.empty_text(model)
 
     def frame(self, model: Any) -> tuple[int, int, int] | None:
         return kinds.text_frame(model)

@@ -35,6 +35,11 @@ class ImageInputs(Tower):
         return torch.randn(batch, 3, *self.size(model), generator=generator)
 
 
+def sides(size: Any) -> tuple[int, int]:
+    """Height and width of an image by a configuration, which gives one number where they are equal."""
+    return (int(size[0]), int(size[1])) if isinstance(size, (tuple, list)) else (size, size)
+
+
 @dataclass(frozen=True)
 class TokenInputs(Tower):
     """A tower of token ids [B, L]; its substitute is that of "", [L] int64."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -127,6 +128,12 @@ def empty_tokens(model: Any) -> list[int]:
             "token ids of an empty text"
         )
     return [end, pad]
+
+
+def empty_text(model: Any) -> Tensor:
+    """Token ids of "", [L] int64, the last of them repeated; ValueError where the configuration does not say which."""
+    tokens, length = empty_tokens(model), model.text_model.config.max_position_embeddings
+    return torch.tensor([*tokens, *[tokens[-1]] * length][:length])
 
 
 def is_token(given: Any, size: int) -> bool:

@@ -32,17 +32,17 @@ class Layout(ABC):
     def slot(self, modality: str, layer: int, block: nn.Module, path: str) -> Slot:
         """The slot of one block that stands at `path` in the model."""
 
-    def slots(self, modality: str, blocks: Iterable[nn.Module], path: str) -> list[Slot]:
-        """One slot per block of a list at `path`; raises ValueError for a block whose attention does not fit."""
+    def slots(self, modality: str, blocks: Iterable[tuple[str, nn.Module]]) -> list[Slot]:
+        """One slot per (dotted path in the model, block); raises ValueError for one whose attention does not fit."""
         found: list[Slot] = []
-        for layer, block in enumerate(blocks):
+        for layer, (path, block) in enumerate(blocks):
             _, attention = located(block, self.attention)
             if attention is None or not self.fits(attention):
                 raise ValueError(
-                    f"model: looked for an attention with q, k, v at {path}.{layer}.{self.attention}, found "
+                    f"model: looked for an attention with q, k, v at {path}.{self.attention}, found "
                     f"{type(attention).__name__}"
                 )
-            found.append(self.slot(modality, layer, block, f"{path}.{layer}"))
+            found.append(self.slot(modality, layer, block, path))
         return found
 
 

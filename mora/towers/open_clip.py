@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mora.towers.attention import MultiheadAttention, OpenClipAttention
 from mora.towers.cutting import CutTower, pick
 from mora.towers.feed_forward import feed_forward
-from mora.towers.inputs import ImageInputs, TokenInputs
+from mora.towers.inputs import ImageInputs, TokenInputs, sides
 from mora.towers.kinds import CLIP_MEAN, CLIP_STD, CLIP_VOCABULARY
 from mora.towers.layouts import Layout, Packed
 from mora.towers.slots import Slot
@@ -84,8 +84,7 @@ class EncodedImage(ImageInputs):
         return int(model.visual.output_dim)
 
     def size(self, model: Any) -> tuple[int, int]:
-        size = model.visual.image_size
-        return (int(size[0]), int(size[1])) if isinstance(size, (tuple, list)) else (size, size)
+        return sides(model.visual.image_size)
 
     def statistics(self, model: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
         settings = getattr(model.visual, "preprocess_cfg", None) or {}

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from mora.towers import kinds
@@ -87,8 +86,7 @@ class SingleText(TokenInputs):
 
     def substitute(self, model: Any) -> Tensor:
         """Token ids of "", [L] int64; ValueError where the configuration does not say what they are."""
-        tokens, length = kinds.empty_tokens(around(model)), model.config.max_position_embeddings
-        return torch.tensor([*tokens, *[tokens[-1]] * length][:length])
+        return kinds.empty_text(around(model))
 
     def frame(self, model: Any) -> tuple[int, int, int] | None:
         return kinds.text_frame(around(model))

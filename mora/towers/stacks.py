@@ -52,15 +52,15 @@ class Stack:
         found = [root]
         for name in self.path.split("."):
             if name == "*":
-                found = [f"{path}.{index}" for path in found for index in range(len(at(model, path)))]
+                found = [f"{path}.{index}" for path in found for index in range(len(descend(model, path)))]
             else:
-                found = [f"{path}.{name}".lstrip(".") for path in found if hasattr(at(model, path), name)]
-        return [path for path in found if isinstance(at(model, path), nn.ModuleList)]
+                found = [f"{path}.{name}".lstrip(".") for path in found if hasattr(descend(model, path), name)]
+        return [path for path in found if isinstance(descend(model, path), nn.ModuleList)]
 
     def blocks(self, model: Any, root: str) -> Iterator[tuple[str, nn.Module]]:
         """(dotted path in the model, block) from bottom to top."""
         for path in self.lists(model, root):
-            for index, block in enumerate(at(model, path)):
+            for index, block in enumerate(descend(model, path)):
                 yield f"{path}.{index}", block
 
     def fits(self, model: Any, root: str) -> bool:
@@ -71,16 +71,7 @@ class Stack:
     def slots(self, modality: str, model: Any, root: str) -> list[Slot]:
         """One slot per block; raises ValueError for a block that holds no such attention."""
         layout = (Fused if self.names["q"] == self.names["k"] else Separate)(self.names)
-        found: list[Slot] = []
-        for layer, (path, block) in enumerate(self.blocks(model, root)):
-            _, attention = located(block, layout.attention)
-            if attention is None or not layout.fits(attention):
-                raise ValueError(
-                    f"model: looked for an attention with q, k, v at {path}.{layout.attention}, found "
-                    f"{type(attention).__name__}"
-                )
-            found.append(layout.slot(modality, layer, block, path))
-        return found
+        return layout.slots(modality, self.blocks(model, root))
 
 
 BERT_LIKE = (Stack("encoder.layer", BERT),)
@@ -104,11 +95,6 @@ STACKS: dict[str, tuple[Stack, ...]] = {
 }
 
 
-def at(model: Any, path: str) -> Any:
-    """The module at a dotted path, the model itself for ""."""
-    return descend(model, path) if path else model
-
-
 def config_of(encoder: Any) -> Any:
     """The configuration of an encoder, None where it has none."""
     return getattr(encoder, "config", None)
@@ -116,7 +102,7 @@ def config_of(encoder: Any) -> Any:
 
 def stack_of(model: Any, root: str) -> Stack:
     """The stack of the encoder at a dotted path; raises ValueError, which names it, for one without a known one."""
-    encoder = at(model, root)
+    encoder = descend(model, root)
     types = model_types(config_of(encoder))
     known = [stack for name in types for stack in STACKS.get(name, ())]
     for stack in known:

@@ -15,9 +15,9 @@ from torch import Tensor
 from mora.towers.kinds import model_types
 from mora.towers.open_clip import OtherText
 from mora.towers.slots import Slot
-from mora.towers.stacks import at, config_of, stack_of
+from mora.towers.stacks import config_of, stack_of
 from mora.towers.tokenizer import empty_text
-from mora.towers.tower import Tower
+from mora.towers.tower import Tower, descend
 
 LENGTH = 77  # tokens of a substitute: open_clip's own default; a longer text's is filled up with padding
 BEGIN_END, END = ("bos_token_id", "eos_token_id"), ("eos_token_id",)
@@ -51,7 +51,7 @@ class EncoderText(Tower):
 
     def encoder(self, model: Any) -> Any:
         """The encoder itself."""
-        return at(model, self.root)
+        return descend(model, self.root)
 
     def mask(self, model: Any, inputs: Tensor) -> Tensor:
         """int64 [B, L], 0 at padding."""
@@ -119,5 +119,5 @@ class OpenClipEncoder(EncoderText):
 
 def of_open_clip(model: Any) -> Tower:
     """The text tower of an open_clip model that is not open_clip's own transformer."""
-    encoder = hasattr(at(model, "text.transformer"), "config")
+    encoder = hasattr(descend(model, "text.transformer"), "config")
     return OpenClipEncoder("text", "text.transformer") if encoder else OtherText("text")

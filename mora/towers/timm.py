@@ -123,7 +123,7 @@ def image_tower(modality: str, model: Any) -> TimmImage:
     """The tower of a model whose `visual.trunk` is timm's."""
     blocks = descend(model, BLOCKS)
     plain_list = isinstance(blocks, (nn.Sequential, nn.ModuleList)) and len(blocks) > 0
-    if plain_list and all(attention_name(block) for block in blocks):  # type: ignore[union-attr]
+    if plain_list and all(attention_name(block) for block in blocks):
         return TimmTransformer(modality, BLOCKS)
     return TimmImage(modality)
 

@@ -66,10 +66,10 @@ class Tower(ABC):
         return [slot.block for slot in self.slots(model)]
 
 
-def descend(model: Any, path: str) -> nn.Module | None:
-    """The module at a dotted path, or None."""
-    found: nn.Module | None = model
-    for name in path.split("."):
+def descend(model: Any, path: str) -> Any:
+    """The module at a dotted path, or None; the model itself for ""."""
+    found = model
+    for name in path.split(".") if path else ():
         found = getattr(found, name, None)
     return found
 

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mora.towers import encoders, hugging_face, kinds
-from mora.towers.stacks import at
-from mora.towers.tower import Tower
+from mora.towers.tower import Tower, descend
 
 # Classes of which somebody looked at how they embed, by the `model_type` of their configuration.
 MODELS = (
@@ -39,7 +38,7 @@ def parts(model: Any) -> dict[str, str]:
     return {
         modality: root
         for modality, root, method in PARTS
-        if at(model, root) is not None and callable(getattr(model, method, None))
+        if descend(model, root) is not None and callable(getattr(model, method, None))
     }
 
 
@@ -50,11 +49,11 @@ def matches(model: Any) -> bool:
 
 def cut(model: Any, modality: str, root: str) -> bool:
     """Whether an encoder is CLIP's or like it, so that its tower can be cut in two."""
-    types = kinds.model_types(getattr(at(model, root), "config", None))
+    types = kinds.model_types(getattr(descend(model, root), "config", None))
     if modality == "image":
-        return at(model, hugging_face.IMAGE_BLOCKS) is not None and any(name in kinds.IMAGES for name in types)
+        return descend(model, hugging_face.IMAGE_BLOCKS) is not None and any(name in kinds.IMAGES for name in types)
     if modality == "text":
-        return at(model, hugging_face.TEXT_BLOCKS) is not None and any(name in kinds.TEXTS for name in types)
+        return descend(model, hugging_face.TEXT_BLOCKS) is not None and any(name in kinds.TEXTS for name in types)
     return False
 
 
@@ -62,7 +61,7 @@ def unsupported(model: Any) -> list[str]:
     """Why a model of these classes cannot be used, a reason each."""
     reasons = []
     for modality, root in parts(model).items():
-        encoder = at(model, root)
+        encoder = descend(model, root)
         if cut(model, modality, root):
             reasons += kinds.image_misfits(model) if modality == "image" else kinds.text_misfits(model)
             continue
@@ -87,7 +86,7 @@ def tower(model: Any, modality: str, root: str) -> Tower:
         if modality == "image":
             return hugging_face.HuggingFaceImage(modality, hugging_face.IMAGE_BLOCKS)
         return hugging_face.HuggingFaceText(modality, hugging_face.TEXT_BLOCKS)
-    if "siglip2_vision_model" in kinds.model_types(at(model, root).config):
+    if "siglip2_vision_model" in kinds.model_types(descend(model, root).config):
         return encoders.NaflexImage(modality, root)
     whole: dict[str, Callable[[str, str], Tower]] = {
         "image": encoders.EncoderImage,

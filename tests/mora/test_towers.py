@@ -57,6 +57,11 @@ class Made(nn.Module):
         )
 
 
+def placed(blocks, path):
+    """(dotted path in the model, block) of a list."""
+    return ((f"{path}.{index}", block) for index, block in enumerate(blocks))
+
+
 @dataclass(frozen=True)
 class MadeTower(Tower):
     """No more than a kind of tower needs."""
@@ -65,7 +70,7 @@ class MadeTower(Tower):
     kind = "made up"
 
     def slots(self, model):
-        return Separate(NAMES).slots(self.modality, model.stacks[self.modality], f"stacks.{self.modality}")
+        return Separate(NAMES).slots(self.modality, placed(model.stacks[self.modality], f"stacks.{self.modality}"))
 
     def encode(self, model, inputs):
         for block in model.stacks[self.modality]:
@@ -194,7 +199,7 @@ def test_projections_may_have_any_names():
     parts = {"q": "query", "k": "key", "v": "value"}
     names = {target: f"attention.self.{name}" for target, name in parts.items()} | {"out": "attention.output.dense"}
     layout = Separate(names)
-    slots = layout.slots("text", model.encoder.layer, "encoder.layer")
+    slots = layout.slots("text", placed(model.encoder.layer, "encoder.layer"))
     assert [slot.path for slot in slots] == ["encoder.layer.0.attention", "encoder.layer.1.attention"]
     assert slots[1].attention is model.encoder.layer[1].attention
     assert slots[1].linear("q") is model.encoder.layer[1].attention.self.query
@@ -207,4 +212,4 @@ def test_projections_may_have_any_names():
         slots[0].linear("q")
     lacking = Separate({"q": "attention.self.query", "v": "attention.self.value"})
     with pytest.raises(ValueError, match="has no 'out', expected some of q, v"):
-        lacking.slots("text", model.encoder.layer, "encoder.layer")[1].linear("out")
+        lacking.slots("text", placed(model.encoder.layer, "encoder.layer"))[1].linear("out")
