@@ -15,6 +15,7 @@ from mora.shared_input import SharedInput
 from mora.start import factor_dtype
 from mora.switch import Switch
 from mora.towers.find import towers_of
+from mora.towers.packed import PACKED
 from mora.towers.slots import Slot
 from mora.towers.tower import Tower
 from mora_kernels import Group
@@ -42,7 +43,8 @@ class Adapters(nn.Module):
             modality, slot = next(iter(pair.items()))
             weight = slot.linear(config.targets_of(modality)[0]).weight
             widths = {modality: slot.width(config.targets_of(modality)) for modality, slot in pair.items()}
-            self.common.append(CommonFactors(widths, config.shared_rank, factor_dtype(weight), weight.device))
+            others = {modality: slot.further(config.targets_of(modality)) for modality, slot in pair.items()}
+            self.common.append(CommonFactors(widths, config.shared_rank, factor_dtype(weight), weight.device, others))
 
     def _load_from_state_dict(self, *args: Any) -> None:
         """As in `nn.Module`; the common factors have memory where the weights have (`load_state_dict(assign=True)`)."""
@@ -67,7 +69,7 @@ class Adapters(nn.Module):
             yield common
 
     def slots(self) -> Iterator[Slot]:
-        """Every adapted attention block."""
+        """Every adapted block."""
         for pair in self.pairs:
             yield from pair.values()
 
@@ -85,7 +87,7 @@ class Adapters(nn.Module):
             projection.join(self.group, index)
             projection.switch = self.switch
         for slot in self.slots():
-            together = [projection for target, projection in slot.projections.items() if target != "out"]
+            together = [projection for target, projection in slot.projections.items() if target in PACKED]
             if len(together) > 1:
                 shared_input = SharedInput(together)
                 slot.watch(shared_input)

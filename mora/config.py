@@ -57,8 +57,8 @@ class MoraConfig:
         common_rank: rank r_c of the factors that the towers share; None means `rank`.
         alpha: plain factor of both updates, not divided by the rank; positive, at most a million.
         dropout: probability in [0, 1) of dropping an input element of an adapted projection, base path included.
-        targets: which projections of an attention block; a subset of "q", "k", "v", "out". Names of PEFT and
-            transformers are read ("q_proj", "query", "to_q", "out_proj") and kept as these.
+        targets: which projections of a block; a subset of "q", "k", "v", "out" (attention), "fc1", "fc2" (MLP). Names
+            of PEFT and transformers are read ("q_proj", "query", "to_q", "out_proj", "c_fc") and kept as these.
         last_layers: adapt the last n blocks of each tower; towers may differ in depth, see `pair_layers`. By tower, a
             block that has no counterpart stands alone.
         first_layer: adapt from this block index on instead; needs towers of equal depth, or pair_layers="bottom".

@@ -24,7 +24,7 @@ def check_runs(model: nn.Module, adapters: Adapters) -> None:
     transformers' own, or where weights are on the meta device. Else every adapted tower runs once on a small input, in
     eval mode, without gradient; the random state is left as it was, and users' hooks do not see it.
     """
-    strange = untrusted(model, [slot.path for slot in adapters.slots()])
+    strange = untrusted(model, [path for slot in adapters.slots() for path in slot.paths])
     projections = dict(adapters.projections())
     if not strange or any(projection.weight.is_meta for projection in projections.values()):
         return

@@ -1,15 +1,17 @@
-"""What other libraries call a field or a projection, and what it is here."""
+"""The targets, and what other libraries call them and the fields of a configuration."""
 
 from __future__ import annotations
 
-TARGETS = ("q", "k", "v", "out")
+ATTENTION = ("q", "k", "v", "out")
+MLP = ("fc1", "fc2")
+TARGETS = (*ATTENTION, *MLP)
 OTHER_NAMES = {
     "r": "rank",
     "lora_rank": "rank",
     "lora_alpha": "alpha, which is not divided by the rank: alpha = lora_alpha / r",
     "scaling": "alpha",
     "lora_dropout": "dropout",
-    "target_modules": 'targets, out of "q", "k", "v", "out"',
+    "target_modules": 'targets, out of "q", "k", "v", "out", "fc1", "fc2"',
     "layers_to_transform": "layers, last_layers or first_layer",
     "rank_pattern": 'rank, which may be {"image": {10: 4, 11: 8}, "text": 4}',
     "alpha_pattern": 'alpha, which may be {"image": 0.01, "text": 0.1}',
@@ -25,11 +27,11 @@ SYNONYMS = {
     "query": "q",
     "key": "k",
     "value": "v",
+    **dict.fromkeys(("fc1", "c_fc", "lin1", "linear1", "up_proj"), "fc1"),
+    **dict.fromkeys(("fc2", "c_proj", "lin2", "linear2", "down_proj"), "fc2"),
 }
 PACKED_NAMES = ("in_proj", "in_proj_weight", "qkv", "attn", "self_attn")
-MLP_NAMES = (
-    "mlp", "fc1", "fc2", "c_fc", "c_proj", "lin1", "lin2", "linear1", "linear2", "up_proj", "gate_proj", "down_proj",
-)  # fmt: skip
+MLP_NAMES = ("mlp", "ffn", "feed_forward", "gate_proj")
 
 
 def target_of(name: str) -> str | None:
@@ -44,5 +46,5 @@ def target_hint(target: object) -> str:
     if last in PACKED_NAMES:
         return " (its parts are 'q', 'k', 'v' here)"
     if last in MLP_NAMES:
-        return " (a linear of the MLP, whose weight is not square: only attention is adapted so far)"
+        return " (the linears of the MLP are 'fc1' and 'fc2' here)"
     return ""

@@ -10,6 +10,7 @@ from torch import nn
 from mora.adapters import Pair
 from mora.config import MoraConfig
 from mora.per_tower import of
+from mora.towers.block import whole
 from mora.towers.slots import Slot
 from mora.towers.tower import Tower
 
@@ -35,6 +36,7 @@ def slots_of(model: nn.Module, towers: Mapping[str, Tower], config: MoraConfig) 
                 raise
             modes = ", ".join(f"{name!r}: {'mora' if name in others else 'frozen'!r}" for name in towers)
             raise ValueError(f"{error}; or leave it as it is and adapt the rest: adapt={{{modes}}}") from error
+        found[modality] = [whole(slot, config.targets_of(modality)) for slot in found[modality]]
     return found
 
 

@@ -47,8 +47,8 @@ def patch(
 
     Raises:
         TypeError: an override that is no field of `MoraConfig`; the message lists them.
-        ValueError: unknown model, already patched, no such block, unequal depths with `first_layer`, a projection
-            that is not square, a rank above the width; nothing was changed then.
+        ValueError: unknown model, already patched, no such block, unequal depths with `first_layer`, a block without
+            such a projection, a rank above the width; nothing was changed then.
     """
     if config is not None and not isinstance(config, MoraConfig):
         raise TypeError(f"config: got {type(config).__name__}, expected a MoraConfig or None")
@@ -134,7 +134,7 @@ def frozen_slots(model: nn.Module, towers: Mapping[str, Tower], adapted: Collect
 
 
 def check_pairs(pairs: list[Pair], config: MoraConfig) -> None:
-    """Raise ValueError unless every block has a rank and every target is there, square, wide enough, on one device."""
+    """Raise ValueError unless every block has a rank and every target is there, wide enough, on one device."""
     slots = [(slot, config.targets_of(modality)) for pair in pairs for modality, slot in pair.items()]
     places = {slot.linear(targets[0]).weight.device: slot.path for slot, targets in slots}
     if len(places) > 1:
@@ -144,6 +144,7 @@ def check_pairs(pairs: list[Pair], config: MoraConfig) -> None:
         )
     for slot, targets in slots:
         width, specific = slot.width(targets), config.specific_rank(slot.modality, slot.layer)
+        width = min([width, *slot.further(targets)])
         for name, rank in (("rank", specific), ("common_rank", config.shared_rank)):
             if rank > width:
                 raise ValueError(f"{name}: got {rank}, expected at most {width}, the width of {slot.path}")

@@ -18,12 +18,18 @@ class Projection:
 
     name: str
     path: str
-    width: int
+    width: int  # of its input
+    out_width: int
     common_rank: int
     specific_rank: int
     parameters: int
     backend: str
     reason: str
+
+    @property
+    def ranks(self) -> str:
+        """r_c + r_s."""
+        return f"{self.common_rank}+{self.specific_rank}"
 
 
 @dataclass(frozen=True)
@@ -48,9 +54,9 @@ class Summary:
         return self.total_parameters - self.adapter_parameters
 
     def __str__(self) -> str:
-        heads = ("projection", "module", "width", "rank", "parameters", "backend")
+        heads = ("projection", "module", "weight", "rank", "parameters", "backend")
         rows = [
-            (p.name, p.path, str(p.width), f"{p.common_rank}+{p.specific_rank}", f"{p.parameters:,}", p.backend)
+            (p.name, p.path, f"{p.out_width} x {p.width}", p.ranks, f"{p.parameters:,}", p.backend)
             for p in self.projections
         ]
         widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
@@ -84,6 +90,7 @@ def summary(model: nn.Module) -> Summary:
                 name=name,
                 path=paths[id(projection)],
                 width=projection.in_features,
+                out_width=projection.out_features,
                 common_rank=projection.common.rank,
                 specific_rank=0 if projection.specific_a is None else projection.specific_a.shape[1],
                 parameters=sum(p.numel() for n, p in projection.named_parameters() if n not in ("weight", "bias")),

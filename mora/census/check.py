@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,9 +13,12 @@ from torch import Tensor, nn
 
 from mora.adapters import adapter_parameters
 from mora.census.shrink import built
+from mora.checkpoint.adapter import load_adapter, save_adapter
 from mora.classifier import MissingModalityClassifier
+from mora.names import ATTENTION, TARGETS
 from mora.patch import disabled, merge, patch, unpatch
 from mora.savings.options import Savings
+from mora.towers.block import whole
 from mora.towers.find import towers_of
 from mora.towers.tower import Tower, fitting
 from mora.verify import verify
@@ -34,6 +38,7 @@ class Row:
         image: kind of the image tower, and its blocks with attention after shrinking.
         text: likewise.
         savings: what of the towers is cut, in words.
+        mlp: the towers whose MLP is adapted as well.
         failed: the first check that did not pass, or the tower that has nothing to adapt, and why; "" when all is well.
         seconds: it took.
     """
@@ -43,6 +48,7 @@ class Row:
     image: str = ""
     text: str = ""
     savings: str = ""
+    mlp: str = ""
     failed: str = ""
     seconds: float = 0.0
 
@@ -53,7 +59,7 @@ class CheckError(AssertionError):
 
 def looked_at(name: str, build: Callable[[str], nn.Module] = built) -> Row:
     """Build one configuration, shrunk, and check it; whatever goes wrong is the row's."""
-    began, found = time.perf_counter(), {"image": "", "text": "", "savings": ""}
+    began, found = time.perf_counter(), {"image": "", "text": "", "savings": "", "mlp": ""}
     step = ["build"]
     try:
         model = build(name)
@@ -93,7 +99,9 @@ def check(model: nn.Module, found: dict[str, str], step: list[str], frozen: set[
         plain = embedded(model, towers, inputs)
     step[0] = "patch"
     settings = settings_of(model, towers, frozen)
-    patch(model, init="identity", **settings)
+    found["mlp"] = " and ".join(modality for modality, targets in settings["targets"].items() if "fc1" in targets)
+    depth = min(len(tower.slots(model)) for modality, tower in towers.items() if modality not in frozen)
+    patch(model, init="identity", **settings | {"last_layers": depth})
     step[0] = "verify"
     verify(model)
     step[0] = "identity"
@@ -116,6 +124,13 @@ def check(model: nn.Module, found: dict[str, str], step: list[str], frozen: set[
         same(embedded(model, towers, inputs), plain)
     step[0] = "classifier"
     found["savings"] = classified(model, towers, inputs)
+    step[0] = "save and load"
+    with tempfile.TemporaryDirectory() as folder:
+        save_adapter(model, folder)
+        untouched(unpatch(model), weights)
+        load_adapter(model, folder)
+    with torch.no_grad():
+        same(embedded(model, towers, inputs), adapted)
     step[0] = "merge"
     merge(model)
     with torch.no_grad():
@@ -125,10 +140,15 @@ def check(model: nn.Module, found: dict[str, str], step: list[str], frozen: set[
 
 
 def settings_of(model: nn.Module, towers: dict[str, Tower], frozen: set[str]) -> dict[str, Any]:
-    """The last block of each tower, so that the first is frozen; its output projection where that is square."""
-    slots = [tower.slots(model)[-1] for modality, tower in towers.items() if modality not in frozen]
-    square = all(rows == columns for rows, columns in (slot.weight("out").shape for slot in slots))
-    targets = ("q", "k", "v", "out") if square else ("q", "k", "v")
+    """The last block of each tower, so that the first is frozen; its MLP where it has one of two linears."""
+    targets: dict[str, tuple[str, ...]] = {}
+    for modality, tower in towers.items():
+        if modality not in frozen:
+            targets[modality] = TARGETS
+            try:
+                whole(tower.slots(model)[-1], TARGETS)
+            except ValueError:
+                targets[modality] = ATTENTION
     adapt = {modality: "frozen" if modality in frozen else "mora" for modality in towers} if frozen else None
     return {"targets": targets, "last_layers": 1, "dropout": 0.0, "adapt": adapt}
 
@@ -181,10 +201,15 @@ def same(found: Embeddings, expected: Embeddings) -> None:
             raise CheckError(f"{modality} embeds every input alike")
 
 
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal, NaN included: some of open_clip's parameters are never initialised."""
+    return torch.equal(one.contiguous().view(-1).view(torch.uint8), other.contiguous().view(-1).view(torch.uint8))
+
+
 def untouched(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Raise `CheckError` unless a model has the weights it had, bit for bit."""
     now = model.state_dict()
     if list(now) != list(weights):
         raise CheckError("the model has other keys")
-    if changed := [name for name, tensor in now.items() if not torch.equal(tensor, weights[name])]:
+    if changed := [name for name, tensor in now.items() if not same_bits(tensor, weights[name])]:
         raise CheckError(f"changed: {', '.join(changed)}")

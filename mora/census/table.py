@@ -41,19 +41,22 @@ def reasons(rows: Iterable[Row]) -> list[tuple[str, int]]:
 
 def markdown(rows: Sequence[Row]) -> str:
     """The table of a Markdown page: a line per pair of towers and what of them is cut."""
-    found: dict[tuple[str, str, str], list[str]] = {}
+    found: dict[tuple[str, str, str, str], list[str]] = {}
     for row in rows:
         what = row.savings.replace("; ", ". ") if row.adapted else row.failed
-        found.setdefault((f"{row.image} and {row.text}", "yes" if row.adapted else "no", what), []).append(row.name)
+        adapted = ("yes", row.mlp or "neither") if row.adapted else ("no", "")
+        found.setdefault((f"{row.image} and {row.text}", *adapted, what), []).append(row.name)
     of = ", ".join(f"{package} {version}" for package, version in versions().items())
     lines = [
         f"**{total(rows)}**, each shrunk to two blocks on random weights ({of}).",
         "",
-        "| towers | adapted | configurations | what the savings do there; or why it is not adapted |",
-        "| --- | --- | --- | --- |",
+        "| towers | adapted | MLP as well | configurations | what the savings do there; or why it is not adapted |",
+        "| --- | --- | --- | --- | --- |",
     ]
-    for (towers, adapted, what), names in sorted(found.items(), key=lambda item: (item[0][1] != "yes", -len(item[1]))):
-        lines.append(f"| {plain(towers)} | {adapted} | {len(names)}: {', '.join(map(plain, names))} | {plain(what)} |")
+    ordered = sorted(found.items(), key=lambda item: (item[0][1] != "yes", -len(item[1])))
+    for (towers, yes, mlp, what), names in ordered:
+        every = f"{len(names)}: {', '.join(map(plain, names))}"
+        lines.append(f"| {plain(towers)} | {yes} | {mlp} | {every} | {plain(what)} |")
     return "\n".join(lines)
 
 

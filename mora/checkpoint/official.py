@@ -186,6 +186,13 @@ def official_ranks(adapters: Adapters) -> dict[str, int]:
             raise ValueError(
                 f"{field}: got {getattr(config, field)!r}, expected one for both towers: that format has one"
             )
+    targets = config.targets_of(towers[0])
+    if other := [target for target in targets if target not in REGISTRATION_ORDER]:
+        raise ValueError(
+            f"targets: got {', '.join(map(repr, other))}, expected attention alone: that format has no MLP"
+        )
+    if any(slot.further(targets) for slot in slots):
+        raise ValueError("model: got projections that are not square, expected square ones: that format has no other")
     ranks = {(slot.modality, config.specific_rank(slot.modality, slot.layer)) for slot in slots}
     if len(ranks) > len(towers):
         raise ValueError(f"rank: got {config.rank!r}, expected one for each tower: that format has one")

@@ -26,18 +26,20 @@ def expected_shapes(pairs: list[Pair], config: MoraConfig) -> dict[str, tuple[in
     shapes: dict[str, tuple[int, ...]] = {}
     for position, pair in enumerate(pairs):
         for modality, slot in pair.items():
-            shapes[f"common.{position}.{modality}"] = (slot.width(config.targets_of(modality)), config.shared_rank)
+            targets = config.targets_of(modality)
+            shapes[f"common.{position}.{modality}"] = (slot.width(targets), config.shared_rank)
+            for width in slot.further(targets):
+                shapes[f"common.{position}.{modality}_{width}"] = (width, config.shared_rank)
     for slot in (slot for pair in pairs for slot in pair.values()):
-        targets = config.targets_of(slot.modality)
-        width, rank = slot.width(targets), config.specific_rank(slot.modality, slot.layer)
-        for target in targets:
-            name = slot.label(target)
+        rank = config.specific_rank(slot.modality, slot.layer)
+        for target in config.targets_of(slot.modality):
+            name, (rows, columns) = slot.label(target), slot.weight(target).shape
             if config.variant != "no-specific":
-                shapes[f"{name}.specific_a"] = (width, rank)
-                shapes[f"{name}.specific_b"] = (rank, width)
-            shapes[f"{name}.common_magnitude"] = (width,)
+                shapes[f"{name}.specific_a"] = (columns, rank)
+                shapes[f"{name}.specific_b"] = (rank, rows)
+            shapes[f"{name}.common_magnitude"] = (columns,)
             if config.variant != "no-specific":
-                shapes[f"{name}.specific_magnitude"] = (width,)
+                shapes[f"{name}.specific_magnitude"] = (columns,)
     return shapes
 
 

@@ -146,13 +146,13 @@ def check_alone(model: nn.Module, slots: Iterable[Any], replaced: dict[str, nn.M
     """
     seen: dict[int, str] = {}
     for slot in slots:
-        for one in (slot.block, slot.attention):
+        for one in slot.held:
             if id(one) in seen:
                 raise ValueError(
                     f"model: {slot.path} and {seen[id(one)]} are one object, expected blocks of their own: adapting "
                     "one would adapt the other; copy.deepcopy it"
                 )
-        seen |= {id(slot.block): slot.path, id(slot.attention): slot.path}
+        seen |= {id(one): slot.path for one in slot.held}
     places: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         for key, child in module._modules.items():

@@ -32,8 +32,9 @@ class Tower:
     Attributes:
         blocks: dotted path of the list of blocks ("audio.layers"), a glob ("audio.layer*"), that list itself, or a
             sequence of paths or modules, from bottom to top.
-        projections: where q, k, v and out are below each block, {"q": "attn.to_q", ...}; or the path of an attention
-            with a packed `in_proj_weight`. None: found by the names that are usual.
+        projections: where q, k, v, out, fc1 and fc2 are below each block, {"q": "attn.to_q", ...}; or the path of an
+            attention with a packed `in_proj_weight`. An MLP that is not given, and everything where this is None, is
+            found by the names that are usual.
         encode: how inputs [B, ...] become embeddings [B, e]: the dotted path of a method or a submodule
             ("encode_audio", "audio"), or a function of (model, inputs). None: `encode_audio`, `get_audio_features` or
             `embed_audio`, if the model has it. Without it the model is adapted, and nothing here can run the tower.
@@ -58,11 +59,13 @@ class CustomTower(base.Tower):
     Attributes:
         paths: of its blocks in the model.
         layout: how a block holds its projections.
+        mlp: paths below a block of its MLP's linears, where they are not found by the usual names.
         run, missing, size, example: as `Tower` has them, `run` resolved to a path where it is one.
     """
 
     paths: tuple[str, ...]
     layout: Layout
+    mlp: Mapping[str, str] = field(default_factory=dict)
     run: str | Callable[..., Tensor] | None = None
     missing: Any = field(default=None, compare=False)
     size: int | None = None
@@ -80,7 +83,9 @@ class CustomTower(base.Tower):
                     f"towers[{self.modality!r}]: {path} has no {self.layout.attention or 'q, k, v'} as the first block "
                     f"has, expected blocks alike: {listed(name for name, _ in block.named_children())}"
                 )
-            found.append(self.layout.slot(self.modality, layer, block, path))
+            slot = self.layout.slot(self.modality, layer, block, path)
+            slot.mlp = self.mlp
+            found.append(slot)
         return found
 
     def encode(self, model: Any, inputs: Tensor) -> Tensor:
@@ -167,9 +172,11 @@ def described(model: nn.Module, towers: object) -> dict[str, base.Tower]:
         paths = block_paths(model, given.blocks, where)
         block, first = model.get_submodule(paths[0]), f"{where}: {paths[0]}"
         projections = dict(given.projections) if isinstance(given.projections, Mapping) else given.projections
-        layout = usual_layout(block, first) if projections is None else given_layout(block, projections, first)
+        layout, mlp = (
+            (usual_layout(block, first), {}) if projections is None else given_layout(block, projections, first)
+        )
         run = encoder(model, modality, given.encode, where)
-        found[modality] = CustomTower(modality, paths, layout, run, given.missing, given.width, given.example)
+        found[modality] = CustomTower(modality, paths, layout, mlp, run, given.missing, given.width, given.example)
     return found
 
 

@@ -1,9 +1,9 @@
-"""Where the projections of one block are adapted, and how they are put in and taken out again."""
+"""Where the linears of one block are adapted, and how they are put in and taken out again."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,10 +13,13 @@ from mora.config import MoraConfig
 from mora.factors import CommonFactors
 from mora.hooks import share_hooks
 from mora.linear import MoraLinear
+from mora.names import ATTENTION
 from mora.shared_input import SharedInput
 from mora.towers.admission import check_linear, check_packed, class_name, inside, located
 from mora.towers.attention import MultiheadAttention, OpenClipAttention, unsupported
 from mora.towers.packed import PACKED, PackedMoraLinear, PackedSlice
+
+INWARD = ("q", "k", "v", "fc1")  # these read what the others write, the width of the block
 
 
 class Slot(ABC):
@@ -31,12 +34,16 @@ class Slot(ABC):
         block: what stands in the tower's list of blocks.
         attention: dotted path of the attention below the block; "" is the block itself.
         path: dotted path of the block in the model.
+
+    Attributes:
+        mlp: paths below the block of "fc1" and "fc2", where somebody gave them.
     """
 
+    mlp: Mapping[str, str] = {}
     key: str  # what tells the attention itself from a wrapper around it
 
     def __init__(self, modality: str, layer: int, block: nn.Module, attention: str, path: str) -> None:
-        self.modality, self.layer, self.block = modality, layer, block
+        self.modality, self.layer, self.block, self.block_path = modality, layer, block, path
         here, found = located(block, attention)
         deeper = inside(found, self.key) if self.opens(found) else ""
         here = ".".join(part for part in (here, deeper) if part)
@@ -53,6 +60,20 @@ class Slot(ABC):
     def attention(self) -> Any:
         """The attention module that stands there now: the block, where that holds q, k and v itself."""
         return getattr(self.parent, self.name) if self.name else self.parent
+
+    @property
+    def held(self) -> Sequence[nn.Module]:
+        """The block, and what of it no other block may have."""
+        return self.block, self.attention
+
+    @property
+    def paths(self) -> list[str]:
+        """Dotted paths in the model of the modules that call what is adapted."""
+        return [self.path]
+
+    def holds(self, target: str) -> bool:
+        """Whether a target's linear is to be looked for here."""
+        return target in ATTENTION
 
     @abstractmethod
     def linear(self, target: str) -> nn.Linear | PackedSlice:
@@ -87,24 +108,22 @@ class Slot(ABC):
         """The original module back, with the weights that the split `nn.Linear`s hold now."""
 
     def weight(self, target: str) -> Tensor:
-        """The frozen weight [d, d] of a target, adapted or not; raises ValueError when this block has none."""
+        """The frozen weight [out, in] of a target, adapted or not; raises ValueError when this block has none."""
         adapted = self.projections.get(target)
         return (self.linear(target) if adapted is None else adapted).weight
 
     def width(self, targets: tuple[str, ...]) -> int:
-        """d of the block's projections; raises ValueError when a target is not square or widths differ."""
-        widths = set()
-        for target in targets:
-            rows, columns = self.weight(target).shape
-            if rows != columns:
-                raise ValueError(
-                    f"targets: {self.path} {target!r} has a {rows} x {columns} weight, expected a square one: the "
-                    "common update S G S^T is square"
-                )
-            widths.add(columns)
-        if len(widths) > 1:
-            raise ValueError(f"targets: widths {sorted(widths)} differ within {self.path}, expected one width")
-        return widths.pop()
+        """d of the block, the width that q reads; where there is no q, that of the first target.
+
+        Raises ValueError when this block has none of the targets.
+        """
+        first = "q" if self.holds("q") else targets[0]
+        return self.weight(first).shape[first in INWARD]
+
+    def further(self, targets: tuple[str, ...]) -> list[int]:
+        """The other widths at which a target begins or ends: the hidden width of an MLP, a pooled one."""
+        every = {width for target in targets for width in self.weight(target).shape}
+        return sorted(every - {self.width(targets)})
 
     def label(self, target: str) -> str:
         """The name of a projection, "image.11.v", the same whatever the tower is made of."""
@@ -117,7 +136,7 @@ class Slot(ABC):
 
 
 class SeparateSlot(Slot):
-    """Attention with one `nn.Linear` per projection.
+    """Attention, or an MLP, with one `nn.Linear` per projection.
 
     Args:
         names: dotted path of each target's `nn.Linear` below the attention.
@@ -130,6 +149,13 @@ class SeparateSlot(Slot):
         self.key = next(iter(names.values())).partition(".")[0]
         super().__init__(modality, layer, block, attention, path)
         self.originals: dict[str, nn.Linear] = {}
+
+    @property
+    def paths(self) -> list[str]:
+        return list(dict.fromkeys([self.path, *(self.place(t)[2].rpartition(".")[0] for t in self.projections)]))
+
+    def holds(self, target: str) -> bool:
+        return target in self.names
 
     def opens(self, attention: nn.Module) -> bool:
         return True  # the attention itself stays, so whatever is around it may stand there

@@ -54,9 +54,9 @@ def test_what_goes_wrong_is_named_by_the_check_that_saw_it():
 
 
 ROWS = [
-    Row("a-1", True, "own", "own", "image: all", "", 1.0),
-    Row("a-2", True, "own", "own", "image: all", "", 1.0),
-    Row("b_1", False, "timm", "own", "", "patch: no attention", 1.0),
+    Row("a-1", True, "own", "own", "image: all", "image and text", "", 1.0),
+    Row("a-2", True, "own", "own", "image: all", "image and text", "", 1.0),
+    Row("b_1", False, "timm", "own", "", "", "patch: no attention", 1.0),
 ]
 
 
@@ -64,7 +64,8 @@ def test_the_table():
     table = text(ROWS)
     assert "2 of 3 configurations of open_clip are adapted." in table and "1 x patch: no attention" in table
     page = written("# Models\n\nWords.\n", markdown(ROWS))
-    assert page.startswith("# Models\n\nWords.\n") and "| own and own | yes | 2: a-1, a-2 | image: all |" in page
+    assert page.startswith("# Models\n\nWords.\n")
+    assert "| own and own | yes | image and text | 2: a-1, a-2 | image: all |" in page
     assert written(page, "other") == f"# Models\n\nWords.\n\n{BEGIN}\nother\n{END}\n"
 
 

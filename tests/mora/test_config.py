@@ -103,9 +103,8 @@ def test_projections_as_other_libraries_call_them_are_read(targets, here):
     [
         ("in_proj_weight", r" \(its parts are 'q', 'k', 'v' here\)"),
         ("qkv", r" \(its parts are 'q', 'k', 'v' here\)"),
-        ("fc1", r" \(a linear of the MLP, whose weight is not square: only attention is adapted so far\)"),
-        ("mlp.c_fc", r" \(a linear of the MLP, whose weight is not square: only attention is adapted so far\)"),
-        ("c_proj", r" \(a linear of the MLP, whose weight is not square: only attention is adapted so far\)"),
+        ("mlp", r" \(the linears of the MLP are 'fc1' and 'fc2' here\)"),
+        ("mlp.gate_proj", r" \(the linears of the MLP are 'fc1' and 'fc2' here\)"),
         ("gamma", ""),
     ],
 )

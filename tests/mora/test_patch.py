@@ -250,7 +250,7 @@ def test_first_layer():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"targets": ("q", "fc1")}, "targets: got unknown target 'fc1'"),
+        ({"targets": ("q", "fc3")}, "targets: got unknown target 'fc3'"),
         ({"last_layers": 9}, "last_layers: got 9, expected at most"),
         ({"first_layer": 7}, "first_layer: got 7"),
         ({"rank": 0}, "rank: got 0"),

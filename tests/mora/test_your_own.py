@@ -339,7 +339,7 @@ WRONG = [
         mora.Tower("image.layers", projections={"q": "attn.query"}),
         r"projections\['q'\] is 'attn\.query', the block's linears are attn\.q_proj, attn\.k_proj",
     ),
-    (mora.Tower("image.layers", projections={"fc1": "attn.q_proj"}), "projections has 'fc1', expected each of q, k"),
+    (mora.Tower("image.layers", projections={"fc3": "attn.q_proj"}), "projections has 'fc3', expected each of q, k"),
     (
         mora.Tower("image.layers", projections="attn"),
         "projections is 'attn', expected an attention with in_proj_weight",
