@@ -1,4 +1,4 @@
-"""`python -m mora.census`: which configurations of open_clip are adapted, a row each."""
+"""`python -m mora.census`: which models of open_clip and transformers are adapted, a row each."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from mora.census.check import Row, looked_at
+from mora.census.classes import CLASSES
 from mora.census.table import markdown, text, versions, written
 from mora.system.files import read_text, write_bytes
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Look at every configuration that was not looked at yet, and print the table."""
+    """Look at every model that was not looked at yet, and print the table."""
     parser = argparse.ArgumentParser(prog="python -m mora.census", description=__doc__)
     parser.add_argument("--only", default="*", metavar="PATTERN", help='names to look at, such as "*SigLIP*"')
     parser.add_argument("--rows", type=Path, metavar="FILE", help="JSON lines: rows found before are not found again")
@@ -25,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     import open_clip
 
     known = stored(options.rows)
-    names = [name for name in open_clip.list_models() if fnmatchcase(name, options.only)]
+    names = [name for name in [*open_clip.list_models(), *CLASSES] if fnmatchcase(name, options.only)]
     began, rows = time.perf_counter(), []
     for name in names:
         row = known.get(name)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mora.adapters import adapter_parameters
+from mora.census.classes import CLASSES
 from mora.census.shrink import built
 from mora.checkpoint.adapter import load_adapter, save_adapter
 from mora.classifier import MissingModalityClassifier
@@ -24,6 +25,7 @@ from mora.towers.tower import Tower, fitting
 from mora.verify import verify
 
 ROWS = 3
+DRAWS = ("GroupViT",)  # something at random in training, so that two runs differ
 SAME = 1e-9  # relative L2, in float64
 Embeddings = dict[str, Tensor]
 
@@ -33,10 +35,9 @@ class Row:
     """What the census found of one configuration.
 
     Attributes:
-        name: of the configuration.
+        name: of the configuration or class.
         adapted: whether every tower is, and every check passed.
-        image: kind of the image tower, and its blocks with attention after shrinking.
-        text: likewise.
+        towers: the kind of each, by modality.
         savings: what of the towers is cut, in words.
         mlp: the towers whose MLP is adapted as well.
         failed: the first check that did not pass, or the tower that has nothing to adapt, and why; "" when all is well.
@@ -45,33 +46,55 @@ class Row:
 
     name: str
     adapted: bool
-    image: str = ""
-    text: str = ""
+    towers: dict[str, str] = field(default_factory=dict)
     savings: str = ""
     mlp: str = ""
     failed: str = ""
     seconds: float = 0.0
+
+    @property
+    def library(self) -> str:
+        """Whose model it is."""
+        return "transformers" if self.name in CLASSES else "open_clip"
+
+
+@dataclass
+class Found:
+    """What is seen of a model on the way, as `Row` has it."""
+
+    towers: dict[str, str] = field(default_factory=dict)
+    savings: str = ""
+    mlp: str = ""
 
 
 class CheckError(AssertionError):
     """A check that did not pass."""
 
 
-def looked_at(name: str, build: Callable[[str], nn.Module] = built) -> Row:
-    """Build one configuration, shrunk, and check it; whatever goes wrong is the row's."""
-    began, found = time.perf_counter(), {"image": "", "text": "", "savings": "", "mlp": ""}
+def small(name: str) -> nn.Module:
+    """A model of a name, with two blocks per tower on random weights, in float64 and eval mode."""
+    model = CLASSES[name]().double() if name in CLASSES else built(name)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # so that training can be compared
+    return model
+
+
+def looked_at(name: str, build: Callable[[str], nn.Module] = small) -> Row:
+    """Build one configuration or class, shrunk, and check it; whatever goes wrong is the row's."""
+    began, found = time.perf_counter(), Found()
     step = ["build"]
     try:
         model = build(name)
         step[0] = "recognise"
         for modality, tower in towers_of(model).items():
-            found[modality] = tower.kind
+            found.towers[modality] = tower.kind
         why = without_attention(model)
         check(model, found, step, frozen=set(why))
         failed = "; ".join([*why.values(), *(["every check passes with it frozen"] if why else [])])
     except Exception as error:  # whatever a model may raise is a row of the table
         failed = f"{step[0]}: {' '.join(str(error).split()) or type(error).__name__}"
-    return Row(name, not failed, **found, failed=failed, seconds=time.perf_counter() - began)
+    return Row(name, not failed, **vars(found), failed=failed, seconds=time.perf_counter() - began)
 
 
 def without_attention(model: nn.Module) -> dict[str, str]:
@@ -86,7 +109,7 @@ def without_attention(model: nn.Module) -> dict[str, str]:
     return why if len(why) < len(towers) else {}
 
 
-def check(model: nn.Module, found: dict[str, str], step: list[str], frozen: set[str]) -> None:
+def check(model: nn.Module, found: Found, step: list[str], frozen: set[str]) -> None:
     """Raise what is wrong with a model; `step` says at which check, `found` what was seen on the way.
 
     The towers named in `frozen` stay as they are.
@@ -99,7 +122,7 @@ def check(model: nn.Module, found: dict[str, str], step: list[str], frozen: set[
         plain = embedded(model, towers, inputs)
     step[0] = "patch"
     settings = settings_of(model, towers, frozen)
-    found["mlp"] = " and ".join(modality for modality, targets in settings["targets"].items() if "fc1" in targets)
+    found.mlp = " and ".join(modality for modality, targets in settings["targets"].items() if "fc1" in targets)
     depth = min(len(tower.slots(model)) for modality, tower in towers.items() if modality not in frozen)
     patch(model, init="identity", **settings | {"last_layers": depth})
     step[0] = "verify"
@@ -123,7 +146,7 @@ def check(model: nn.Module, found: dict[str, str], step: list[str], frozen: set[
     with disabled(model), torch.no_grad():
         same(embedded(model, towers, inputs), plain)
     step[0] = "classifier"
-    found["savings"] = classified(model, towers, inputs)
+    found.savings = classified(model, towers, inputs)
     step[0] = "save and load"
     with tempfile.TemporaryDirectory() as folder:
         save_adapter(model, folder)
@@ -160,18 +183,22 @@ def embedded(model: nn.Module, towers: dict[str, Tower], inputs: Embeddings) -> 
 
 def classified(model: nn.Module, towers: dict[str, Tower], inputs: Embeddings) -> str:
     """Raise `CheckError` where the classifier gives other logits with savings; what is saved, in words."""
-    given: dict[str, Any] = {}
-    for name, modality in (("missing_image", "image"), ("empty_text", "text")):
+    missing: dict[str, Tensor] = {}
+    for modality, tower in towers.items():
         try:
-            towers[modality].substitute(model)
+            tower.substitute(model)
         except ValueError:
-            given[name] = inputs[modality][0]
-    saving, nothing = (MissingModalityClassifier(model, 3, **given, savings=s) for s in (Savings(), Savings.none()))
+            missing[modality] = inputs[modality][0]
+    saving, nothing = (
+        MissingModalityClassifier(model, 3, missing=missing, savings=savings) for savings in (Savings(), Savings.none())
+    )
     nothing.head = saving.head
     saved = saving.saved()
-    present = torch.tensor([True, False, True]), torch.tensor([True, True, False])
-    for training in (True, False):
-        logits = [one.train(training)(inputs["image"], inputs["text"], *present) for one in (saving, nothing)]
+    masks = (torch.tensor([True, False, True]), torch.tensor([True, True, False]))
+    present = dict(zip(towers, masks, strict=True)) if len(towers) == 2 else None
+    random = any(part in type(model).__name__ for part in DRAWS)
+    for training in (False,) if random else (True, False):
+        logits = [one.train(training)(inputs=inputs, present=present) for one in (saving, nothing)]
         logits = [one.detach() for one in logits]
         if not difference(*logits) <= SAME:
             mode = "training" if training else "eval"

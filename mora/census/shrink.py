@@ -67,9 +67,6 @@ def built(name: str) -> nn.Module:
         small_encoders(),
     ):
         model: nn.Module = kind(**config)
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0  # so that training can be compared
     start(model)
     return model.double().eval()
 

@@ -12,6 +12,7 @@ from mora.version import __version__
 
 BEGIN = "<!-- begin: python -m mora.census --write docs/models.md -->"
 END = "<!-- end: python -m mora.census -->"
+LIBRARIES = {"open_clip": "configurations of open_clip", "transformers": "classes of transformers"}
 PACKAGES = ("open_clip_torch", "timm", "transformers", "torch")
 
 
@@ -22,42 +23,55 @@ def versions() -> dict[str, str]:
 
 def total(rows: Sequence[Row]) -> str:
     """How many are adapted, in words."""
-    return f"{sum(row.adapted for row in rows)} of {len(rows)} configurations of open_clip are adapted"
+    counts = [(what, [row.adapted for row in rows if row.library == library]) for library, what in LIBRARIES.items()]
+    return " and ".join(f"{sum(own)} of {len(own)} {what}" for what, own in counts if own) + " are adapted"
 
 
 def text(rows: Sequence[Row]) -> str:
     """The table for a terminal; what failed at the end, by reason."""
-    cells = [(row.name, "yes" if row.adapted else "no", row.image or "-", row.text or "-") for row in rows]
-    heads = ("configuration", "adapted", "image tower", "text tower")
+    cells = [(row.name, "yes" if row.adapted else "no", towers(row) or "-") for row in rows]
+    heads = ("model", "adapted", "towers")
     widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
     lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in (heads, *cells)]
     return "\n".join([*lines, "", *(f"{count} x {why}" for why, count in reasons(rows)), f"{total(rows)}."])
 
 
+def towers(row: Row) -> str:
+    """The kinds of a model's towers, in words."""
+    return " and ".join(row.towers.values())
+
+
 def reasons(rows: Iterable[Row]) -> list[tuple[str, int]]:
-    """Why configurations are not adapted, the commonest first."""
+    """Why models are not adapted, the commonest first."""
     return Counter(row.failed for row in rows if not row.adapted).most_common()
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The table of a Markdown page: a line per pair of towers and what of them is cut."""
+    """The tables of a Markdown page, one of each library."""
+    of = ", ".join(f"{package} {version}" for package, version in versions().items())
+    lines = [f"**{total(rows)}**, each shrunk to two blocks on random weights ({of})."]
+    for library in LIBRARIES:
+        own = [row for row in rows if row.library == library]
+        lines += ["", f"### {library}", "", *table_of(own)] if own else []
+    return "\n".join(lines)
+
+
+def table_of(rows: Sequence[Row]) -> list[str]:
+    """The lines of a table: one for each pair of towers and what of them is cut."""
     found: dict[tuple[str, str, str, str], list[str]] = {}
     for row in rows:
         what = row.savings.replace("; ", ". ") if row.adapted else row.failed
         adapted = ("yes", row.mlp or "neither") if row.adapted else ("no", "")
-        found.setdefault((f"{row.image} and {row.text}", *adapted, what), []).append(row.name)
-    of = ", ".join(f"{package} {version}" for package, version in versions().items())
+        found.setdefault((towers(row), *adapted, what), []).append(row.name)
     lines = [
-        f"**{total(rows)}**, each shrunk to two blocks on random weights ({of}).",
-        "",
-        "| towers | adapted | MLP as well | configurations | what the savings do there; or why it is not adapted |",
+        "| towers | adapted | MLP as well | models | what the savings do there; or why it is not adapted |",
         "| --- | --- | --- | --- | --- |",
     ]
     ordered = sorted(found.items(), key=lambda item: (item[0][1] != "yes", -len(item[1])))
-    for (towers, yes, mlp, what), names in ordered:
+    for (kinds, yes, mlp, what), names in ordered:
         every = f"{len(names)}: {', '.join(map(plain, names))}"
-        lines.append(f"| {plain(towers)} | {yes} | {mlp} | {every} | {plain(what)} |")
-    return "\n".join(lines)
+        lines.append(f"| {plain(kinds)} | {yes} | {mlp} | {every} | {plain(what)} |")
+    return lines
 
 
 def written(page: str, table: str) -> str:

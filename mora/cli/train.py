@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mora.system.messages import shown
@@ -55,12 +56,18 @@ def add_model(group: Any) -> None:
     group.add_argument(
         "--method", metavar="M", help="mora (default), mora-no-gram, mora-no-specific, lora, dora, bitfit or linear"
     )
-    group.add_argument("--rank", type=int, metavar="R", help="rank of the adapters (default: 4)")
+    group.add_argument(
+        "--rank", nargs="+", metavar="R", help="rank of the adapters, 4 (default), or by tower: image=8 text=4"
+    )
     group.add_argument("--common-rank", type=int, metavar="R", help="rank of the shared factors (default: --rank)")
-    group.add_argument("--alpha", type=float, metavar="A", help="MoRA's factor of both updates (default: 0.01)")
+    group.add_argument(
+        "--alpha", nargs="+", metavar="A", help="MoRA's factor of both updates, 0.01 (default), or by tower"
+    )
     group.add_argument("--dropout", type=float, metavar="P", help="in adapted projections (default: 0.1)")
-    group.add_argument("--targets", metavar="T", help="out of q, k, v, out, separated by commas (default: q,v)")
-    group.add_argument("--last-layers", type=int, metavar="N", help="adapted blocks per tower (default: 2)")
+    group.add_argument(
+        "--targets", nargs="+", metavar="T", help="out of q,k,v,out,fc1,fc2 (default: q,v), or image=q,v text=q,v,fc1"
+    )
+    group.add_argument("--last-layers", nargs="+", metavar="N", help="adapted blocks: 2 (default), or by tower")
     group.add_argument("--first-layer", type=int, metavar="N", help="adapt from this block on instead")
     group.add_argument(
         "--layers", nargs="+", metavar="L", help="adapt these blocks instead: 10,11 or image=22,23 text=10,11"
@@ -132,10 +139,9 @@ def run(options: argparse.Namespace, command: str) -> None:
     from mora.training import train
 
     given = {name: value for name, value in vars(options).items() if name not in ("run", "command", "traceback")}
-    if "targets" in given:
-        given["targets"] = tuple(target.strip() for target in given["targets"].split(","))
-    if "layers" in given:
-        given["layers"] = layers(given["layers"])
+    for name in ("rank", "alpha", "targets", "last_layers", "layers"):
+        if name in given:
+            given[name] = one_or_each(name, given[name])
     if "adapt" in given:
         given["adapt"] = by_tower("adapt", given["adapt"], "mora or frozen")
     if "betas" in given:
@@ -154,15 +160,36 @@ def by_tower(name: str, given: list[str], expected: str) -> dict[str, str]:
     return found
 
 
-def layers(given: list[str]) -> Any:
-    """The block indices of `--layers 10,11` for all towers, or of `--layers image=22,23 text=10,11` for each."""
+def names(text: str) -> tuple[str, ...]:
+    """Names separated by commas."""
+    return tuple(name.strip() for name in text.split(","))
 
-    def indices(text: str) -> tuple[int, ...]:
+
+def indices(text: str) -> tuple[int, ...]:
+    """Block indices separated by commas; ValueError for others."""
+    return tuple(int(number) for number in text.split(","))
+
+
+# How the value of an option is read, for all towers or for one, and what it is called.
+READ: dict[str, tuple[Callable[[str], Any], str]] = {
+    "rank": (int, "an int"),
+    "alpha": (float, "a number"),
+    "last_layers": (int, "an int"),
+    "targets": (names, "targets separated by commas"),
+    "layers": (indices, "block indices separated by commas"),
+}
+
+
+def one_or_each(name: str, given: list[str]) -> Any:
+    """What `--rank 4` says for all towers, or `--rank image=8 text=4` of each; ValueError for another form."""
+    read, expected = READ[name]
+
+    def value(text: str) -> Any:
         try:
-            return tuple(int(number) for number in text.split(","))
+            return read(text)
         except ValueError:
-            raise ValueError(f"layers: got {shown(text)}, expected block indices separated by commas") from None
+            raise ValueError(f"{name}: got {shown(text)}, expected {expected}") from None
 
     if len(given) == 1 and "=" not in given[0]:
-        return indices(given[0])
-    return {name: indices(text) for name, text in by_tower("layers", given, "block indices").items()}
+        return value(given[0])
+    return {modality: value(text) for modality, text in by_tower(name, given, expected).items()}

@@ -7,6 +7,7 @@ from torch import nn
 
 from mora.census.__main__ import main
 from mora.census.check import Row, looked_at
+from mora.census.classes import CLASSES, OTHERS
 from mora.census.shrink import built
 from mora.census.table import BEGIN, END, markdown, text, written
 
@@ -28,13 +29,27 @@ ADAPTED = {
 def test_every_kind_of_configuration_is_adapted(name):
     row = looked_at(name)
     assert row.adapted, row.failed
-    assert (row.image, row.text) == ADAPTED[name]
-    assert ("image: blocks 0 to 0 of 2 frozen" in row.savings) == (row.image not in ("timm image", "open_clip ResNet"))
+    assert tuple(row.towers.values()) == ADAPTED[name]
+    whole = row.towers["image"] in ("timm image", "open_clip ResNet")
+    assert ("image: blocks 0 to 0 of 2 frozen" in row.savings) != whole
+    assert row.mlp == ("text" if name in ("RN50", "MobileCLIP-S1", "EVA02-B-16") else "image and text")
+
+
+@pytest.mark.parametrize("name", sorted({*CLASSES} - {*OTHERS} - {"AlignModel"}))
+def test_every_class_of_transformers_is_adapted(name):
+    row = looked_at(name)
+    assert row.adapted, row.failed
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_models_of_one_stream_are_named(name):
+    row = looked_at(name)
+    assert not row.adapted and row.failed.startswith(f"recognise: model: got a {name} with ")
 
 
 def test_a_model_without_attention_is_a_row_that_says_why():
     row = looked_at("convnext_tiny")
-    assert not row.adapted and row.image == "timm image"
+    assert not row.adapted and row.towers["image"] == "timm image"
     assert row.failed.startswith("model: the image tower is timm's ConvNeXt, which has no attention with q, k, v to ad")
     assert row.failed.endswith("; every check passes with it frozen") and "last block for the pooled row" in row.savings
 
@@ -54,9 +69,9 @@ def test_what_goes_wrong_is_named_by_the_check_that_saw_it():
 
 
 ROWS = [
-    Row("a-1", True, "own", "own", "image: all", "image and text", "", 1.0),
-    Row("a-2", True, "own", "own", "image: all", "image and text", "", 1.0),
-    Row("b_1", False, "timm", "own", "", "", "patch: no attention", 1.0),
+    Row("a-1", True, {"image": "own", "text": "own"}, "image: all", "image and text", "", 1.0),
+    Row("a-2", True, {"image": "own", "text": "own"}, "image: all", "image and text", "", 1.0),
+    Row("b_1", False, {"image": "timm", "text": "own"}, "", "", "patch: no attention", 1.0),
 ]
 
 

@@ -9,23 +9,13 @@ import transformers
 from tokenizers import Tokenizer, models, processors
 
 import mora
+from mora.census.classes import ALIGN, BERT, PAIRS, ROBERTA, SINGLE, SWIN, VOCABULARY, WIDTH, two_towers
 from mora.towers import towers_of
 from mora.towers.encoders import naflex
 from mora_kernels.testing import assert_parity
 from tests.mora.models import IMAGE, VISION, randomise
 
 TABLE = {torch.float32: 2e-5, torch.float64: 1e-10}
-VOCABULARY, WIDTH = 60, 32
-BERT = {
-    "hidden_size": WIDTH,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "vocab_size": VOCABULARY,
-    "max_position_embeddings": 40,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-}
 MT5 = {
     "d_model": WIDTH,
     "d_kv": 8,
@@ -206,75 +196,6 @@ def test_heads_that_are_narrower_than_their_block(tmp_path):
     torch.testing.assert_close((merged.encode_image(pixels), merged.encode_text(ids)), adapted, rtol=1e-4, atol=1e-5)
 
 
-VIT = {
-    "hidden_size": WIDTH,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "image_size": IMAGE,
-    "patch_size": 8,
-}
-TEXT = {**VIT, "vocab_size": VOCABULARY, "max_position_embeddings": 16, "bos_token_id": 58, "eos_token_id": 59}
-ROBERTA = {**BERT, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
-BLIP_TEXT = {**BERT, "encoder_hidden_size": WIDTH, "bos_token_id": 58, "sep_token_id": 59}
-SWIN = {
-    "spec_size": 32,
-    "num_mel_bins": 8,
-    "window_size": 4,
-    "depths": [1, 2],
-    "num_attention_heads": [2, 4],
-    "patch_embeds_hidden_size": 16,
-    "hidden_size": WIDTH,
-    "num_hidden_layers": 2,
-    "hidden_dropout_prob": 0.0,
-}
-GROUPS = {**VIT, "depths": [1, 1], "num_group_tokens": [4, 0], "num_output_groups": [4, 4]}
-VIDEO = {"num_frames": 2, "mit_hidden_size": 16, "mit_intermediate_size": 32, "mit_num_attention_heads": 4}
-
-
-def two_towers(kind, image, text, **options):
-    """A model of a class of transformers, from its two configurations."""
-    torch.manual_seed(0)
-    key = options.pop("key", "vision_config")
-    made = getattr(transformers, f"{kind}Config")(**{key: image, "text_config": text}, **options)
-    model = getattr(transformers, f"{kind}Model")(made)
-    for part in model.modules():  # of GroupViT, as training leaves it
-        if isinstance(part, torch.nn.BatchNorm1d):
-            torch.nn.init.normal_(part.running_mean)
-    return model.eval()
-
-
-def dual(image, text):
-    """A `VisionTextDualEncoderModel` of any two encoders."""
-    torch.manual_seed(0)
-    config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(image, text, projection_dim=16)
-    return transformers.VisionTextDualEncoderModel(config).eval()
-
-
-HUGGING_FACE = {
-    "altclip": lambda: two_towers("AltCLIP", VIT, {**ROBERTA, "project_dim": 24}, projection_dim=16),
-    "blip": lambda: two_towers("Blip", {**VIT, "initializer_range": 0.02}, BLIP_TEXT, projection_dim=16),
-    "chinese_clip": lambda: two_towers("ChineseCLIP", VIT, BERT, projection_dim=16),
-    "flava": lambda: two_towers(
-        "Flava", VIT, BERT, key="image_config", projection_dim=16, multimodal_config={**VIT}, image_codebook_config={}
-    ),
-    "groupvit": lambda: two_towers("GroupViT", GROUPS, TEXT, projection_dim=16, projection_intermediate_dim=24),
-    "clap": lambda: two_towers("Clap", SWIN, ROBERTA, key="audio_config", projection_dim=16),
-    "clap_fusion": lambda: two_towers(
-        "Clap", {**SWIN, "enable_fusion": True}, ROBERTA, key="audio_config", projection_dim=16
-    ),
-    "xclip": lambda: two_towers("XCLIP", {**VIT, **VIDEO}, TEXT, projection_dim=16),
-    "siglip2": lambda: two_towers(
-        "Siglip2", {**VIT, "num_patches": 16}, {**TEXT, "projection_size": WIDTH, "pad_token_id": 0}
-    ),
-    "vit_bert": lambda: dual(transformers.ViTConfig(**VIT), transformers.BertConfig(**BERT)),
-    "dinov2_roberta": lambda: dual(transformers.Dinov2Config(**VIT), transformers.RobertaConfig(**ROBERTA)),
-    "clip_bert": lambda: dual(transformers.CLIPVisionConfig(**VIT), transformers.BertConfig(**BERT)),
-    "siglip_xlm_roberta": lambda: dual(
-        transformers.SiglipVisionConfig(**VIT), transformers.XLMRobertaConfig(**ROBERTA)
-    ),
-    "dinov2_clip": lambda: dual(transformers.Dinov2Config(**VIT), transformers.CLIPTextConfig(**TEXT)),
-}
 NAMED = {"image": "pixel_values", "video": "pixel_values", "audio": "input_features"}
 
 
@@ -306,30 +227,36 @@ def own_hugging_face(model, inputs):
 GIVEN = {
     **{
         name: {"missing": {"text": torch.tensor([3, 4])}}
-        for name in ("blip", "chinese_clip", "flava", "vit_bert", "clip_bert")
+        for name in (
+            "BlipModel",
+            "ChineseCLIPModel",
+            "FlavaModel",
+            "VisionTextDualEncoderModel of ViT and BERT",
+            "VisionTextDualEncoderModel of CLIP and BERT",
+        )
     },
-    "groupvit": {"missing": {"image": torch.ones(3, IMAGE, IMAGE)}, "training": False},
-    "xclip": {"missing": {"video": torch.ones(2, 3, IMAGE, IMAGE)}},
+    "GroupViTModel": {"missing": {"image": torch.ones(3, IMAGE, IMAGE)}, "training": False},
+    "XCLIPModel": {"missing": {"video": torch.ones(2, 3, IMAGE, IMAGE)}},
 }
 
 
-@pytest.mark.parametrize("name", HUGGING_FACE)
+@pytest.mark.parametrize("name", PAIRS)
 def test_classes_of_two_encoders(name, tmp_path):
     """GroupViT draws its groups at random in training."""
-    lives(HUGGING_FACE[name], own_hugging_face, tmp_path, **GIVEN.get(name, {}))
+    lives(PAIRS[name], own_hugging_face, tmp_path, **GIVEN.get(name, {}))
 
 
 @pytest.mark.parametrize(
     ("name", "argument"),
     [
-        ("chinese_clip", "empty_text"),
-        ("flava", "empty_text"),
-        ("groupvit", "missing_image"),
-        ("xclip", "missing['video']"),
+        ("ChineseCLIPModel", "empty_text"),
+        ("FlavaModel", "empty_text"),
+        ("GroupViTModel", "missing_image"),
+        ("XCLIPModel", "missing['video']"),
     ],
 )
 def test_a_substitute_that_nothing_says_is_asked_for(name, argument):
-    model = HUGGING_FACE[name]()
+    model = PAIRS[name]()
     modality = next(name for name in ("text", "image", "video") if name in argument)
     tower = towers_of(model)[modality]
     with pytest.raises(ValueError, match=rf"{re.escape(argument)}: got None for a .*, expected"):
@@ -345,17 +272,8 @@ def test_a_missing_sound_is_silence_as_the_extractor_makes_it():
     torch.testing.assert_close(found, torch.as_tensor(silence["input_features"][0], dtype=torch.float32))
 
 
-def align():
-    vision = {"image_size": IMAGE, "width_coefficient": 0.2, "depth_coefficient": 0.3, "depthwise_padding": []}
-    model = two_towers("Align", vision, BERT, projection_dim=64)
-    for part in model.modules():  # as it is made, numbers vanish on their way up
-        if isinstance(part, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(part.weight)
-    return model
-
-
 def test_a_tower_without_attention_is_named_unless_it_stays_as_it_is(tmp_path):
-    model = align()
+    model = ALIGN()
     modules = dict(model.named_modules())
     with pytest.raises(
         ValueError, match=r"AlignVisionModel at vision_model of model_type 'align_vision_model', whose a"
@@ -363,11 +281,11 @@ def test_a_tower_without_attention_is_named_unless_it_stays_as_it_is(tmp_path):
         mora.patch(model)
     assert dict(model.named_modules()) == modules
     missing = {"image": torch.ones(3, IMAGE, IMAGE), "text": torch.tensor([3, 4])}
-    lives(align, own_hugging_face, tmp_path, missing, training=False, adapt={"image": "frozen", "text": "mora"})
+    lives(ALIGN, own_hugging_face, tmp_path, missing, training=False, adapt={"image": "frozen", "text": "mora"})
 
 
 def test_naflex_images_are_one_tensor():
-    model = HUGGING_FACE["siglip2"]()
+    model = PAIRS["Siglip2Model"]()
     shapes = torch.tensor([[2, 5], [4, 4]])
     mask = torch.arange(16) < shapes.prod(dim=1, keepdim=True)
     patches = torch.randn(2, 16, 192)
@@ -383,26 +301,6 @@ def test_naflex_images_are_one_tensor():
         naflex(patches, mask, shapes * 60)
 
 
-SINGLE = {
-    "CLIPVisionModel": ("CLIPVisionConfig", VIT),
-    "CLIPVisionModelWithProjection": ("CLIPVisionConfig", {**VIT, "projection_dim": 16}),
-    "CLIPTextModel": ("CLIPTextConfig", TEXT),
-    "CLIPTextModelWithProjection": ("CLIPTextConfig", {**TEXT, "projection_dim": 16}),
-    "SiglipVisionModel": ("SiglipVisionConfig", VIT),
-    "SiglipTextModel": ("SiglipTextConfig", {**TEXT, "projection_size": 16, "pad_token_id": 1}),
-    "ViTModel": ("ViTConfig", VIT),
-    "Dinov2Model": ("Dinov2Config", VIT),
-    "BertModel": ("BertConfig", BERT),
-    "RobertaModel": ("RobertaConfig", ROBERTA),
-}
-
-
-def single(name):
-    kind, config = SINGLE[name]
-    torch.manual_seed(0)
-    return getattr(transformers, name)(getattr(transformers, kind)(**config)).eval()
-
-
 def own_single(model, inputs):
     """What the class projects or pools, normalised."""
     ((modality, given),) = inputs.items()
@@ -416,8 +314,8 @@ def own_single(model, inputs):
 
 @pytest.mark.parametrize("name", SINGLE)
 def test_a_single_encoder(name, tmp_path):
-    lives(lambda: single(name), own_single, tmp_path, {"text": torch.tensor([3, 4])} if name == "BertModel" else None)
-    model = single(name)
+    lives(SINGLE[name], own_single, tmp_path, {"text": torch.tensor([3, 4])} if name == "BertModel" else None)
+    model = SINGLE[name]()
     ((modality, tower),) = towers_of(model).items()
     if name == "BertModel":
         with pytest.raises(ValueError, match="empty_text: got None for a BertModel"):

@@ -89,6 +89,19 @@ def test_one_tower_is_trained_and_the_other_stays(tmp_path, capsys):
     assert main(["merge", "--model", str(run), "--out", str(tmp_path / "merged")]) == 0
 
 
+def test_ranks_alphas_and_targets_by_tower(tmp_path, capsys):
+    data, run = synthetic.manifest(tmp_path), tmp_path / "run"
+    each = ["--rank", "image=2", "text=3", "--common-rank", "2", "--alpha", "text=0.1", "image=0.02"]
+    each += ["--targets", "image=q,fc1", "text=k", "--last-layers", "image=1", "text=1"]
+    code, said = train(capsys, "--data", data, "--out", run, *each, *QUICK)
+    assert code == 0, said
+    config = json.loads((run / "config.json").read_text())["mora"]
+    assert config["rank"] == {"image": 2, "text": 3} and config["alpha"] == {"image": 0.02, "text": 0.1}
+    assert config["targets"] == {"image": ["q", "fc1"], "text": ["k"]}
+    adapters = load_run(run).model.model.mora
+    assert [name.partition(".")[2] for name, _ in adapters.projections()] == ["4.q", "4.fc1", "3.k"]
+
+
 def rewrite(data, change):
     """Change every row of a CSV manifest; `change` returns the row, or None to leave it out."""
     with data.open() as file:
@@ -152,6 +165,8 @@ def test_an_unreadable_image_is_named_or_left_out(tmp_path, capsys):
         (["--data", "openmoji", "--epochs", "0"], "epochs: got 0"),
         (["--data", "openmoji", "--rank", "0"], "rank: got 0"),
         (["--data", "openmoji", "--last-layers", "9"], "last_layers: got 9"),
+        (["--data", "openmoji", "--rank", "four"], "rank: got 'four', expected an int"),
+        (["--data", "openmoji", "--alpha", "image=0.1", "0.2"], "alpha: got '0.2', expected TOWER=VALUE once for each"),
         (["--data", "openmoji", "--precision", "fp8"], "precision: got 'fp8'"),
         (["--data", "openmoji", "--device", "tpu"], "device: got 'tpu'"),
         (["--data", "openmoji", "--metric", "auroc"], "metric: got 'auroc'"),
