@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from mora_kernels.factors import Factors
 from mora_kernels.kept import Scope
-from mora_kernels.numerics import accumulation_dtype, full_precision
+from mora_kernels.numerics import accumulation_dtype, full_precision, untracked
 
 
 class Values:
@@ -52,7 +52,7 @@ class Values:
                 "expected the optimizer to step after backward"
             )
         if build != self.builds[index]:
-            with torch.inference_mode(False), torch.no_grad(), full_precision(self.factors[index].weight):
+            with untracked(self.factors[index].weight):
                 self.engine.build(self.factors, [index])
             self.builds[index] += 1
 

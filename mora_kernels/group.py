@@ -13,9 +13,9 @@ from torch import Tensor
 from mora_kernels import backend as backends
 from mora_kernels.api import mora_linear
 from mora_kernels.built import Linear, State, Values
-from mora_kernels.factors import Factors, cut, distinct
+from mora_kernels.factors import Factors, distinct
 from mora_kernels.kept import Scope, scope_of
-from mora_kernels.numerics import full_precision, product_dtype
+from mora_kernels.numerics import full_precision, product_dtype, untracked
 from mora_kernels.projection import Projection, place, snapshot, watch_optimizers
 from mora_kernels.validation import check_factors, check_linear
 
@@ -70,7 +70,8 @@ class Group:
 
         Raises as `_check` does.
         """
-        first = snapshot(self.projections[indices[0]])
+        found = {index: snapshot(self.projections[index]) for index in indices}
+        first = found[indices[0]]
         where = (self.backend, first.weight.device, dtype)
         name = self._names.get(where) or self._names.setdefault(where, backends.explain(*where)[0])
         if name == "reference":
@@ -81,28 +82,29 @@ class Group:
             state = None
         if state is not None and scope is not None:
             state.wait(first.weight.device, capturing)
-            if all(state.holds(i, scope, snapshot(self.projections[i]), capturing) for i in indices):
+            if all(state.holds(i, scope, one, capturing) for i, one in found.items()):
                 return state
-        return self._build(name, dtype, state, indices, scope, capturing)
+        return self._build(name, dtype, state, found, scope, capturing)
 
     def _build(
         self,
         name: str,
         dtype: torch.dtype,
         state: State | None,
-        indices: Sequence[int],
+        found: dict[int, Factors],
         scope: Scope | None,
         capturing: bool,
     ) -> State:
-        """Build `indices`, or all where one launch makes all of them and they may be kept, in the same buffers."""
+        """Build those found, or all where one launch makes all of them and they may be kept, in the same buffers."""
         watch_optimizers()
+        projections, indices = self.projections, [*found]
         every, engine = range(len(self.projections)), backends.engine(name)
         wanted = every if state is None or (scope is not None and engine.at_once) else indices
-        fresh = {i: place(self.projections[i], snapshot(self.projections[i]), dtype) for i in wanted}
+        fresh = {i: place(projections[i], found.get(i) or snapshot(projections[i]), dtype) for i in wanted}
         device = fresh[indices[0]].weight.device
-        with torch.inference_mode(False), torch.no_grad(), full_precision(fresh[indices[0]].weight):
+        with untracked(fresh[indices[0]].weight):
             if state is None or any(state.identities[i] != one.identity() for i, one in fresh.items()):
-                fresh = {i: place(self.projections[i], snapshot(self.projections[i]), dtype) for i in every}
+                fresh = {i: place(projections[i], found.get(i) or snapshot(projections[i]), dtype) for i in every}
                 state = self._new_state(name, dtype, list(fresh.values()))
                 wanted = every if engine.at_once else indices
             factors = [fresh.get(i, known) for i, known in enumerate(state.values.factors)]
@@ -149,7 +151,8 @@ class Group:
             )
         thin = self._thin(state, index)
         thin = state.values.engine.thin[index] if thin is None else thin
-        return Built(*cut(thin, *weight.shape), state.values.engine.effective[index])
+        u, left, right = state.values.engine.thin_of(index, thin)
+        return Built(u, left, right, state.values.engine.effective[index])
 
     def _thin(self, state: State, index: int) -> Tensor | None:
         """Return thin with its gradient path, or None where no factor of the projection needs one."""

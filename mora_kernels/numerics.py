@@ -6,12 +6,15 @@ computed in the accumulation dtype; W_eff is rounded once to the dtype of the pr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
 NORM_FLOOR = 1e-5
+NOTHING: AbstractContextManager[Any] = nullcontext()
 
 
 def accumulation_dtype(tensor: Tensor) -> torch.dtype:
@@ -19,9 +22,19 @@ def accumulation_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def full_precision(tensor: Tensor) -> torch.autocast:
+def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
     """Return a context in which autocast is off on the device of `tensor`."""
-    return torch.autocast(device_type=tensor.device.type, enabled=False)
+    device = tensor.device.type
+    if not torch.compiler.is_compiling() and not torch.is_autocast_enabled(device):
+        return NOTHING  # to enter `torch.autocast` takes longer than some of the products
+    return torch.autocast(device_type=device, enabled=False)
+
+
+@contextmanager
+def untracked(tensor: Tensor) -> Iterator[None]:
+    """Within the block autograd records nothing, no tensor is made for inference only, and autocast is off."""
+    with torch.inference_mode(False), torch.no_grad(), full_precision(tensor):
+        yield
 
 
 def product_dtype(x: Tensor) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""y = x W_eff^T + b, and the way back to (u, U, V) without a dense weight gradient."""
+"""y = x W_eff^T + b, and the way back to (u, U, V) without a dense weight gradient; thin factors are rows."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from torch.autograd.function import once_differentiable
 
 from mora_kernels.factors import Factors
 from mora_kernels.numerics import full_precision
-from mora_kernels.torch.weight import build, compose, thin_product
+from mora_kernels.torch.terms import cast
+from mora_kernels.torch.weight import build, compose
 
 
 def linear_gradients(
     grad: Tensor, x: Tensor, weight: Tensor, u: Tensor, left: Tensor, right: Tensor, needs_x: bool
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-    """Return the gradients of x, u, U and V from dY, all of rows [M, d].
+    """Return the gradients of x [M, in], u [in], U^T [R, out] and V^T [R, in] from dY [M, out].
 
     Z = dY W gives two of them, t = colsum(x * Z) for u and dX = u * Z + (dY U) V^T: one product of full size, where a
     dense dW beside dX would be a second one.
     """
-    wide, grad_wide = x.to(u.dtype), grad.to(u.dtype)
-    pulled, thin = grad @ weight.to(grad.dtype), thin_product(grad_wide, left)
+    wide, grad_wide = cast(x, u.dtype), cast(grad, u.dtype)
+    pulled, thin = cast(grad @ cast(weight, grad.dtype), u.dtype), left @ grad_wide.T
     grad_u = (wide * pulled).sum(dim=0)
-    grad_left = thin_product(grad_wide.T, thin_product(wide, right))
-    grad_right = thin_product(wide.T, thin)
+    grad_left, grad_right = (right @ wide.T) @ grad_wide, thin @ wide
     if not needs_x:
         return None, grad_u, grad_left, grad_right
-    return pulled.to(u.dtype).mul_(u).addmm_(thin, right.T).to(x.dtype), grad_u, grad_left, grad_right
+    return cast(pulled.mul_(u).addmm_(thin.T, right), x.dtype), grad_u, grad_left, grad_right
 
 
 class Linear(torch.autograd.Function):

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mora_kernels.factors import Factors
+from mora_kernels.factors import Factors, cut
 from mora_kernels.launches import launch
 from mora_kernels.numerics import dense_gradient
 from mora_kernels.triton.build import fields
@@ -138,6 +138,10 @@ class Engine:
                 **options,
             )  # fmt: skip
 
+    def thin_of(self, index: int, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return u [in], U [out, r], V' [in, r] of a flat [u | U | V']."""
+        return cut(flat, *self.effective[index].shape)
+
     def release(self, index: int) -> None:
         """Free the gradient slot of a projection: what waited there belongs to values that are gone."""
         self.busy[index] = False
@@ -198,9 +202,9 @@ class Engine:
             return
         self.pointers, self.common_count = pointers, len(commons)
         self.align = self.alignment(rows)
-        cut = Cut()
-        starts = [cut.take(len(section)) for section in sections]
-        flat = [0] * cut.length
+        layout = Cut()
+        starts = [layout.take(len(section)) for section in sections]
+        flat = [0] * layout.length
         for start, section in zip(starts, sections, strict=True):
             flat[start : start + len(section)] = section
         data = torch.tensor(flat, dtype=torch.int64).to(self.device)
