@@ -4,6 +4,7 @@ Setting it before any test module is imported decides for the whole process. It 
 the interpreter. Tests marked `gpu` are for `TRITON_INTERPRET=0 pytest -m gpu`; `benchmarks/gpu.sh` runs them.
 """
 
+import importlib.util
 import os
 import sys
 
@@ -17,6 +18,12 @@ from torch.utils._python_dispatch import _disable_current_modes  # noqa: E402
 if "PYTEST_XDIST_WORKER" in os.environ:  # `-n auto`: a process a core, which its threads would fight over
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+
+QUICK = pytest.MonkeyPatch()
+if INTERPRETED and importlib.util.find_spec("triton"):
+    from tests.interpreter import quicken
+
+    quicken(QUICK)
 
 ALLOCATORS = ("empty", "empty_like", "empty_strided")
 
