@@ -4,6 +4,8 @@ Setting it before any test module is imported decides for the whole process. It 
 the interpreter. Tests marked `gpu` are for `TRITON_INTERPRET=0 pytest -m gpu`; `benchmarks/gpu.sh` runs them.
 """
 
+import gc
+import importlib.util
 import os
 import sys
 
@@ -18,6 +20,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # `-n auto`: a process a core, which it
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 
+QUICK = pytest.MonkeyPatch()
+if INTERPRETED and importlib.util.find_spec("triton"):
+    from tests.interpreter import quicken
+
+    quicken(QUICK)
+
 ALLOCATORS = ("empty", "empty_like", "empty_strided")
 
 
@@ -30,6 +38,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device and TRITON_INTERPRET=0"))
+
+
+def pytest_collection_finish() -> None:
+    """What modules made lives on: no collection of garbage looks through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from mora.system.machine import need
 from mora.training.config import TrainConfig
 
 
@@ -25,6 +26,16 @@ def make_optimizer(
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> torch.optim.lr_scheduler.LRScheduler:
-    """Linear from 0 over the share `warmup` of `steps`, then a cosine to 0; ImportError without transformers."""
-    optimization = need("transformers.optimization", "training", extra="train")
-    return optimization.get_cosine_schedule_with_warmup(optimizer, int(steps * warmup), steps)
+    """Linear from 0 over the share `warmup` of `steps`, then a cosine to 0.
+
+    The numbers of transformers' `get_cosine_schedule_with_warmup`, whose import takes seconds of every start.
+    """
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, partial(share, warm=int(steps * warmup), steps=steps))
+
+
+def share(step: int, warm: int, steps: int) -> float:
+    """The share of the learning rate at a step."""
+    if step < warm:
+        return step / max(1, warm)
+    progress = (step - warm) / max(1, steps - warm)
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))

@@ -27,7 +27,7 @@ def mora(*arguments):
 @pytest.mark.parametrize("name", list(FIGURES))
 def test_published_layouts(name, tmp_path, capsys):
     source, run = synthetic.arrow(tmp_path, name), tmp_path / "run"
-    mora("train", "--data", source, "--out", run, "--missing", "both:0.7", "--epochs", 2, "--batch", 8)
+    mora("train", "--data", source, "--out", run, "--missing", "both:0.7", "--epochs", 1, "--batch", 8)
     mora("evaluate", "--model", run, "--grid", "--rates", 0.5, "--seeds", 2, "--out", tmp_path / "results")
     rows = list(csv.DictReader((tmp_path / "results/results.csv").open()))
     assert len(rows) == 1 + 3 * 2

@@ -14,7 +14,7 @@ CASES = {
     "odd": dict(size=97, other_sizes=(31,), rank=3, common_rank=5, alpha=0.02, rows=3),
     "tiny": dict(size=7, other_sizes=(5,), rank=1, alpha=0.05, rows=1),
     "rank-17": dict(size=65, other_sizes=(40,), rank=17, alpha=0.02),
-    "rank-64": dict(size=130, other_sizes=(66,), rank=64, alpha=0.01, rows=9),
+    "rank-64": dict(size=70, other_sizes=(34,), rank=64, alpha=0.01, rows=9),
 }
 
 

@@ -48,9 +48,9 @@ class Site:
         )
 
 
-def preset(sizes=None, layers=2, targets=2, **options):
-    """Eight projections like those of ViT-B/16: two layers, two towers, two targets, small widths."""
-    sizes = sizes or {"image": 48, "text": 32}
+def preset(sizes=None, layers=1, targets=2, **options):
+    """Projections like those of ViT-B/16: two towers, two targets, small widths; four in a layer."""
+    sizes = sizes or {"image": 24, "text": 16}
     generator = torch.Generator().manual_seed(5)
     sites = []
     for layer in range(layers):
@@ -109,7 +109,7 @@ def clear(sites):
 @pytest.mark.parametrize("options", [{}, {"gram": False}, {"specific": False}, {"rank": 17}], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_gradient_of_eight_projections(backend, options):
-    sites = preset(**options)
+    sites = preset({"image": 48, "text": 32}, layers=2, **options)
     group = Group(sites, backend)
     total = loss(group, sites)
     total.backward()
@@ -124,7 +124,7 @@ def test_every_gradient_of_eight_projections(backend, options):
 
 @pytest.mark.parametrize("backend", BUILT)
 def test_three_modalities_of_odd_widths(backend):
-    sites = preset(sizes={"image": 33, "text": 17, "audio": 50}, layers=1)
+    sites = preset(sizes={"image": 33, "text": 17, "audio": 50})
     total = loss(Group(sites, backend), sites)
     total.backward()
     _, grads = expected(sites)
@@ -133,7 +133,7 @@ def test_three_modalities_of_odd_widths(backend):
 
 
 def test_one_launch_forward_and_one_backward(launches):
-    sites = preset()
+    sites = preset(layers=2)
     group = Group(sites, "triton")
     with keeping([group]):
         loss(group, sites).backward()
@@ -146,7 +146,7 @@ def test_one_launch_forward_and_one_backward(launches):
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
 def test_launches_of_a_projection(dropout_p):
     """q and v of one attention, dX included: at most 6 launches a projection, library products included."""
-    sites = preset(layers=1)[:2]
+    sites = preset()[:2]
     group = Group(sites, "triton")
     x = sites[0].x.requires_grad_()
     biases = [site.bias for site in sites]
@@ -160,7 +160,7 @@ def test_launches_of_a_projection(dropout_p):
 
 
 def test_eval_costs_one_product():
-    sites = preset(layers=1)
+    sites = preset()
     group = Group(sites, "triton")
     with torch.no_grad(), keeping([group]):
         first = group.linear(0, sites[0].x, sites[0].bias)
@@ -174,7 +174,7 @@ def test_eval_costs_one_product():
 @pytest.mark.parametrize("backend", BUILT)
 def test_built_once_until_a_factor_changes(backend, keep, launches):
     """Where values are kept; elsewhere at every use, with the same gradients."""
-    sites = preset(layers=1)
+    sites = preset()
     group = Group(sites, backend)
     optimizer = torch.optim.SGD(parameters(sites).values(), lr=0.1)
     _, grads = expected(sites)
@@ -231,7 +231,7 @@ def test_every_way_to_change_a_tensor_is_seen(backend, kind, what):
     if kind in ("adamw", "fused", "foreach") and what == "weight":
         pytest.skip("frozen: no optimizer holds it")
     for keep in (False, True) if kind in COUNTED else (False,):
-        sites = preset(layers=1)
+        sites = preset()
         group = Group(sites, backend)
         values = [*parameters(sites).values()] if what == "factors" else [site.weight for site in sites]
         with keeping([group] if keep else []), torch.no_grad():
@@ -245,7 +245,7 @@ def test_every_way_to_change_a_tensor_is_seen(backend, kind, what):
 
 
 def test_alpha_and_inference_tensors_are_seen_where_values_are_kept():
-    sites = preset(layers=1)
+    sites = preset()
     group = Group(sites, "torch")
     with keeping([group]), torch.no_grad():
         before = group.linear(0, sites[0].x).clone()
@@ -262,7 +262,7 @@ def test_alpha_and_inference_tensors_are_seen_where_values_are_kept():
 
 
 def test_what_is_kept_ends_with_its_block_and_can_be_forgotten():
-    sites = preset(layers=1)
+    sites = preset()
     group, x = Group(sites, "torch"), sites[0].x
     halve = UNCOUNTED["data"]
 
@@ -290,7 +290,7 @@ def test_what_is_kept_ends_with_its_block_and_can_be_forgotten():
 
 def test_blocks_may_end_in_any_order_and_be_copied():
     """An ended block keeps nothing, wherever a context still knows it."""
-    sites = preset(layers=1)
+    sites = preset()
     group, x = Group(sites, "torch"), sites[0].x
 
     def check():
@@ -309,7 +309,7 @@ def test_blocks_may_end_in_any_order_and_be_copied():
 
 
 def test_forgetting_one_leaves_the_other_right():
-    sites = [preset(layers=1), preset(layers=1)]
+    sites = [preset(), preset()]
     groups = [Group(each, "torch") for each in sites]
     with torch.no_grad(), keeping(groups):
         before = [group.linear(0, each[0].x).clone() for group, each in zip(groups, sites, strict=True)]
@@ -319,7 +319,7 @@ def test_forgetting_one_leaves_the_other_right():
 
 
 def test_memory_that_is_given_back_is_not_mistaken_for_what_lay_there():
-    sites = preset(layers=1)
+    sites = preset()
     group, x = Group(sites, "torch"), sites[0].x
     factor = sites[0].own["specific_b"]
     with torch.no_grad(), keeping([group]):
@@ -332,7 +332,7 @@ def test_memory_that_is_given_back_is_not_mistaken_for_what_lay_there():
 @pytest.mark.parametrize("backend", BUILT)
 def test_averages_swapped_in_and_out_between_forward_and_backward(backend):
     """A teacher's pass in the middle of a step: the way back uses the weights that are there again."""
-    sites = preset(layers=1)
+    sites = preset()
     group = Group(sites, backend)
     total = loss(group, sites)
     kept = [value.detach().clone() for value in parameters(sites).values()]
@@ -349,7 +349,7 @@ def test_averages_swapped_in_and_out_between_forward_and_backward(backend):
 
 def test_eight_threads_get_the_values_of_one():
     """On the torch path: Triton's interpreter is not made for threads."""
-    sites = preset(layers=1)
+    sites = preset()
     group = Group(sites, "torch")
     with torch.no_grad():
         want = [group.linear(i, site.x).clone() for i, site in enumerate(sites)]
@@ -375,7 +375,7 @@ def test_eight_threads_get_the_values_of_one():
 
 def test_five_projections_of_one_input_and_double_factors():
     """One launch drops four copies; factors wider than the kernels' arithmetic are read as float32."""
-    sites = preset(sizes={"image": 48, "text": 48}, layers=1, targets=3)[:5]
+    sites = preset(sizes={"image": 24, "text": 24}, targets=3)[:5]
     x = sites[0].x
     mask = torch.rand(5, *x.shape, generator=torch.Generator().manual_seed(0)) > 0.5
     for backend in BUILT:
@@ -396,7 +396,7 @@ def test_five_projections_of_one_input_and_double_factors():
 @pytest.mark.parametrize("backend", BUILT)
 def test_two_backwards_through_one_node(backend):
     """Image first, text later, each with its own backward: gradients add up to those of the sum."""
-    sites = preset()
+    sites = preset(layers=2)
     group = Group(sites, backend)
     image = loss(group, sites, {0, 1, 4, 5})
     text = loss(group, sites, {2, 3, 6, 7})
@@ -419,7 +419,7 @@ def test_only_what_was_reached_gets_a_gradient(backend):
 
 @pytest.mark.parametrize("backend", BUILT)
 def test_retained_graph_and_repeated_use(backend):
-    sites = preset(layers=1)
+    sites = preset()
     group = Group(sites, backend)
     total = loss(group, sites) + loss(group, sites)
     total.backward(retain_graph=True)
@@ -432,7 +432,7 @@ def test_retained_graph_and_repeated_use(backend):
 
 @pytest.mark.parametrize("backend", BUILT)
 def test_partial_gradients_do_not_disturb_the_next_backward(backend):
-    sites = preset(layers=1)
+    sites = preset()
     group = Group(sites, backend)
     sites[0].x.requires_grad_()
     total = loss(group, sites)
@@ -448,10 +448,10 @@ def test_partial_gradients_do_not_disturb_the_next_backward(backend):
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("backend", BUILT)
 def test_checkpointing(backend, reentrant):
-    sites = preset(layers=1)
+    sites = preset()
     group = Group(sites, backend)
     torch.manual_seed(0)
-    x = torch.randn(9, 48, requires_grad=True)
+    x = torch.randn(9, 24, requires_grad=True)
 
     def block(x):
         return sum(group.linears([0, 1], x, [None, None], dropout_p=0.3))
@@ -473,7 +473,7 @@ def test_checkpointing(backend, reentrant):
 
 @pytest.mark.parametrize("backend", BUILT)
 def test_a_step_between_forward_and_backward_is_an_error(backend):
-    sites = preset(layers=1)
+    sites = preset()
     group = Group(sites, backend)
     total = loss(group, sites)
     with torch.no_grad():
@@ -490,7 +490,7 @@ def test_a_step_between_forward_and_backward_is_an_error(backend):
 
 @pytest.mark.parametrize("backend", BUILT)
 def test_frozen_factors_and_frozen_inputs(backend):
-    sites = preset(layers=1)
+    sites = preset()
     for site in sites:
         site.own["common_magnitude"].requires_grad_(False)
     sites[0].commons["image"].requires_grad_(False)
@@ -505,7 +505,7 @@ def test_frozen_factors_and_frozen_inputs(backend):
 
 @pytest.mark.parametrize("backend", BUILT)
 def test_no_gradient_needed_means_no_graph(backend):
-    sites = preset(layers=1)
+    sites = preset()
     for tensor in parameters(sites).values():
         tensor.requires_grad_(False)
     group = Group(sites, backend)
@@ -517,7 +517,7 @@ def test_no_gradient_needed_means_no_graph(backend):
 
 @pytest.mark.parametrize("backend", BUILT)
 def test_built_carries_gradients(backend):
-    sites = preset(layers=1)
+    sites = preset()
     group = Group(sites, backend)
     total = 0
     for index, site in enumerate(sites):
@@ -533,20 +533,20 @@ def test_built_carries_gradients(backend):
 
 @pytest.mark.parametrize("backend", BUILT)
 def test_packed_buffers_are_filled_in_place(backend):
-    sites = preset(layers=1)[:2]
-    packed = torch.zeros(3 * 48, 48)
+    sites = preset()[:2]
+    packed = torch.zeros(3 * 24, 24)
     for row, site in zip((0, 2), sites, strict=True):
-        site.buffer = lambda dtype, device, row=row: packed[48 * row : 48 * row + 48]
+        site.buffer = lambda dtype, device, row=row: packed[24 * row : 24 * row + 24]
     group = Group(sites, backend)
     with torch.no_grad():
         _, y = (group.linear(index, sites[1].x) for index in range(2))
-    assert torch.equal(y, sites[1].x @ packed[96:].T)
-    assert packed[:48].abs().sum() > 0 and packed[48:96].abs().sum() == 0
+    assert torch.equal(y, sites[1].x @ packed[48:].T)
+    assert packed[:24].abs().sum() > 0 and packed[24:48].abs().sum() == 0
 
 
 @pytest.mark.parametrize("backend", BUILT)
 def test_copies_and_pickles_are_fresh(backend):
-    sites = preset(layers=1)
+    sites = preset()
     group = Group(sites, backend)
     loss(group, sites).backward()
     twin = copy.deepcopy(group)
@@ -556,7 +556,7 @@ def test_copies_and_pickles_are_fresh(backend):
 
 
 def test_autocast_reads_the_weights_once_in_half_precision():
-    sites = preset(layers=1)
+    sites = preset()
     group = Group(sites, "triton")
     with torch.autocast("cpu", dtype=torch.float16):
         y = group.linear(0, sites[0].x, sites[0].bias)
@@ -574,7 +574,7 @@ def test_autocast_reads_the_weights_once_in_half_precision():
 
 @pytest.mark.parametrize("backend", BUILT)
 def test_inference_mode_does_not_poison_training(backend):
-    sites = preset(layers=1)
+    sites = preset()
     group = Group(sites, backend)
     with torch.inference_mode():
         group.linear(0, sites[0].x)
@@ -585,7 +585,7 @@ def test_inference_mode_does_not_poison_training(backend):
 
 
 def test_errors_name_what_is_wrong():
-    sites = preset(layers=1)
+    sites = preset()
     group = Group(sites, "triton")
     with pytest.raises(ValueError, match="x: got shape"):
         group.linear(0, torch.zeros(3, 7))

@@ -154,9 +154,10 @@ def in_threads(work, count):
 def test_eight_threads_share_a_classifier_in_eval(family, keep):
     """Also the first call after `patch`, which finds out where towers can be cut."""
     samples, expected = Samples(), []
+    one = classifier(family).eval()
     with torch.no_grad():
         for at in range(8):
-            expected.append(classifier(family).eval()(*samples.batch(torch.tensor([at, at + 1, at + 3]))))
+            expected.append(one(*samples.batch(torch.tensor([at, at + 1, at + 3]))))
     model, wrong = classifier(family).eval(), []
 
     def work(number):

@@ -37,7 +37,7 @@ def close(one, other):
 
 @pytest.mark.parametrize("rows", [40, 37, 33], ids=["whole", "odd", "one-left"])
 def test_accumulation_equals_a_larger_batch(tmp_path, rows):
-    fields = dict(dropout=0.0, epochs=3, lr=1e-3)
+    fields = dict(dropout=0.0, epochs=2, lr=1e-3)
     fakes.trainer(tmp_path / "one", fakes.splits(rows), batch=16, **fields).fit()
     fakes.trainer(tmp_path / "two", fakes.splits(rows), batch=4, accumulation=4, **fields).fit()
     close(tmp_path / "one", tmp_path / "two")
@@ -76,8 +76,12 @@ def two(out, rows, stop=0, resume=False):
     return done.stderr
 
 
-def test_two_processes_equal_one_with_twice_the_batch_and_resume(tmp_path):
-    """33 rows: the last forward pass leaves the second process without any; it is killed mid-epoch, all are resumed."""
+def test_two_processes_equal_one_with_twice_the_batch_and_resume(tmp_path, monkeypatch):
+    """33 rows: the last forward pass leaves the second process without any; it is killed mid-epoch, all are resumed.
+
+    `auto` keeps rows on disk when several processes train: each computes a part, all read everything.
+    """
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     data = fakes.splits(33, natural=True)
     fakes.trainer(tmp_path / "one", data, batch=16, dropout=0.0, epochs=3, lr=1e-3).fit()
     began = time.perf_counter()
@@ -86,6 +90,9 @@ def test_two_processes_equal_one_with_twice_the_batch_and_resume(tmp_path):
     assert "lost another one" in said or "SIGTERM" in said, said[-3000:]
     two(tmp_path / "two", 33, resume=True)
     close(tmp_path / "one", tmp_path / "two")
+    assert "prefixes" in (tmp_path / "two" / "train.log").read_text()
+    assert len(list((tmp_path / "home" / "mora" / "prefixes").iterdir())) == 2
+    assert json.loads((tmp_path / "two" / "config.json").read_text())["train"]["cache"] == "auto"
     with pytest.raises(ValueError, match="processes: .*started with 2, this call has 1"):
         fakes.trainer(
             tmp_path / "two", data, batch=4, dropout=0.0, epochs=3, lr=1e-3, accumulation=2, checkpoint_minutes=1.0

@@ -50,8 +50,24 @@ def work(folder, fields):
 def processes():
     """Fresh processes that have imported everything already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.training.fakes", "mora.training.trainer", "mora.metrics"])
+    trained = ["mora.training.trainer", "mora.metrics", "accelerate", "torchmetrics.classification"]
+    context.set_forkserver_preload(["tests.training.fakes", *trained])
     return context
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run that nothing disturbed, by its settings."""
+    done = {}
+
+    def run(**fields):
+        key = tuple(sorted(fields.items()))
+        if key not in done:
+            done[key] = tmp_path_factory.mktemp("whole") / "run"
+            fakes.trainer(done[key], **fields).fit()
+        return done[key]
+
+    return run
 
 
 def lines(folder):
@@ -113,21 +129,19 @@ def stop_at(trainer, step):
 
 
 @pytest.mark.parametrize(("method", "step"), [("mora", 0), ("mora", 5), ("mora", 7), ("mora", 14), ("lora", 4)])
-def test_stopped_before_any_step(tmp_path, method, step):
+def test_stopped_before_any_step(tmp_path, whole, method, step):
     fields = {**RECIPE, "method": method, "epochs": 3, "dropout": 0.3}
-    fakes.trainer(tmp_path / "whole", **fields).fit()
     stop_at(fakes.trainer(tmp_path / "broken", **fields), step)
     resumed = fakes.trainer(tmp_path / "broken", **fields)
     torch.randn(5)  # generators are restored, whatever they did before
     resumed.fit(resume=True)
-    same(tmp_path / "whole", tmp_path / "broken")
-    assert events(tmp_path / "whole") == events(tmp_path / "broken")
+    same(whole(**fields), tmp_path / "broken")
+    assert events(whole(**fields)) == events(tmp_path / "broken")
 
 
-def test_best_goes_back_to_that_of_the_checkpoint(tmp_path):
+def test_best_goes_back_to_that_of_the_checkpoint(tmp_path, whole):
     """Killed between a better epoch and its checkpoint, the run must not keep what it will find again."""
     fields = {**RECIPE, "checkpoint_minutes": 60.0}
-    fakes.trainer(tmp_path / "whole", **fields).fit()
     trainer = fakes.trainer(tmp_path / "broken", **fields)
     write = trainer.checkpoint
 
@@ -140,17 +154,16 @@ def test_best_goes_back_to_that_of_the_checkpoint(tmp_path):
     with pytest.raises(StopError):
         trainer.fit()
     fakes.trainer(tmp_path / "broken", **fields).fit(resume=True)
-    same(tmp_path / "whole", tmp_path / "broken")
+    same(whole(**RECIPE), tmp_path / "broken")
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path):
-    fakes.trainer(tmp_path / "whole", **RECIPE).fit()
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, whole):
     stop_at(fakes.trainer(tmp_path / "broken", **RECIPE), 12)
     files = checkpoint_files(tmp_path / "broken" / "checkpoints")
     assert len(files) == 2
     files[-1].write_bytes(files[-1].read_bytes()[:1000])
     fakes.trainer(tmp_path / "broken", **RECIPE).fit(resume=True)
-    same(tmp_path / "whole", tmp_path / "broken")
+    same(whole(**RECIPE), tmp_path / "broken")
     for path in (files := checkpoint_files(tmp_path / "broken" / "checkpoints")):
         path.write_bytes(b"")
     (tmp_path / "broken" / "result.json").unlink()

@@ -1,12 +1,10 @@
 """`mora train` with its savings: the same figures, every image decoded once, exact resume, reasons told."""
 
-import json
-
 import pytest
 import torch
 
 from tests.training import fakes
-from tests.training.test_distributed import losses, two
+from tests.training.test_distributed import losses
 from tests.training.test_resume import StopError, events, same, stop_at
 
 FIELDS = dict(epochs=3, batch=8, dropout=0.0)
@@ -34,17 +32,26 @@ def told(trainer):
     return "\n".join(trainer.log.console.lines)
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """(the folder, the trained tensors) of a run that saves nothing."""
+    folder = tmp_path_factory.mktemp("plain") / "run"
+    trainer = fakes.trainer(folder, fakes.splits(natural=True), savings="none", cache="off", **FIELDS)
+    trainer.fit()
+    return folder, fakes.trained_tensors(trainer)
+
+
 @pytest.mark.parametrize("cache", ["memory", "disk"])
 @pytest.mark.parametrize("savings", ["none", "all"])
-def test_the_same_run_without(tmp_path, cache, savings):
+def test_the_same_run_without(tmp_path, plain, cache, savings):
+    folder, tensors = plain
     place = {"cache_folder": str(tmp_path / "rows")} if cache == "disk" else {}
-    plain = fakes.trainer(tmp_path / "plain", fakes.splits(natural=True), savings="none", cache="off", **FIELDS)
     saved = fakes.trainer(
         tmp_path / "saved", fakes.splits(natural=True), savings=savings, cache=cache, **place, **FIELDS
     )
-    plain.fit(), saved.fit()
-    assert (losses(tmp_path / "plain") - losses(tmp_path / "saved")).abs().max() <= 1e-5
-    for name, tensor in fakes.trained_tensors(plain).items():
+    saved.fit()
+    assert (losses(folder) - losses(tmp_path / "saved")).abs().max() <= 1e-5
+    for name, tensor in tensors.items():
         torch.testing.assert_close(fakes.trained_tensors(saved)[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
@@ -153,16 +160,3 @@ def test_savings_may_not_change_on_resume(tmp_path):
     assert StopError
     with pytest.raises(ValueError, match="savings: .*started with 'all', this call has 'none'"):
         fakes.trainer(tmp_path / "run", epochs=2, savings="none").fit(resume=True)
-
-
-def test_two_processes_fill_one_folder(tmp_path, monkeypatch):
-    """`auto` keeps rows on disk when several processes train: each computes a part, all read everything."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    data = fakes.splits(33, natural=True)
-    fakes.trainer(tmp_path / "one", data, batch=16, dropout=0.0, epochs=3, lr=1e-3).fit()
-    two(tmp_path / "two", 33)
-    assert (losses(tmp_path / "one") - losses(tmp_path / "two")).abs().max() <= 1e-5
-    assert "prefixes" in (tmp_path / "two" / "train.log").read_text()
-    assert len(list((tmp_path / "home" / "mora" / "prefixes").iterdir())) == 2
-    config = json.loads((tmp_path / "two" / "config.json").read_text())
-    assert config["train"]["cache"] == "auto"

@@ -13,6 +13,7 @@ import mora
 from mora.training import load_run
 from mora.training.engine import row_losses
 from mora.training.finite import NotFiniteError
+from mora.training.optimization import make_schedule
 from tests.training import fakes
 
 
@@ -59,6 +60,21 @@ def test_the_schedule_is_the_published_one(tmp_path):
         2e-3 * (step / 4 if step < 4 else 0.5 * (1 + math.cos(math.pi * (step - 4) / 36))) for step in range(40)
     ]
     assert rates == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0.0), (7, 0.0), (7, 1.0), (13, 0.3), (40, 0.1)])
+def test_the_schedule_is_that_of_transformers(steps, warmup):
+    from transformers import get_cosine_schedule_with_warmup
+
+    def optimizer():
+        return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.01)
+
+    ours = make_schedule(optimizer(), steps, warmup)
+    theirs = get_cosine_schedule_with_warmup(optimizer(), int(steps * warmup), steps)
+    for _ in range(steps + 2):
+        assert ours.get_last_lr() == theirs.get_last_lr()
+        ours.optimizer.step(), theirs.optimizer.step(), ours.step(), theirs.step()
+    assert ours.state_dict() == theirs.state_dict(), "what checkpoints hold"
 
 
 def test_the_head_may_have_a_rate_of_its_own(tmp_path):

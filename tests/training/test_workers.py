@@ -30,7 +30,7 @@ import multiprocessing, sys
 from mora.cli import main
 if __name__ == "__main__":
     multiprocessing.set_start_method(sys.argv[1])
-    multiprocessing.set_forkserver_preload(["mora.training.trainer", "mora.data.sources.manifest"])
+    multiprocessing.set_forkserver_preload(["mora.training.trainer", "mora.data.sources.manifest", "open_clip"])
     sys.exit(main(sys.argv[2:]))
 """
 

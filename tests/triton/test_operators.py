@@ -86,7 +86,7 @@ def test_a_group_compiles_by_its_functional_path(launches):
     from tests.kernels.test_group import preset
 
     torch._dynamo.reset()
-    sites = preset(layers=1)
+    sites = preset()
     group = mora_kernels.Group(sites, "triton")
     wanted = group.linear(0, sites[0].x, sites[0].bias)
     compiled = torch.compile(lambda x, bias: group.linear(0, x, bias), fullgraph=True, backend="aot_eager")
