@@ -1,4 +1,4 @@
-.PHONY: install check test kernels-report bench tables demo
+.PHONY: install check test kernels-report planted bench tables demo
 
 install: ## everything a developer needs
 	pip install -e '.[dev]'
@@ -13,6 +13,9 @@ test: ## what CI runs after `check`
 
 kernels-report: ## registers, spills, shared memory and tensor-core instructions of every Triton kernel; needs no GPU
 	python -m mora_kernels.triton.report
+
+planted: ## bugs planted into the kernels one by one, each of which the tests must catch (some ten minutes)
+	python -m tests.planted
 
 bench: ## time everything on this machine, beside what people use today
 	pytest benchmarks/ --benchmark
