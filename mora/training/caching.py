@@ -15,8 +15,9 @@ from mora.data.dataset import Dataset
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
 from mora.data.sources.openmoji import cache_folder
 from mora.data.views import Corrupted
-from mora.savings.cache import PrefixCache, refusal
+from mora.savings.cache import PrefixCache
 from mora.savings.determinism import why_random
+from mora.savings.encoder import refusal
 from mora.savings.fingerprint import sample_parts
 from mora.savings.options import Hidden
 from mora.training.batches import Inputs
