@@ -13,11 +13,15 @@ from safetensors import safe_open
 
 import mora
 from mora.data.views import Subset
+from mora.evaluation.embeddings import embed
+from mora.runs.run import load_run
 from mora.savings import room
 from mora.savings.determinism import why_random
 from mora.savings.encoder import Encoder, refusal
 from mora.savings.fingerprint import preprocess_state, sample_parts, tokenizer_state
 from mora.towers import towers_of
+from mora.training.batches import Inputs
+from tests.evaluation import fakes as squares
 from tests.mora.models import MODELS
 from tests.savings.worlds import FAMILIES, Samples, classifier
 from tests.training import fakes
@@ -375,3 +379,20 @@ def test_an_encoder_of_any_towers_without_a_head(monkeypatch):
     cache = mora.PrefixCache(encoder, [{"radar": scan} for scan in samples.image])
     hidden = encoder.embed_rows("radar", cache.take("radar", ALL))
     torch.testing.assert_close(hidden, clip.encode_image(samples.image), rtol=1e-5, atol=1e-5)
+
+
+def test_an_evaluation_reads_rows_past_the_frozen_blocks_instead_of_samples(tmp_path):
+    run = load_run(squares.write_run(tmp_path / "run"))
+    data = squares.InMemory(12, natural=[0, 1, 2] * 4, groups=torch.arange(12) // 2)
+    substitutes = run.model.missing_image, run.model.missing_text
+    inputs = Inputs(data, data.available(), run.preprocess, run.tokenize, *substitutes)
+    present = data.available() != 2, data.available() != 1
+    cache = mora.PrefixCache(run.model, inputs, *present, image_rows=data.groups())
+    cache.fill()
+    data.reads.clear()
+    kept = embed(run, data, batch=5, cache=cache)
+    assert not data.reads
+    read = embed(run, data, batch=5)
+    assert len(data.reads) == 12
+    for one, other in ((kept.image, read.image), (kept.text, read.text)):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
