@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mora.savings.encoder import Encoder, by_modality, refusal
+from mora.savings.encoder import Encoder, by_modality, refusal, whole
 from mora.savings.entry import CLAIMS, Claims, open_entry
 from mora.savings.fingerprint import prefix_state, versions
 from mora.savings.options import Hidden
@@ -177,6 +177,10 @@ class PrefixCache:
         Raises ValueError when a frozen weight or the precision is not what it was.
         """
         self.check()
+        return self.unchecked(modality, index, present)
+
+    def unchecked(self, modality: str, index: Tensor, present: Tensor | None = None) -> Hidden:
+        """As `take`, for who calls `check` once for all modalities of a batch."""
         store, index = self.stores[modality], index.cpu()
         there = self.present[modality][index]
         there = there if present is None else there & present.cpu()
@@ -291,11 +295,3 @@ class PrefixCache:
 def as_read(samples: Any) -> Any:
     """Samples as they were read; an error that stands for samples that could not be read (see `Inputs`) as well."""
     return samples
-
-
-def whole(modality: str, present: Tensor, count: int) -> Tensor:
-    """The mask bool [N] of samples that have a modality."""
-    if present.dtype != torch.bool or tuple(present.shape) != (count,):
-        got = f"{present.dtype} {tuple(present.shape)}"
-        raise ValueError(f"{modality}_present: got {got}, expected a bool tensor of ({count},)")
-    return present.cpu()

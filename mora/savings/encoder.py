@@ -133,3 +133,11 @@ def by_modality(towers: Collection[str], name: str, *given: Mapping[str, Tensor 
     if unknown := [modality for modality in found if modality not in towers]:
         raise ValueError(f"{name}: got {', '.join(unknown)}, expected some of {', '.join(towers)}")
     return found
+
+
+def whole(modality: str, present: Tensor, count: int) -> Tensor:
+    """The mask bool [N] of samples that have a modality."""
+    if present.dtype != torch.bool or tuple(present.shape) != (count,):
+        got = f"{present.dtype} {tuple(present.shape)}"
+        raise ValueError(f"{modality}_present: got {got}, expected a bool tensor of ({count},)")
+    return present.cpu()

@@ -60,7 +60,7 @@ class CachedInputs(torch.utils.data.Dataset[dict[str, Tensor]]):
     def take(self, modality: str, index: Tensor, present: Tensor) -> Hidden:
         """Rows of one modality; where `present` is False, the substitute's."""
         if self.cache is not None:
-            return self.cache.take(modality, index, present)
+            return self.cache.unchecked(modality, index, present)
         store = self.stores[modality]
         rows = self.place[modality][index].masked_fill(
             ~(present & self.present[modality][index]), store.layout.rows - 1
@@ -72,6 +72,8 @@ class CachedInputs(torch.utils.data.Dataset[dict[str, Tensor]]):
     def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """One batch: image_rows, text_rows, text_tokens (where a text has tokens), flags, label, index."""
         index = torch.tensor(rows)
+        if self.cache is not None:
+            self.cache.check()
         image_present, text_present = self.image_present[index], self.text_present[index]
         image, text = self.take("image", index, image_present), self.take("text", index, text_present)
         batch = {
