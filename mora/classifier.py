@@ -9,18 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mora.adapters import adapters_of, is_patched, towers_in, unwrap
+from mora.adapters import adapters_of, is_patched
 from mora.first_step import begin_training
-from mora.keeping import forget
+from mora.savings.encoder import Encoder
 from mora.savings.options import Hidden, Savings
-from mora.savings.plan import Plan
-from mora.savings.runner import Runner
-from mora.savings.state import kept, version
-from mora.towers.custom import described
 from mora_kernels.kept import keeping, scope_of
 
 
-class MissingModalityClassifier(nn.Module):
+class MissingModalityClassifier(Encoder):
     """logits = Linear([image embedding; text embedding]), a missing modality replaced by its substitute.
 
     Embeddings are projected and un-normalised. The substitute of a missing image is a white image, preprocessed; of a
@@ -53,21 +49,11 @@ class MissingModalityClassifier(nn.Module):
         missing: Mapping[str, Tensor] | None = None,
         towers: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
         if not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 1:
             raise ValueError(f"num_classes: got {num_classes!r}, expected an int of at least 1")
-        self.model = model
+        super().__init__(model, savings, {"image": missing_image, "text": empty_text, **(missing or {})}, towers)
         clip = self.clip
-        self.towers = towers_in(clip) if towers is None else described(clip, towers)
-        named = {"image": missing_image, "text": empty_text}
-        own = {modality: one for modality, one in named.items() if one is not None} | dict(missing or {})
-        if unknown := [modality for modality in own if modality not in self.towers]:
-            raise ValueError(f"missing: got {', '.join(unknown)}, expected some of {', '.join(self.towers)}")
-        self.save(Savings() if savings is None else savings)
         parameter = next(clip.parameters())
-        for modality, tower in self.towers.items():
-            one = own[modality] if modality in own else tower.substitute(clip)
-            self.register_buffer(f"missing_{modality}", one.to(parameter.device), persistent=False)
         dtype = torch.promote_types(parameter.dtype, torch.float32)
         width = sum(tower.width(clip) for tower in self.towers.values())
         self.head = nn.Linear(width, num_classes, device=parameter.device, dtype=dtype)
@@ -118,11 +104,6 @@ class MissingModalityClassifier(nn.Module):
         with self.one_call():
             return self.head(self.embed(given, there))
 
-    @property
-    def clip(self) -> nn.Module:
-        """The CLIP itself, inside wrappers that `mora.patch` is seen through."""
-        return unwrap(self.model) if is_patched(self.model) else self.model
-
     def one_call(self) -> AbstractContextManager[object]:
         """A block in which W_eff of all towers is built once, where nobody asked to keep it for longer."""
         clip = self.clip
@@ -140,63 +121,6 @@ class MissingModalityClassifier(nn.Module):
             embedded.append(runner.embed(self.model, rows, present[modality], substitute, self.training))
         dtype = embedded[0].dtype if torch.is_autocast_enabled(weight.device.type) else weight.dtype
         return torch.cat([embedding.to(dtype) for embedding in embedded], dim=-1)
-
-    def missing(self, modality: str) -> Tensor:
-        """What stands for a missing input, as it was given or as the model's own preprocessing makes it."""
-        missing: Tensor = getattr(self, f"missing_{modality}")
-        return missing
-
-    def prefix(self, modality: str, inputs: Tensor) -> Hidden:
-        """Rows past the frozen blocks, as `forward` takes them: what `mora.PrefixCache` keeps.
-
-        Args:
-            modality: "image" or "text".
-            inputs: preprocessed images [B, 3, H, W], or token ids [B, L].
-
-        Raises ValueError for an unknown modality, and for a tower that cannot be cut there.
-        """
-        return self.runner(modality).prefix(self.model, inputs, self.substitute(modality))
-
-    def embed_rows(self, modality: str, given: Tensor | Hidden) -> Tensor:
-        """Embeddings [B, e] of one modality's rows, inputs or past the frozen blocks, all of them there."""
-        return self.runner(modality).run(self.model, given, self.substitute(modality))
-
-    def substitute(self, modality: str, dtype: torch.dtype | None = None) -> Tensor:
-        """What stands for a missing input, in a dtype (by default the model's) unless it is tokens."""
-        missing = self.missing(modality)
-        if not missing.is_floating_point():
-            return missing
-        dtype = next(self.model.parameters()).dtype if dtype is None else dtype
-        if dtype == missing.dtype:
-            return missing
-        name = (id(self), modality, dtype)
-        return kept(self.clip, name, lambda: version(missing), lambda: missing.to(dtype))
-
-    def runner(self, modality: str) -> Runner:
-        """What runs one tower; ValueError for an unknown modality."""
-        if modality not in self.runners:
-            raise ValueError(f"modality: got {modality!r}, expected one of {', '.join(map(repr, self.runners))}")
-        return self.runners[modality]
-
-    def plan(self, modality: str, training: bool | None = None) -> Plan:
-        """Where a tower is cut, what is saved in it, and why not more; in the mode the model is in, or another."""
-        return self.runner(modality).plan(self.model, self.substitute(modality), training)
-
-    def saved(self) -> list[str]:
-        """What is saved in each tower and what is not, in words."""
-        return [line for modality in self.runners for line in self.plan(modality).lines(modality)]
-
-    def save(self, savings: Savings) -> None:
-        """Leave out of the computation what `savings` says, from now on."""
-        self.savings = savings
-        each = self.towers.values()
-        self.runners = {one.modality: Runner(one, savings, [t for t in each if t is not one]) for one in each}
-
-    def forget(self) -> None:
-        """Drop all that is kept of the model, as `mora.forget(self)`, and what was found out about its towers."""
-        forget(self)
-        for runner in self.runners.values():
-            runner.forget()
 
 
 def batch_size(given: Mapping[str, Tensor | Hidden], towers: Iterable[str]) -> int:

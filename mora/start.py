@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from mora.linear import MoraLinear
-
 # Relative, of column norms: rounding to half precision and back stays below the first, other weights above the second.
 ROUNDING, CHANGED = 1e-2, 1e-3
+
+
+class Projection(Protocol):
+    """What an adapter's start asks of the projection it stands on; `mora.MoraLinear` has it."""
+
+    weight: Tensor
+    specific_a: nn.Parameter | None
+    specific_b: nn.Parameter | None
+    specific_magnitude: nn.Parameter | None
+    common_magnitude: nn.Parameter
+    start: Tensor | None
+    identity: bool
+    modality: str
+    backend: str
+
+    @property
+    def common(self) -> Any:
+        """The factors shared by a pair of blocks."""
 
 
 def factor_dtype(weight: Tensor) -> torch.dtype:
@@ -33,7 +48,7 @@ def draw(factor: Tensor | None, rank: int) -> None:
 
 
 @torch.no_grad()
-def settle(projection: MoraLinear) -> None:
+def settle(projection: Projection) -> None:
     """Set both magnitudes as `patch` does, from the weight that is there now."""
     norm = column_norms(projection.weight)
     projection.common_magnitude.copy_(torch.zeros_like(norm) if projection.identity else norm)
@@ -43,7 +58,7 @@ def settle(projection: MoraLinear) -> None:
 
 
 @torch.no_grad()
-def fill(projection: MoraLinear) -> None:
+def fill(projection: Projection) -> None:
     """Give a projection whose memory is new its start: A drawn, B zero; the magnitudes wait for the weight."""
     if projection.specific_a is not None and projection.specific_b is not None:
         draw(projection.specific_a, projection.specific_a.shape[1])
@@ -51,7 +66,7 @@ def fill(projection: MoraLinear) -> None:
     projection.start = None
 
 
-def materialise(projection: MoraLinear) -> None:
+def materialise(projection: Projection) -> None:
     """Give parameters on the meta device memory beside the weight, and their start."""
     for name in ("specific_a", "specific_b", "common_magnitude", "specific_magnitude"):
         parameter = getattr(projection, name)
@@ -62,7 +77,7 @@ def materialise(projection: MoraLinear) -> None:
 
 
 @torch.no_grad()
-def untouched(projection: MoraLinear) -> bool:
+def untouched(projection: Projection) -> bool:
     """Whether nothing was trained or loaded into a projection since its start, whatever dtypes it passed."""
     if projection.start is None or projection.common_magnitude.is_meta:
         return False
@@ -77,7 +92,7 @@ def untouched(projection: MoraLinear) -> bool:
 
 
 @torch.no_grad()
-def follow(projection: MoraLinear, loaded: bool) -> None:
+def follow(projection: Projection, loaded: bool) -> None:
     """After weights were loaded: an untouched projection starts anew from them, a trained one says that it does not.
 
     `loaded` says that the adapter's own tensors came with the weights, and so belong to them.
@@ -99,7 +114,7 @@ def follow(projection: MoraLinear, loaded: bool) -> None:
         )
 
 
-def moved(projection: MoraLinear) -> bool:
+def moved(projection: Projection) -> bool:
     """Whether the weight is no longer the one the projection started from."""
     assert projection.start is not None
     norm = column_norms(projection.weight).cpu().double()
@@ -107,7 +122,7 @@ def moved(projection: MoraLinear) -> bool:
     return not bool(torch.linalg.vector_norm(norm - start) <= CHANGED * torch.linalg.vector_norm(start))
 
 
-def check_call(projection: MoraLinear) -> None:
+def check_call(projection: Projection) -> None:
     """Raise RuntimeError where a call cannot be right, with the way out; give memory without a start its magnitudes."""
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
         raise RuntimeError(

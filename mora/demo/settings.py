@@ -7,9 +7,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mora.config import one_of
+from mora.config import MoraConfig, one_of
 from mora.data.missing import KINDS
 from mora.runs.methods import MORA_VARIANTS
+from mora.training.config import TrainConfig
+
+DATA = "openmoji"
 
 
 class Choice(NamedTuple):
@@ -64,7 +67,7 @@ class Settings:
         alpha: of MoRA, instead of the chosen one; None keeps it.
         methods: a subset of `METHODS`.
         device: where to train, "cpu" or "cuda".
-        jobs: runs trained at once, each on one CPU thread; on a GPU one at a time.
+        jobs: runs at once, each on one CPU thread; on a GPU one at a time.
         limit: use at most so many rows of each part; None means all.
         choices: learning rate and scale by method.
     """
@@ -113,6 +116,43 @@ class Settings:
         """Learning rate and scale of one method."""
         choice = self.choices[method]
         return choice._replace(scale=self.alpha) if self.alpha is not None and method in MORA_VARIANTS else choice
+
+    def name(self, method: str, seed: int) -> str:
+        """Of a run's folder; cells of a grid have different ones."""
+        choice = self.choice(method)
+        return f"{method}-{choice.learning_rate:g}-{choice.scale:g}-{self.head_learning_rate:g}-seed{seed}"
+
+    def config(self, method: str, seed: int, folder: Path, rows: Path) -> TrainConfig:
+        """One run as `mora train` does it, in `folder`, with rows past the frozen blocks in `rows`."""
+        learning_rate, scale = self.choice(method)
+        missing = f"{self.missing}:{self.rate}"
+        adapters = MoraConfig(
+            rank=self.rank,
+            alpha=scale if method in MORA_VARIANTS else MoraConfig.alpha,
+            dropout=self.dropout,
+            targets=self.targets,
+            last_layers=self.last_layers,
+        )
+        return TrainConfig(
+            data=DATA,
+            out=str(folder),
+            method="linear" if method == "frozen" else method,
+            mora=adapters,
+            lora_scale=scale if method in ("lora", "dora") else TrainConfig.lora_scale,
+            missing={"train": missing, "validation": missing},
+            epochs=self.epochs,
+            batch=self.batch,
+            lr=learning_rate or self.head_learning_rate,
+            head_lr=self.head_learning_rate,
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+            warmup=self.warmup,
+            seed=seed,
+            device=self.device,
+            limit=self.limit,
+            cache="disk",
+            cache_folder=str(rows),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types."""

@@ -6,7 +6,7 @@ In eval mode a row's embedding depends on that row alone, and a missing modality
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,12 +18,14 @@ from mora.data.dataset import Dataset, Sample
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
 from mora.data.views import Corrupted
 from mora.keeping import keeping
+from mora.savings import Hidden, PrefixCache
 from mora.system.workers import leave_signals
 
 if TYPE_CHECKING:
     from mora.runs.run import LoadedRun
 
 HEAD_ROWS = 8192
+Rows = dict[str, tuple[Tensor, Tensor | Hidden]]  # by modality: numbers of samples [B], what a tower takes of them
 
 
 class Prepared(NamedTuple):
@@ -104,6 +106,7 @@ def embed(
     batch: int = 64,
     workers: int = 0,
     progress: Callable[[int], None] | None = None,
+    cache: PrefixCache | None = None,
 ) -> Embeddings:
     """One pass of every image and text that is there through the towers of `run.model`, in eval mode.
 
@@ -113,36 +116,60 @@ def embed(
         batch: samples at a time.
         workers: processes that read and preprocess; 0 does it here.
         progress: told the number of samples done, batch by batch.
+        cache: rows of the split past the frozen blocks of `run.model`, read instead of the samples.
 
     Raises ValueError when an image cannot be read, or a sample is not as `available()` says.
     """
     model = run.model.eval()
     available, image_row = dataset.available(), rows_of_images(dataset)
     wanted = first_of_each(image_row, available != IMAGE_MISSING)
+    there = {"image": wanted, "text": available != TEXT_MISSING}
+    with keeping(model):
+        image = substitute(model, "image").repeat(int(image_row.max()) + 2, 1)
+        text = substitute(model, "text").repeat(len(dataset) + 1, 1)
+        batches = read(run, dataset, there, batch, workers) if cache is None else kept(cache, there, batch)
+        for count, rows in batches:
+            for modality, (index, given) in rows.items():
+                place, target = (image_row[index], image) if modality == "image" else (index, text)
+                target[place] = tower(model, modality, given)
+            if progress is not None:
+                progress(count)
+    return Embeddings(image, text, image_row, dataset.labels(), dataset.groups(), model.head)
+
+
+def read(
+    run: LoadedRun, dataset: Dataset, there: Mapping[str, Tensor], batch: int, workers: int
+) -> Iterator[tuple[int, Rows]]:
+    """(samples done, inputs of those that are there by modality, with their numbers), batch by batch."""
     loader = torch.utils.data.DataLoader(
-        Reader(dataset, run.preprocess, wanted),
+        Reader(dataset, run.preprocess, there["image"]),
         batch_size=batch,
         num_workers=workers,
         collate_fn=list,
         worker_init_fn=leave_signals,
     )
-    with keeping(model):
-        image = substitute(model, "image").repeat(int(image_row.max()) + 2, 1)
-        text = substitute(model, "text").repeat(len(dataset) + 1, 1)
-        for samples in loader:
-            if errors := [sample for sample in samples if isinstance(sample, ValueError)]:
-                raise errors[0]
-            shown = [sample for sample in samples if sample.image is not None]
-            read = [sample for sample in samples if sample.text is not None]
-            check_presence(dataset, samples, available, wanted)
-            if shown:
-                rows = image_row[[sample.position for sample in shown]]
-                image[rows] = tower(model, "image", torch.stack([sample.image for sample in shown]))
-            if read:
-                text[[sample.position for sample in read]] = tower(model, "text", run.tokenize([s.text for s in read]))
-            if progress is not None:
-                progress(len(samples))
-    return Embeddings(image, text, image_row, dataset.labels(), dataset.groups(), model.head)
+    for samples in loader:
+        if errors := [sample for sample in samples if isinstance(sample, ValueError)]:
+            raise errors[0]
+        check_presence(dataset, samples, there)
+        rows: Rows = {}
+        if shown := [sample for sample in samples if sample.image is not None]:
+            rows["image"] = numbers(shown), torch.stack([sample.image for sample in shown])
+        if told := [sample for sample in samples if sample.text is not None]:
+            rows["text"] = numbers(told), run.tokenize([sample.text for sample in told])
+        yield len(samples), rows
+
+
+def kept(cache: PrefixCache, there: Mapping[str, Tensor], batch: int) -> Iterator[tuple[int, Rows]]:
+    """The same from rows past the frozen blocks."""
+    for index in torch.arange(len(cache)).split(batch):
+        chosen = {modality: index[mask[index]] for modality, mask in there.items()}
+        yield len(index), {m: (rows, cache.take(m, rows)) for m, rows in chosen.items() if len(rows)}
+
+
+def numbers(samples: list[Prepared]) -> Tensor:
+    """The positions of samples in their data set, int64 [B]."""
+    return torch.tensor([sample.position for sample in samples])
 
 
 def rows_of_images(dataset: Dataset) -> Tensor:
@@ -161,7 +188,7 @@ def first_of_each(rows: Tensor, there: Tensor) -> Tensor:
     return wanted
 
 
-def tower(model: MissingModalityClassifier, modality: str, rows: Tensor) -> Tensor:
+def tower(model: MissingModalityClassifier, modality: str, rows: Tensor | Hidden) -> Tensor:
     """Embeddings [B, e] of one modality in the head's dtype, on the CPU."""
     weight = model.head.weight
     return model.embed_rows(modality, rows.to(weight.device)).to("cpu", weight.dtype)
@@ -172,11 +199,11 @@ def substitute(model: MissingModalityClassifier, modality: str) -> Tensor:
     return tower(model, modality, model.missing(modality)[None])
 
 
-def check_presence(dataset: Dataset, samples: list[Prepared], available: Tensor, wanted: Tensor) -> None:
+def check_presence(dataset: Dataset, samples: list[Prepared], there: Mapping[str, Tensor]) -> None:
     """Raise ValueError for a sample that lacks what `available()` says is there."""
     for sample in samples:
-        lacks_text = sample.text is None and int(available[sample.position]) != TEXT_MISSING
-        lacks_image = sample.image is None and bool(wanted[sample.position])
+        lacks_text = sample.text is None and bool(there["text"][sample.position])
+        lacks_image = sample.image is None and bool(there["image"][sample.position])
         if lacks_text or lacks_image:
             what = "text" if lacks_text else "image"
             name = dataset[sample.position].id

@@ -13,6 +13,7 @@ from mora.data.missing import COMPLETE, IMAGE_MISSING, KINDS, TEXT_MISSING
 from mora.data.tables import Missing, MissingTable, draw_table, per_sample
 from mora.evaluation.embeddings import Embeddings, embed
 from mora.metrics import Metric
+from mora.savings import PrefixCache
 from mora.system.files import digest
 
 if TYPE_CHECKING:
@@ -138,8 +139,12 @@ def cells(
     batch: int = 64,
     workers: int = 0,
     progress: Callable[[int], None] | None = None,
+    cache: PrefixCache | None = None,
 ) -> list[Result]:
-    """A result per condition and seed (one where nothing is taken), and one per table, by the name of its file."""
+    """A result per condition and seed (one where nothing is taken), and one per table, by the name of its file.
+
+    With a `cache` of the split, as `embed` takes it, no sample is read.
+    """
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds: got {list(seeds)}, expected at least one, each once")
     check_fits(run, dataset)
@@ -150,7 +155,7 @@ def cells(
     ]
     given = [(None, table) for table in drawn] + [(file or None, table) for file, table in (tables or {}).items()]
     lacks = [per_sample(table, dataset) for _, table in given]
-    embeddings = embed(run, dataset, batch, workers, progress)
+    embeddings = embed(run, dataset, batch, workers, progress, cache)
     return [
         score(run, dataset, embeddings, table, what, file, label)
         for (file, table), what in zip(given, lacks, strict=True)

@@ -206,21 +206,27 @@ def capital(text: str) -> str:
 
 def print_tables(console: Any, evaluation: Evaluation) -> None:
     """The main tables in the terminal, the best of each column in bold."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
     console.print(printable(f"{title(evaluation)}; {spread_of(evaluation)}"), highlight=False, markup=False)
     for table in tables(evaluation.results):
         console.print(f"\n{capital(table.title)}", highlight=False)
-        shown = RichTable(box=SIMPLE_HEAD)
-        for place, heading in enumerate(table.headings):
-            shown.add_column(Text(heading.replace(" % ", " %\n")), justify="right" if place >= table.words else "left")
-        for y, row in enumerate(table.rows):
-            words = [printable(word).replace(" ± ", "±") for word in row]
-            shown.add_row(*(Text(word, style="bold" if (y, x) in table.best else "") for x, word in enumerate(words)))
-        console.print(shown)
+        print_table(console, table._replace(headings=[name.replace(" % ", " %\n") for name in table.headings]))
     for line in changed(evaluation):
         console.print(f"warning: {printable(line)}", highlight=False, markup=False)
     if any(result.kind != NOTHING for result in evaluation.results):
         console.print("A rate counts what is MISSING.", highlight=False)
+
+
+def print_table(console: Any, table: Table) -> None:
+    """One table in the terminal, as narrow as its words and never cut: six columns of means and spreads take 80."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    shown = RichTable(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for place, heading in enumerate(table.headings):
+        numbers = place >= table.words
+        shown.add_column(Text(heading), justify="right" if numbers else "left", no_wrap=numbers, overflow="fold")
+    for y, row in enumerate(table.rows):
+        words = [printable(word).replace(" ± ", "±") for word in row]
+        shown.add_row(*(Text(word, style="bold" if (y, x) in table.best else "") for x, word in enumerate(words)))
+    console.print(shown)

@@ -131,7 +131,8 @@ def patterns(model: MissingModalityClassifier, image: Tensor, text: Tensor) -> T
 def description(run: LoadedRun, format: str, found: dict[str, Any]) -> dict[str, Any]:
     """The content of classifier.json: what is needed to use the model, and where it comes from."""
     result = run.folder / RESULT
-    training = {name: value for name, value in run.config.get("train", {}).items() if name != "out"}
+    here = ("out", "cache_folder")  # of this machine
+    training = {name: value for name, value in run.config.get("train", {}).items() if name not in here}
     return {
         "format": 1,
         "library": format,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mora.classifier import MissingModalityClassifier
+from mora.savings.encoder import Encoder, by_modality, refusal, whole
 from mora.savings.entry import CLAIMS, Claims, open_entry
 from mora.savings.fingerprint import prefix_state, versions
 from mora.savings.options import Hidden
@@ -26,7 +26,7 @@ PAUSE = 0.2  # seconds between two looks at rows that another process is computi
 
 
 class PrefixCache:
-    """Rows [N, L, d] of every image and text past the frozen blocks, and one row for all that are missing.
+    """Rows [N, L, d] of every input past the frozen blocks of its tower, and one row for all that are missing.
 
         cache = mora.PrefixCache(model, samples)
         image, text = cache.image(index), cache.text(index)   # int64 [B]; two mora.Hidden
@@ -35,8 +35,8 @@ class PrefixCache:
     Rows are computed by `fill`, or when they are first asked for.
 
     Args:
-        model: the classifier, adapted, on its device; its frozen weights must stay what they are.
-        samples: sample i is `samples[i]`, a mapping with the tensors "image" [3, H, W] and "text" [L].
+        model: the encoder (a classifier is one), adapted, on its device; its frozen weights must stay what they are.
+        samples: sample i is `samples[i]`, a mapping with a tensor for each modality, "image" [3, H, W], "text" [L].
         image_present, text_present: bool [N]: which samples have one; None means all.
         image_rows: int64 [N], the image that each sample shows, where several show one.
         folder: keeps rows in files there, for other processes and runs too; None keeps them in memory.
@@ -44,15 +44,17 @@ class PrefixCache:
             needed with `folder`.
         dtype: to keep rows in; None keeps them as they are computed: exact.
         cap: bytes the rows may take; None is half of the free memory, or of the free disk.
+        present, rows: presence and `image_rows` by modality, for models with any towers.
 
     Raises:
-        ValueError: the frozen blocks cannot be cached, for the reason it gives; more bytes than `cap`; a damaged file.
+        ValueError: a modality is no tower of the model; the frozen blocks cannot be cached, for the reason it gives;
+            more bytes than `cap`; a damaged file.
         OSError: `folder` cannot be written.
     """
 
     def __init__(
         self,
-        model: MissingModalityClassifier,
+        model: Encoder,
         samples: Any,
         image_present: Tensor | None = None,
         text_present: Tensor | None = None,
@@ -61,6 +63,8 @@ class PrefixCache:
         parts: Mapping[str, Any] | None = None,
         dtype: torch.dtype | None = None,
         cap: int | None = None,
+        present: Mapping[str, Tensor | None] | None = None,
+        rows: Mapping[str, Tensor | None] | None = None,
     ) -> None:
         if reason := refusal(model):
             raise ValueError(f"cache: {reason}")
@@ -69,17 +73,17 @@ class PrefixCache:
                 "parts: got none with a folder, expected what the samples depend on: stale rows are silent"
             )
         self.model, self.samples, self.count = model, samples, len(samples)
-        self.present = {
-            "image": whole("image_present", image_present, self.count),
-            "text": whole("text_present", text_present, self.count),
-        }
-        each = torch.arange(self.count)
-        self.place = {"image": each if image_rows is None else image_rows, "text": each}
+        there = by_modality(model.towers, "present", {"image": image_present, "text": text_present}, present)
+        shown = by_modality(model.towers, "rows", {"image": image_rows}, rows)
+        everything, each = torch.ones(self.count, dtype=torch.bool), torch.arange(self.count)
+        self.present = {m: whole(m, there[m], self.count) if m in there else everything for m in model.towers}
+        self.place = {m: shown.get(m, each) for m in model.towers}
         self.folder = None if folder is None else Path(folder)
         self.substitutes = {m: model.prefix(m, model.substitute(m)[None]) for m in model.towers}
         layouts = {m: self.layout(m, dtype) for m in model.towers}
         self.size = sum(layout.size(self.wanted(m) + 1) for m, layout in layouts.items())
-        self.cap = self.room() if cap is None else cap
+        free = free_memory() if self.folder is None else free_disk(self.folder)
+        self.cap = int(SHARE * free) if cap is None else cap
         self.check_room()
         self.contents = prefix_state(model)
         self.stores, self.claims = self.open(layouts, parts)
@@ -96,10 +100,6 @@ class PrefixCache:
     def wanted(self, modality: str) -> int:
         """Distinct rows that samples have."""
         return len(self.place[modality][self.present[modality]].unique())
-
-    def room(self) -> int:
-        """Bytes that are taken unasked."""
-        return int(SHARE * (free_memory() if self.folder is None else free_disk(self.folder)))
 
     def check_room(self) -> None:
         """ValueError when the rows are more than the cap."""
@@ -119,13 +119,13 @@ class PrefixCache:
         if self.folder is None:
             stores = {modality: MemoryStore(layout) for modality, layout in layouts.items()}
         else:
-            image_rows = self.place["image"]
+            each = torch.arange(self.count)
             known = {
                 **(parts or {}),
                 "prefix": self.contents,
                 "versions": versions(),
                 "layout": {m: [*map(str, layout)] for m, layout in layouts.items()},
-                "image rows": None if torch.equal(image_rows, torch.arange(self.count)) else image_rows.tolist(),
+                "rows": {m: rows.tolist() for m, rows in self.place.items() if not torch.equal(rows, each)},
                 "trimmed": max(map(self.multiple, layouts)),
                 "pooled": self.model.savings.pooled,
             }
@@ -158,7 +158,7 @@ class PrefixCache:
     def now(self) -> State:
         """What must not change while the rows are used."""
         firsts = [self.model.plan(modality).first for modality in self.model.towers]
-        return frozen_state(self.model.model), precision(self.model.head.weight.device), firsts
+        return frozen_state(self.model.model), precision(self.model.device), firsts
 
     def __len__(self) -> int:
         return self.count
@@ -177,6 +177,10 @@ class PrefixCache:
         Raises ValueError when a frozen weight or the precision is not what it was.
         """
         self.check()
+        return self.unchecked(modality, index, present)
+
+    def unchecked(self, modality: str, index: Tensor, present: Tensor | None = None) -> Hidden:
+        """As `take`, for who calls `check` once for all modalities of a batch."""
         store, index = self.stores[modality], index.cpu()
         there = self.present[modality][index]
         there = there if present is None else there & present.cpu()
@@ -212,7 +216,7 @@ class PrefixCache:
             chosen = list({int(places[at]): at for at in reversed(lacking.nonzero().flatten().tolist())}.values())[::-1]
             if not chosen:
                 continue
-            inputs = torch.stack([samples[at][modality] for at in chosen]).to(self.model.head.weight.device)
+            inputs = torch.stack([samples[at][modality] for at in chosen]).to(self.model.device)
             self.put(store, modality, places[chosen], self.model.prefix(modality, inputs))
 
     def put(self, store: Store, modality: str, rows: Tensor, hidden: Hidden) -> None:
@@ -288,28 +292,6 @@ class PrefixCache:
         return f"up to {amount(self.size)} in {where} (cap {amount(self.cap)}): {'; '.join(parts)}"
 
 
-def refusal(model: MissingModalityClassifier) -> str:
-    """Why the rows past a classifier's frozen blocks cannot be kept, in words; "" when they can."""
-    plans = {modality: model.plan(modality, training=True) for modality in model.towers}
-    reasons = {
-        modality: plan.whole or plan.reasons.get("cache", "not frozen")
-        for modality, plan in plans.items()
-        if plan.whole or not plan.frozen
-    }
-    if not reasons and all(plan.first == 0 < plan.depth for plan in plans.values()):
-        reasons = {modality: plan.reasons.get("cache", "no block is frozen") for modality, plan in plans.items()}
-    return "; ".join(f"{modality}: {reason}" for modality, reason in reasons.items())
-
-
 def as_read(samples: Any) -> Any:
     """Samples as they were read; an error that stands for samples that could not be read (see `Inputs`) as well."""
     return samples
-
-
-def whole(name: str, present: Tensor | None, count: int) -> Tensor:
-    """The mask bool [N] of samples that have a modality."""
-    if present is None:
-        return torch.ones(count, dtype=torch.bool)
-    if present.dtype != torch.bool or tuple(present.shape) != (count,):
-        raise ValueError(f"{name}: got {present.dtype} {tuple(present.shape)}, expected a bool tensor of ({count},)")
-    return present.cpu()

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mora.adapters import is_patched, unwrap
-from mora.classifier import MissingModalityClassifier
 from mora.savings.determinism import probes, why_random
+from mora.savings.encoder import Encoder
 from mora.savings.store import content
 
 FORMAT = 1
@@ -23,12 +22,12 @@ ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 TEXTS = ("", "a photo of a cat", "Crème brûlée, 2 cups \N{DANGO}", "WORDS " * 120, "tail " * 76 + "end")
 
 
-def prefix_state(model: MissingModalityClassifier) -> dict[str, Any]:
-    """What of the CLIP decides the rows: weights and form below the first trained block, where it lies, precision.
+def prefix_state(model: Encoder) -> dict[str, Any]:
+    """What of the model decides the rows: weights and form below the first trained block, where it lies, precision.
 
     Everything counts that is not known to be above: embeddings and norms of all towers count for each.
     """
-    clip: Any = unwrap(model.model) if is_patched(model.model) else model.model
+    clip = model.clip
     cuts = {modality: model.plan(modality).first for modality in model.towers}
     stacks = {modality: tower.blocks(clip) for modality, tower in model.towers.items()}
     above = [block for modality, first in cuts.items() for block in stacks[modality][first:]]
@@ -39,7 +38,7 @@ def prefix_state(model: MissingModalityClassifier) -> dict[str, Any]:
         if id(tensor) not in left_out and not name.startswith("mora.")
     }
     blocks = [block for modality, first in cuts.items() for block in stacks[modality][:first]]
-    device = next(clip.parameters()).device
+    device = model.device
     return {
         "weights": tensors_state(below),
         "blocks": digest(repr(block) for block in blocks),

@@ -38,16 +38,24 @@ def switches_of(model: nn.Module) -> State:
 
 def frozen_state(model: nn.Module) -> State:
     """What changes when a frozen parameter or a buffer does, as far as autograd counts."""
-    return tuple(version(tensor) for tensor in chain(model.parameters(), model.buffers()) if not tensor.requires_grad)
+    return tuple(version(tensor) for tensor in tensors_of(model, buffers=True) if not tensor.requires_grad)
 
 
-def flags_of(module: nn.Module) -> list[bool]:
-    """Which parameters of a module and of all in it require a gradient: asked at every call, so without their names."""
-    flags = [parameter.requires_grad for parameter in module._parameters.values() if parameter is not None]
-    for child in module._modules.values():
-        if child is not None:
-            flags += flags_of(child)
-    return flags
+def flags_of(model: nn.Module) -> list[bool]:
+    """Which parameters of a model require a gradient."""
+    return [parameter.requires_grad for parameter in tensors_of(model, buffers=False)]
+
+
+def tensors_of(model: nn.Module, buffers: bool) -> list[Tensor]:
+    """The parameters of a module and of all in it, and the buffers: asked at every call, so without their names."""
+    found: list[Tensor] = []
+    modules = [model]
+    for module in modules:
+        found += [tensor for tensor in module._parameters.values() if tensor is not None]
+        if buffers:
+            found += [tensor for tensor in module._buffers.values() if tensor is not None]
+        modules += [child for child in module._modules.values() if child is not None]
+    return found
 
 
 def precision(device: torch.device) -> tuple[bool, torch.dtype]:

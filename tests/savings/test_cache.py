@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,10 +13,16 @@ from safetensors import safe_open
 
 import mora
 from mora.data.views import Subset
+from mora.evaluation.embeddings import embed
+from mora.runs.run import load_run
 from mora.savings import room
-from mora.savings.cache import refusal
 from mora.savings.determinism import why_random
+from mora.savings.encoder import Encoder, refusal
 from mora.savings.fingerprint import preprocess_state, sample_parts, tokenizer_state
+from mora.towers import towers_of
+from mora.training.batches import Inputs
+from tests.evaluation import fakes as squares
+from tests.mora.models import MODELS
 from tests.savings.worlds import FAMILIES, Samples, classifier
 from tests.training import fakes
 
@@ -352,3 +359,40 @@ def test_a_prefix_that_is_not_frozen_is_refused():
     assert refusal(classifier("open_clip", last_layers=4)).startswith("image: the first block is adapted")
     with pytest.raises(ValueError, match="parts: got none with a folder"):
         mora.PrefixCache(classifier("open_clip"), Samples(), folder="somewhere")
+
+
+def test_an_encoder_of_any_towers_without_a_head(monkeypatch):
+    """By the names that its model has for them, one of them alone as well: none is an image or a text to the cache."""
+    samples, model = Samples(), classifier("open_clip")
+    present = {"image": samples.image_present, "text": samples.text_present}
+    one = mora.PrefixCache(model, samples, *present.values(), image_rows=ALL // 3)
+    cache = mora.PrefixCache(Encoder(model.model), samples, present=present, rows={"image": ALL // 3})
+    for modality in present:
+        assert torch.equal(cache.take(modality, ALL).rows, one.take(modality, ALL).rows)
+    with pytest.raises(ValueError, match="present: got audio, expected some of image, text"):
+        mora.PrefixCache(model, samples, present={"audio": samples.image_present})
+
+    clip = MODELS["open_clip"]().requires_grad_(False)
+    image = towers_of(clip)["image"]
+    monkeypatch.setattr("mora.savings.encoder.towers_in", lambda _: {"radar": replace(image, modality="radar")})
+    encoder = Encoder(clip)
+    cache = mora.PrefixCache(encoder, [{"radar": scan} for scan in samples.image])
+    hidden = encoder.embed_rows("radar", cache.take("radar", ALL))
+    torch.testing.assert_close(hidden, clip.encode_image(samples.image), rtol=1e-5, atol=1e-5)
+
+
+def test_an_evaluation_reads_rows_past_the_frozen_blocks_instead_of_samples(tmp_path):
+    run = load_run(squares.write_run(tmp_path / "run"))
+    data = squares.InMemory(12, natural=[0, 1, 2] * 4, groups=torch.arange(12) // 2)
+    substitutes = run.model.missing_image, run.model.missing_text
+    inputs = Inputs(data, data.available(), run.preprocess, run.tokenize, *substitutes)
+    present = data.available() != 2, data.available() != 1
+    cache = mora.PrefixCache(run.model, inputs, *present, image_rows=data.groups())
+    cache.fill()
+    data.reads.clear()
+    kept = embed(run, data, batch=5, cache=cache)
+    assert not data.reads
+    read = embed(run, data, batch=5)
+    assert len(data.reads) == 12
+    for one, other in ((kept.image, read.image), (kept.text, read.text)):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
