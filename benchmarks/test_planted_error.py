@@ -21,7 +21,7 @@ def off(original):
 @pytest.fixture
 def wrong_alpha(monkeypatch):
     for module in (mora_kernels.torch.weight, mora_kernels.torch.group):
-        for name in ("fill", "gradients"):
+        for name in ("thin_factors", "gradients"):
             monkeypatch.setattr(module, name, off(getattr(module, name)))
 
 

@@ -11,7 +11,7 @@ from mora_kernels.factors import Factors
 from mora_kernels.numerics import accumulation_dtype, total_gram
 from mora_kernels.torch.dropout import dropout
 from mora_kernels.torch.linear import linear_gradients
-from mora_kernels.torch.terms import Thin, cast, fill, gradients, parts, workspace
+from mora_kernels.torch.terms import Terms, Thin, cast, gradients, parts, thin_factors
 from mora_kernels.torch.weight import compose, shared_gradients
 
 
@@ -25,14 +25,15 @@ class Engine:
 
     def __init__(self, factors: Sequence[Factors], dtype: torch.dtype, parameters: Sequence[Tensor]) -> None:
         self.dtype, self.parameters, self.factors = dtype, list(parameters), list(factors)
-        self.work = [workspace(one) for one in factors]
-        self.thin = [work.flat.detach() for work in self.work]
+        self.thin = [thin_buffer(one) for one in factors]
         self.effective: list[Tensor] = [
             torch.empty_like(one.weight, dtype=dtype) if one.buffer is None else one.buffer for one in factors
         ]
         # The same memory under other version counters: no graph reads `thin` meanwhile, and rows beside W_eff in a
         # packed one may be saved for a backward pass, which stay as they are.
+        self.thin_memory = [self.parts(index, thin.data) for index, thin in enumerate(self.thin)]
         self.memory = [effective.data for effective in self.effective]
+        self.terms: list[Terms | None] = [None] * len(self.thin)
         self.grams = [one.common for one in factors]
 
     def build(self, factors: Sequence[Factors], indices: Iterable[int]) -> None:
@@ -45,8 +46,10 @@ class Engine:
             if key not in grams:
                 grams[key] = total_gram(one.common, one.other_common)
             gram = self.grams[index] = grams[key].to(accumulation_dtype(one.weight))
-            fill(one, gram, self.work[index])
-            compose_into(self.memory[index], one.weight, *self.work[index].thin)
+            thin, self.terms[index] = thin_factors(one, gram)
+            for memory, value in zip(self.thin_memory[index], thin, strict=True):
+                memory.copy_(value)
+            compose_into(self.memory[index], one.weight, *thin)
 
     def release(self, index: int) -> None:
         """Nothing of a projection waits for a backward pass here."""
@@ -69,7 +72,7 @@ class Engine:
         if x is None:
             return grad @ self.effective[index], None
         weight = self.factors[index].weight
-        grad_x, *grads = linear_gradients(grad, x, weight, *self.work[index].thin, needs_x)
+        grad_x, *grads = linear_gradients(grad, x, weight, *self.thin_memory[index], needs_x)
         return grad_x, torch.cat([part.view(-1) for part in grads])
 
     def backward(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -80,8 +83,9 @@ class Engine:
         for index, grad in enumerate(grads):
             if grad is None:
                 continue
-            one = self.factors[index]
-            gram, own = gradients(one, self.grams[index], self.work[index], self.parts(index, grad))
+            one, terms = self.factors[index], self.terms[index]
+            assert terms is not None, "nobody has a gradient of what was not built"
+            gram, own = gradients(one, self.grams[index], terms, self.parts(index, grad))
             grams.append((index, gram))
             for tensor, value in zip(one.own, own, strict=True):
                 if tensor is not None and value is not None:
@@ -104,3 +108,10 @@ def compose_into(effective: Tensor, weight: Tensor, u: Tensor, left: Tensor, rig
         effective.addmm_(left.T, right)
     else:
         effective.copy_(compose(weight, u, left, right, effective.dtype))
+
+
+def thin_buffer(one: Factors) -> Tensor:
+    """Return where the flat [u | U^T | V^T] of a projection is written."""
+    height, width = one.weight.shape
+    length = width + (height + width) * sum(one.ranks)
+    return torch.empty(length, dtype=accumulation_dtype(one.weight), device=one.weight.device)

@@ -8,70 +8,46 @@ wide one's layout.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mora_kernels.factors import Factors
-from mora_kernels.numerics import NORM_FLOOR, accumulation_dtype
+from mora_kernels.numerics import NORM_FLOOR
 
 Thin = tuple[Tensor, Tensor, Tensor]
 
 
-class Block(NamedTuple):
-    """Terms of one rank, as views of a workspace.
+class Terms(NamedTuple):
+    """What the way back through a projection's terms needs, in the accumulation dtype.
 
     Attributes:
-        rows: theirs among all R.
-        left: of U^T [terms, r, out];  right: of [S^T; A^T] [terms, r, in];  moved: of V^T [terms, r, in].
-        norms: [terms, in];  scale: [terms, 1, in].
+        left: U^T = [G S_out^T; B] [R, out];  right: [S^T; A^T] [R, in].
+        norms, scale: of each term [terms, in]: clamped column norms, and magnitude over norm.
     """
 
-    rows: slice
     left: Tensor
     right: Tensor
-    moved: Tensor
     norms: Tensor
     scale: Tensor
 
 
-class Workspace:
-    """The memory in which one projection's thin tensors are made, and what their way back needs.
-
-    Attributes:
-        thin: u [in], U^T [R, out], V^T [R, in], views of the flat [u | U^T | V^T].
-        rows: [S^T; A^T] [R, in].
-        norms, scale: of each term [terms, in]: clamped column norms, and magnitude over norm.
-    """
-
-    def __init__(self, one: Factors, flat: Tensor) -> None:
-        (height, width), (common, specific) = one.weight.shape, one.ranks
-        ranks = (common, specific) if specific else (common,)
-        self.flat, self.thin = flat, parts(flat, height, width, sum(ranks))
-        _, left, moved = self.thin
-        self.rows, self.norms, self.scale = (flat.new_empty(n, width) for n in (sum(ranks), len(ranks), len(ranks)))
-        self.common_left, self.common_rows = left[:common], self.rows[:common]
-        self.specific_left, self.specific_rows = left[common:], self.rows[common:]
-        whole = [(0, len(ranks), common)] if len({*ranks}) == 1 else [(0, 1, common), (common, 1, specific)]
-        self.blocks: list[Block] = []
-        for term, (start, terms, rank) in enumerate(whole):
-            own, of = slice(start, start + terms * rank), slice(term, term + terms)
-            mine, right, out = (part[own].view(terms, rank, -1) for part in (left, self.rows, moved))
-            self.blocks.append(Block(own, mine, right, out, self.norms[of], self.scale[of, None]))
-
-
-def workspace(one: Factors) -> Workspace:
-    """Return a workspace of its own for one projection."""
-    (height, width), dtype = one.weight.shape, accumulation_dtype(one.weight)
-    length = width + (height + width) * sum(one.ranks)
-    return Workspace(one, one.weight.new_empty(length, dtype=dtype))
+def blocks(one: Factors) -> list[tuple[slice, slice, tuple[int, int, int]]]:
+    """Return, for terms of one rank: their rows among all R, their numbers, and the shape (terms, r, -1)."""
+    common, specific = one.ranks
+    if not specific or common == specific:
+        terms = 1 if not specific else 2
+        return [(slice(0, terms * common), slice(0, terms), (terms, common, -1))]
+    own = slice(common, common + specific)
+    return [(slice(0, common), slice(0, 1), (1, common, -1)), (own, slice(1, 2), (1, specific, -1))]
 
 
 def parts(flat: Tensor, height: int, width: int, rank: int) -> Thin:
     """Return u [in], U^T [R, out] and V^T [R, in], views of a flat [u | U^T | V^T]."""
-    u, left, right = flat.split([width, rank * height, rank * width])
-    return u, left.view(rank, height), right.view(rank, width)
+    middle = width + rank * height  # slices, not `split`: what exports a graph lets them be written
+    return flat[:width], flat[width:middle].view(rank, height), flat[middle:].view(rank, width)
 
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -87,39 +63,43 @@ def magnitudes(one: Factors, dtype: torch.dtype) -> Tensor:
     return torch.stack([common, cast(one.specific_magnitude, dtype)])
 
 
-def fill(one: Factors, gram: Tensor, work: Workspace) -> None:
-    """Compute u, U and V of one projection into its workspace, in the dtype of `gram`.
+def thin_factors(one: Factors, gram: Tensor) -> tuple[Thin, Terms]:
+    """Return u [in], U^T [R, out] and V^T [R, in] of one projection, and what their way back needs.
 
     The squares of a column are summed directly: the expanded form |w|^2 + 2 alpha <w, c> + alpha^2 |c|^2 cancels.
     """
-    dtype, (u, _, moved) = gram.dtype, work.thin
-    weight = cast(one.weight, dtype)
-    work.common_left.copy_(gram @ cast(one.out_side, dtype).T)
-    work.common_rows.copy_(one.common.T)
+    dtype = gram.dtype
+    weight, left, right = cast(one.weight, dtype), gram @ cast(one.out_side, dtype).T, cast(one.common, dtype).T
+    sides = [(left, right)]
     if one.specific_a is not None and one.specific_b is not None:
-        work.specific_left.copy_(one.specific_b)
-        work.specific_rows.copy_(one.specific_a.T)
-    for block in work.blocks:
-        for left, right, norms in zip(block.left, block.right, block.norms, strict=True):
-            update = torch.addmm(weight, left.T, right, alpha=one.alpha)
-            norms.copy_(update.mul_(update).sum(dim=0))
-    work.norms.sqrt_().clamp_(min=NORM_FLOOR)
-    work.scale.copy_(magnitudes(one, dtype)).div_(work.norms)
-    u.copy_(work.scale.sum(dim=0))
-    for block in work.blocks:
-        block.moved.copy_(block.scale * block.right)
-    moved.mul_(one.alpha)
+        sides.append((cast(one.specific_b, dtype), cast(one.specific_a, dtype).T))
+        left, right = (torch.cat(rows) for rows in zip(*sides, strict=True))
+    norms = torch.stack([squares(weight, *side, one.alpha) for side in sides]).sqrt_().clamp_(min=NORM_FLOOR)
+    scale = magnitudes(one, dtype) / norms
+    moved = [(scale[of, None] * right[rows].view(shape)).flatten(0, 1) for rows, of, shape in blocks(one)]
+    return (scale.sum(dim=0), left, joined(moved).mul_(one.alpha)), Terms(left, right, norms, scale)
 
 
-def gradients(one: Factors, gram: Tensor, work: Workspace, grads: Thin) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+def squares(weight: Tensor, left: Tensor, right: Tensor, alpha: float) -> Tensor:
+    """Return the squared column norms [in] of W + alpha left^T right."""
+    moved = torch.addmm(weight, left.T, right, alpha=alpha)
+    return moved.mul_(moved).sum(dim=0)
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """Return the rows of all blocks."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def gradients(one: Factors, gram: Tensor, terms: Terms, grads: Thin) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     """Return the gradient of G and those of `one.own` from those of (u, U^T, V^T), in the dtype of `gram`."""
     dtype, rank = gram.dtype, one.common.shape[1]
-    weight, (grad_u, grad_left, grad_moved) = cast(one.weight, dtype), grads
+    weight, (grad_u, *grad_rows) = cast(one.weight, dtype), grads
     found = []
-    for block in work.blocks:
-        rows = (grad_left, grad_moved) if len(work.blocks) == 1 else (grad_left[block.rows], grad_moved[block.rows])
-        found.append(block_gradients(weight, block, (grad_u, *rows), one.alpha))
-    left, right, grad_magnitudes = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
+    for rows, of, shape in blocks(one):
+        wide = [part[rows].view(shape) for part in (terms.left, terms.right, *grad_rows)]
+        found.append(block_gradients(weight, wide, terms.norms[of], terms.scale[of], grad_u, one.alpha))
+    left, right, grad_magnitudes = (joined([*each]) for each in zip(*found, strict=True))
     common, own = left[:rank], right[:rank]
     grad_gram, moved = (common @ cast(one.out_side, dtype)).T, gram @ common
     grad_common, grad_out = (own.add_(moved).T, None) if one.common_out is None else (own.T, moved.T)
@@ -128,20 +108,22 @@ def gradients(one: Factors, gram: Tensor, work: Workspace, grads: Thin) -> tuple
     return grad_gram, (grad_common, right[rank:].T, left[rank:], grad_magnitudes[0], grad_magnitudes[1], grad_out)
 
 
-def block_gradients(weight: Tensor, block: Block, grads: Thin, alpha: float) -> Thin:
+def block_gradients(
+    weight: Tensor, wide: Sequence[Tensor], norms: Tensor, scale: Tensor, grad_u: Tensor, alpha: float
+) -> Thin:
     """Return the gradients of U^T [rows, out], of [S^T; A^T] [rows, in] and of the magnitudes [terms, in] of a block.
 
-    `grads` are those of u [in], of U's rows and of V's rows, alpha p right; p is `block.scale`.
+    `wide` are its rows of U^T and of [S^T; A^T], and the gradients of its rows of U and of V, alpha p right with p the
+    scale: [terms, r, out or in] each.
     """
-    grad_u, grad_left, grad_moved = grads
-    left, right, norms, shape = block.left, block.right, block.norms, block.left.shape[:2]
-    grad_left, grad_moved = grad_left.view(left.shape), grad_moved.view(right.shape)
+    left, right, grad_left, grad_moved = wide
+    shape = left.shape[:2]
     grad_scale = torch.add(grad_u, (right * grad_moved).sum(dim=1), alpha=alpha)
-    slope = torch.where(norms > NORM_FLOOR, block.scale[:, 0] / norms.square(), 0.0).mul_(grad_scale)[:, None]
+    slope = torch.where(norms > NORM_FLOOR, scale / norms.square(), 0.0).mul_(grad_scale)[:, None]
     weighted = slope * right
     through = (weighted.flatten(0, 1) @ weight.T).view(*shape, -1)
     through = torch.baddbmm(through, torch.bmm(weighted, right.mT), left, alpha=alpha)
     pulled = (left.flatten(0, 1) @ weight).view(*shape, -1)
     pulled = torch.baddbmm(pulled, torch.bmm(left, left.mT), right, alpha=alpha)
-    grad_right = (block.scale * grad_moved).addcmul_(slope, pulled, value=-1.0).mul_(alpha)
+    grad_right = (scale[:, None] * grad_moved).addcmul_(slope, pulled, value=-1.0).mul_(alpha)
     return torch.sub(grad_left, through, alpha=alpha).flatten(0, 1), grad_right.flatten(0, 1), grad_scale / norms

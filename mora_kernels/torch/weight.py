@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from mora_kernels.factors import Factors
 from mora_kernels.numerics import accumulation_dtype, full_precision, total_gram
-from mora_kernels.torch.terms import Thin, cast, fill, gradients, workspace
+from mora_kernels.torch.terms import Terms, Thin, cast, gradients, thin_factors
 
 
 class Build(torch.autograd.Function):
@@ -19,23 +19,18 @@ class Build(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, alpha: float, weight: Tensor, gram: Tensor, *own: Any) -> Thin:
-        one = Factors.of(weight, alpha, own)
-        work = workspace(one)
-        fill(one, gram, work)
-        ctx.save_for_backward(weight, gram, *own)
+        thin, terms = thin_factors(Factors.of(weight, alpha, own), gram)
+        ctx.save_for_backward(weight, gram, *terms, *own)
         ctx.alpha = alpha
-        u, left, moved = work.thin
-        return u.clone(), left.clone(), moved.clone()
+        return thin
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        weight, gram, *own = ctx.saved_tensors
+        weight, gram, left, right, norms, scale, *own = ctx.saved_tensors
         one = Factors.of(weight, ctx.alpha, own)
         with full_precision(weight):
-            work = workspace(one)
-            fill(one, gram, work)
-            grad_gram, results = gradients(one, gram, work, grads)
+            grad_gram, results = gradients(one, gram, Terms(left, right, norms, scale), grads)
         pairs = zip(own, results, strict=True)
         back = (None if value is None else value.to(like.dtype) for like, value in pairs)
         return None, None, grad_gram, *back
