@@ -130,3 +130,24 @@ def test_frozen_weight_gets_no_gradient(backend):
     weight = factors.weight.clone().requires_grad_()
     mora_kernels.effective_weight(weight, *factors.arguments()[1:], backend=backend).sum().backward()
     assert weight.grad is None
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_columns_below_the_floor_of_a_norm(backend):
+    """0 < |w_j| < 1e-5 and no update there: divided by 1e-5, not by the norm, and no gradient goes through it."""
+    factors = make("food101", size=33).to(torch.float64)
+    with torch.no_grad():
+        for name in ("common", "specific_a"):
+            getattr(factors, name)[:5] = 0
+        factors.weight[:, :5] *= 1e-6 / factors.weight[:, :5].norm(dim=0)
+        factors.common_magnitude[:5] = factors.specific_magnitude[:5] = 1
+    actual = run(factors.to(torch.float32), backend)
+    oracle = run(factors, "reference")
+    assert 0.19 < oracle["weight"][:, :5].norm(dim=0).min() < oracle["weight"][:, :5].norm(dim=0).max() < 0.21
+    for name in actual:
+        assert_parity(name, actual[name], oracle[name], {torch.float32: 5e-6})
+    columns = actual["weight"][:, :5].double(), oracle["weight"][:, :5].double()
+    assert_parity("small columns", *columns, {torch.float64: 5e-6})
+    for name in ("common", "specific_a"):
+        small = actual[name][:5].double(), oracle[name][:5].double()
+        assert_parity(f"small rows of {name}", *small, {torch.float64: 5e-6})
