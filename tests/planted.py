@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 COPIED = ("mora", "mora_kernels", "tests", "pyproject.toml")
 TESTS = (
     "tests/triton/test_dropout.py",
+    "tests/triton/test_alignment.py",
     "tests/kernels",
     "tests/triton/test_functional.py",
     "tests/triton/test_widths.py",
