@@ -3,7 +3,7 @@
 #   benchmarks/gpu.sh                        parity, edge cases, then timings; all of it goes to gpu-results/
 #   benchmarks/gpu.sh --plan                 the parts and the seconds each may take
 #   benchmarks/gpu.sh --parts parity build   some parts only
-#   benchmarks/gpu.sh --out FOLDER           somewhere else
+#   benchmarks/gpu.sh --out FOLDER           somewhere else (a relative path begins at the root of the repository)
 #   benchmarks/gpu.sh --smoke                the same code on toys in Triton's interpreter, on a CPU
 #   benchmarks/gpu.sh --everything           every check, then every benchmark (hours; any option of pytest works);
 #                                            rows go to benchmarks/results/
@@ -12,4 +12,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 case " $* " in *" --smoke "*) export TRITON_INTERPRET=1 ;; *) export TRITON_INTERPRET=0 ;; esac
 export KINETO_LOG_LEVEL="${KINETO_LOG_LEVEL:-5}" # the profiler says nothing but errors
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-exec "${PYTHON:-python}" -m benchmarks.gpu "$@"
+exec "${PYTHON:-$(command -v python || command -v python3)}" -m benchmarks.gpu "$@"

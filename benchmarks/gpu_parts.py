@@ -131,7 +131,7 @@ def said(check: Callable[..., Iterator[str]], *arguments: object) -> Callable[[]
 START = 15
 PARTS = (
     Part("installed", 10, installed),
-    Part("parity", 55, parity),
+    Part("parity", 60, parity),
     Part("dropout", 20, dropout),
     Part("offsets", 15, offsets, gpu=True),
     Part("edges", 15, edges),
@@ -144,7 +144,7 @@ PARTS = (
     Part("savings", 20, gpu_timings.model_items(gpu_timings.saved_steps), check=False),
     Part("evaluation", 15, gpu_timings.model_items(gpu_timings.evaluation), check=False),
     Part("step-graph", 20, gpu_timings.steps(GRAPH), check=False, gpu=True),
-    Part("projection-compiled", 35, gpu_timings.projection(0, COMPILED, (32, 256)), check=False),
+    Part("projection-compiled", 30, gpu_timings.projection(0, COMPILED, (32, 256)), check=False),
     Part("shapes", 120, shapes, quick=False),
 )
 NAMES = {part.name: part for part in PARTS}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
 
@@ -37,7 +37,10 @@ def installed() -> bool:
 @functools.cache
 def interpreter_problem() -> str:
     """Return why Triton's interpreter cannot run beside the NumPy there is, or an empty string."""
-    triton, numpy = (tuple(map(int, version(name).split(".")[:2])) for name in ("triton", "numpy"))
+    try:
+        triton, numpy = (tuple(map(int, version(name).split(".")[:2])) for name in ("triton", "numpy"))
+    except (PackageNotFoundError, ValueError):  # built under another name or version: nothing is known of it
+        return ""
     if triton < (3, 7) and numpy >= (2, 4):
         return (
             f"Triton {version('triton')}'s interpreter cannot run with NumPy {version('numpy')} "
