@@ -55,10 +55,17 @@ def step(group: mora_kernels.Group, sites: list[Site], mask: Tensor | None, p: f
     total.backward()
 
 
-def groups(device: str, dtypes: list[torch.dtype], widths: tuple[int, int]) -> Iterator[str]:
-    """Eight projections under autocast, with dropout by an explicit mask: one launch each way, every gradient."""
+def groups(
+    device: str,
+    dtypes: list[torch.dtype],
+    widths: tuple[int, int],
+    rank: int = 4,
+    alpha: float = 0.01,
+    layers: int = 2,
+) -> Iterator[str]:
+    """The projections of `layers` blocks, eight of two, under autocast: one launch each way, every gradient."""
     for dtype in dtypes:
-        sites = preset(*widths, rows=33, device=device)
+        sites = preset(*widths, rows=33, device=device, rank=rank, alpha=alpha, layers=layers)
         group = mora_kernels.Group(sites, "triton")
         cast = torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32)
         with cast, keeping([group]), counted(library=False) as names:
@@ -70,7 +77,7 @@ def groups(device: str, dtypes: list[torch.dtype], widths: tuple[int, int]) -> I
             for name, tensor in site.leaves().items():
                 table = {torch.float32: LINEAR_TOLERANCE[dtype]}
                 assert_parity(f"group {index} {name}", tensor.grad, want.leaves()[name].grad, table)
-        yield f"group of eight {str(dtype).removeprefix('torch.')}"
+        yield f"group of {'eight' if layers == 2 else len(sites)} {str(dtype).removeprefix('torch.')}"
 
 
 def masks(device: str) -> Iterator[str]:
@@ -122,14 +129,17 @@ def graphs(device: str) -> Iterator[str]:
 
 def offsets(device: str) -> Iterator[str]:
     """More than 2^31 elements: the last rows are right."""
-    from mora_kernels.triton.dropout import draw_seed, dropout
+    from mora_kernels.triton.dropout import draw_seed, dropout, dropout_backward
 
     rows = 2**31 // 768 + 1000
     if torch.cuda.mem_get_info()[0] < 20 * 2**30:
         yield "offsets beyond 2^31 (skipped: less than 20 GiB free)"
         return
     x = torch.ones(rows, 768, dtype=torch.float16, device=device)
-    (y,) = dropout(x, draw_seed(x.device), 0.5, 1, torch.float16)
+    seed = draw_seed(x.device)
+    (y,) = dropout(x, seed, 0.5, 1, torch.float16)
+    grad = dropout_backward([x], seed, 0.5, torch.float16)
+    assert torch.equal(y[-5000:], grad[-5000:]), "another mask in backward"
     kept = y[-5000:].float()
     assert set(kept.unique().tolist()) == {0.0, 2.0}
     assert abs(float(kept.mean()) - 1) < 0.01

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -16,6 +16,19 @@ from benchmarks.measure.roofline import Ceilings, measure_ceilings
 from benchmarks.measure.timing import CpuTimer, CudaTimer, Run, Spread, Times, captured, interleave
 from benchmarks.rows import Row
 from benchmarks.sizes import Scale
+
+
+class Choice(NamedTuple):
+    """What of a case is measured where time is short: None is all of it; the baseline is never left out."""
+
+    providers: tuple[str, ...] | None = None
+    modes: tuple[str, ...] | None = None
+    effort: Effort | None = None
+
+    def of(self, case: Case) -> Case:
+        """The case with the chosen providers."""
+        names = (case.baseline, *(case.providers if self.providers is None else self.providers))
+        return replace(case, providers={name: each for name, each in case.providers.items() if name in names})
 
 
 class Effort(NamedTuple):
@@ -40,6 +53,8 @@ EFFORT = {
     "savings": Effort(0.0, 3, 0),
 }
 SMOKE = Effort(0.0, 2, 1)
+WHOLE = Choice()
+GRAPH = "graph"
 SINGLE_LAYER = ("operations", "projection", "attention")
 
 
@@ -49,7 +64,9 @@ def ceilings(scale: Scale) -> Ceilings:
     return measure_ceilings(scale.device, scale.smoke)
 
 
-def measure(level: ModuleType, shape: Shape, scale: Scale) -> tuple[Case, list[Row], dict[tuple[str, str], Times]]:
+def measure(
+    level: ModuleType, shape: Shape, scale: Scale, choice: Choice = WHOLE
+) -> tuple[Case, list[Row], dict[tuple[str, str], Times]]:
     """Return the case, one row per mode and provider, and the seconds of every round by (mode, provider).
 
     Raises AssertionError, before anything is timed, when a provider's results are not the oracle's.
@@ -58,15 +75,15 @@ def measure(level: ModuleType, shape: Shape, scale: Scale) -> tuple[Case, list[R
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            return measure(level, shape, scale)
+            return measure(level, shape, scale, choice)
         finally:
             torch.set_num_threads(threads)
     torch.manual_seed(0)
-    case: Case = level.build(shape, scale)
+    case = choice.of(level.build(shape, scale))
     case.check()
     times = {}
-    for mode, (timer, runs) in modes(case, scale).items():
-        effort = SMOKE if scale.smoke else EFFORT[case.level]
+    for mode, (timer, runs) in modes(case, scale, choice.modes).items():
+        effort = choice.effort or (SMOKE if scale.smoke else EFFORT[case.level])
         warmup = effort.warmup if scale.device == "cpu" else 3
         found = interleave(runs, timer, effort.rounds, effort.seconds, warmup=warmup)
         times.update({(mode, name): each for name, each in found.items()})
@@ -74,15 +91,23 @@ def measure(level: ModuleType, shape: Shape, scale: Scale) -> tuple[Case, list[R
     return case, rows(case, scale, times, footprints), times
 
 
-def modes(case: Case, scale: Scale) -> dict[str, tuple[CpuTimer | CudaTimer, dict[str, Run]]]:
-    """How each provider is called: eagerly; for single layers on a GPU also with a cold L2, and as a CUDA graph."""
+def modes(
+    case: Case, scale: Scale, chosen: tuple[str, ...] | None = None
+) -> dict[str, tuple[CpuTimer | CudaTimer, dict[str, Run]]]:
+    """How each provider is called: eagerly; for single layers on a GPU also with a cold L2, and as a CUDA graph.
+
+    Without the baseline's graph there is nothing to divide by, and no row of graphs.
+    """
     runs = {name: provider.run for name, provider in case.providers.items()}
     if scale.device == "cpu":
         return {"eager": (CpuTimer(), runs)}
-    found: dict[str, tuple[CpuTimer | CudaTimer, dict[str, Run]]] = {"eager": (CudaTimer(), runs)}
-    if case.level in SINGLE_LAYER:
-        found["eager, cold L2"] = (CudaTimer(cold=True), runs)
-        found["graph"] = (CudaTimer(), graphs(case.providers))
+    if chosen is None:
+        chosen = ("eager", "eager, cold L2", GRAPH) if case.level in SINGLE_LAYER else ("eager",)
+    found: dict[str, tuple[CpuTimer | CudaTimer, dict[str, Run]]] = {}
+    for mode in chosen:
+        replays = graphs(case.providers) if mode == GRAPH else runs
+        if case.baseline in replays:
+            found[mode] = CudaTimer(cold="cold" in mode), replays
     return found
 
 

@@ -48,6 +48,8 @@ def measured_lines(found: Iterable[Row]) -> Iterator[str]:
             times = row["seconds"]
             share = f"{100 * row['roofline_share']:5.1f} % of the roofline" if "roofline_share" in row else ""
             launches = "" if row["launches"] is None else f"{row['launches']:5} launches"
+            if row.get("kernel_seconds"):
+                launches += f", {duration(row['kernel_seconds'])} in kernels"
             yield (
                 f"  {row['provider']:26} {duration(times['median']):>8} "
                 f"[{duration(times['p20'])}, {duration(times['p80'])}]".ljust(60)

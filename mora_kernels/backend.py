@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
 
@@ -33,6 +34,21 @@ def installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+@functools.cache
+def interpreter_problem() -> str:
+    """Return why Triton's interpreter cannot run beside the NumPy there is, or an empty string."""
+    try:
+        triton, numpy = (tuple(map(int, version(name).split(".")[:2])) for name in ("triton", "numpy"))
+    except (PackageNotFoundError, ValueError):  # built under another name or version: nothing is known of it
+        return ""
+    if triton < (3, 7) and numpy >= (2, 4):
+        return (
+            f"Triton {version('triton')}'s interpreter cannot run with NumPy {version('numpy')} "
+            "(expected numpy<2.4, or triton>=3.7)"
+        )
+    return ""
+
+
 def missing(device_type: str, index: int, dtype_name: str) -> str:
     """Return what keeps the triton backend from running on a device for a dtype, or an empty string."""
     if not installed():
@@ -42,7 +58,9 @@ def missing(device_type: str, index: int, dtype_name: str) -> str:
     if device_type == "cpu":
         if not interpreted():
             return "Triton has no CPU compiler (TRITON_INTERPRET=1, set before the start, interprets its kernels there)"
-        return "Triton's interpreter computes bfloat16 wrongly" if dtype_name == "bfloat16" else ""
+        if dtype_name == "bfloat16":
+            return "Triton's interpreter computes bfloat16 wrongly"
+        return interpreter_problem()
     if device_type != "cuda":
         return f"there are no fused kernels for {device_type}"
     if not torch.version.hip and torch.cuda.get_device_capability(index) < (8, 0):

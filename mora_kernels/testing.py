@@ -139,14 +139,17 @@ def assert_parity(
 ) -> None:
     """Raise AssertionError with the tensor's name and its errors unless `actual` is close enough to `oracle`."""
     dtype = actual.dtype
-    got, want = actual.detach().double().cpu(), oracle.detach().double().cpu()
+    want = oracle.detach().double()  # compared where the oracle is: on a GPU large tensors take long to bring home
+    got = actual.detach().to(want.device).double()
     assert got.shape == want.shape, f"{name}: got shape {tuple(got.shape)}, expected {tuple(want.shape)}"
     assert torch.isfinite(got).all(), f"{name}: {int((~torch.isfinite(got)).sum())} elements are not finite"
     scale = want.norm().clamp(min=torch.finfo(torch.float64).tiny)
     relative = float((got - want).norm() / scale)
     assert relative <= tolerance[dtype], f"{name} ({dtype}): relative L2 {relative:.2e} > {tolerance[dtype]:.2e}"
     if eager is not None and want.numel():
-        error, eager_error = ((tensor.double().cpu() - want).abs().max() for tensor in (actual, eager.detach()))
+        error, eager_error = (
+            (tensor.to(want.device).double() - want).abs().max() for tensor in (actual, eager.detach())
+        )
         floor = torch.finfo(dtype).eps * want.abs().max()
         bound = float(2 * (eager_error + floor))
         assert float(error) <= bound, f"{name} ({dtype}): max error {float(error):.2e} > 2 x eager's = {bound:.2e}"

@@ -1,7 +1,7 @@
 """The Triton kernels run in Triton's interpreter here, GPU or not; its flag is read when Triton is first imported.
 
 Setting it before any test module is imported decides for the whole process. It changes nothing else: "auto" never picks
-the interpreter. Tests marked `gpu` are for `TRITON_INTERPRET=0 pytest -m gpu`; `benchmarks/gpu.sh` runs them.
+the interpreter. Tests marked `gpu` are for `TRITON_INTERPRET=0 pytest -m gpu`; `benchmarks/gpu.sh` makes their checks.
 """
 
 import gc
@@ -15,6 +15,8 @@ INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from torch.utils._python_dispatch import _disable_current_modes  # noqa: E402
+
+from mora_kernels.backend import interpreter_problem  # noqa: E402
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # `-n auto`: a process a core, which its threads would fight over
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -31,6 +33,8 @@ ALLOCATORS = ("empty", "empty_like", "empty_strided")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
+    if INTERPRETED and importlib.util.find_spec("triton") and (problem := interpreter_problem()):
+        raise pytest.UsageError(f"{problem}; TRITON_INTERPRET=0 runs the tests that need no interpreter")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

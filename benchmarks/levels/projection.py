@@ -35,22 +35,27 @@ Linear = Callable[[Tensor, float], Tensor]  # (x, dropout_p) -> y
 def shapes(scale: Scale) -> list[Shape]:
     """Widths x batches x dropout x dX."""
     return [
-        {
-            "model": width.model,
-            "modality": width.modality,
-            "width": width.width,
-            "other_width": width.other,
-            "tokens": width.tokens,
-            "batch": batch,
-            "dropout": dropout,
-            "dx": dx,
-        }
+        shape_of(width, batch, dropout, dx)
         for width in sizes.widths(scale)
         for batch in scale.batches("layer", (1, 16, 32, 256))
         for dropout in (sizes.DROPOUT, 0.0)
         for dx in (True, False)
         if not scale.smoke or dx == (dropout > 0)
     ]
+
+
+def shape_of(width: sizes.Width, batch: int, dropout: float, dx: bool) -> Shape:
+    """One shape: `width` is a tower's, `dx` whether the input needs a gradient."""
+    return {
+        "model": width.model,
+        "modality": width.modality,
+        "width": width.width,
+        "other_width": width.other,
+        "tokens": width.tokens,
+        "batch": batch,
+        "dropout": dropout,
+        "dx": dx,
+    }
 
 
 class Inputs:
@@ -187,8 +192,8 @@ def frozen(inputs: Inputs) -> Provider:
 
     def oracle() -> dict[str, Tensor]:
         wide = inputs.wide
-        y = F.linear(wide.x, wide.weight, wide.bias)
-        return {"y": y, "x": wide.grad @ wide.weight}
+        x, weight, bias, grad = (t.detach().to(inputs.device) for t in (wide.x, wide.weight, wide.bias, wide.grad))
+        return {"y": F.linear(x, weight, bias), "x": grad @ weight}
 
     if inputs.dx:
         return inputs.provider(linear, oracle, leaves, least=False)

@@ -124,4 +124,4 @@ def provider(adapted: Adapted, data: Data, want: Callable[[], dict[str, Tensor]]
                 assert_parity(name, value, expected[name], TOLERANCE)
 
     owned = (data.image, data.text, *head.parameters(), *model.parameters())
-    return Provider(run, check, lambda: owned, lambda: kept(model), capturable=False)
+    return Provider(run, check, lambda: owned, lambda: kept(model))

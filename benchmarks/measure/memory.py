@@ -23,12 +23,14 @@ class Footprint:
         saved: bytes that autograd, and the provider itself, keep from forward to backward.
         saved_square: those of them in tensors of the case's d x d, frozen weights included.
         launches: kernels on a GPU; operators of PyTorch and of ours that would launch one, on a CPU; None unknown.
+        kernel_seconds: how long a GPU's kernels ran, without what lay between them; None on a CPU.
     """
 
     peak: int
     saved: int
     saved_square: int | None
     launches: int | None
+    kernel_seconds: float | None
 
 
 def footprint(provider: Provider, device: str, square: int | None) -> Footprint:
@@ -66,15 +68,17 @@ def footprint(provider: Provider, device: str, square: int | None) -> Footprint:
         saved=sum(size for address, (size, _) in saved.items() if address not in owned),
         saved_square=None if square is None else sum(size for size, is_square in saved.values() if is_square),
         launches=seen.kernels if device == "cuda" else None if names is None else len(names),
+        kernel_seconds=seen.seconds if device == "cuda" else None,
     )
 
 
 @dataclass
 class Seen:
-    """What the profiler saw: bytes above the start at the peak, and kernels on a GPU."""
+    """What the profiler saw: bytes above the start at the peak, and a GPU's kernels, counted and timed."""
 
     peak: int = 0
     kernels: int = 0
+    seconds: float = 0.0
 
 
 @contextmanager
@@ -92,8 +96,10 @@ def observed(device: str) -> Iterator[Seen]:
             torch.cuda.synchronize()
     if cuda:
         seen.peak = torch.cuda.max_memory_allocated() - before
-        events = profiled.events() or []
-        seen.kernels = sum(e.device_type == torch.autograd.DeviceType.CUDA and "Mem" not in e.name for e in events)
+        on_device = [e for e in profiled.events() or [] if e.device_type == torch.autograd.DeviceType.CUDA]
+        kernels = [event for event in on_device if "Mem" not in event.name]
+        seen.kernels = len(kernels)
+        seen.seconds = sum(event.time_range.elapsed_us() for event in kernels) / 1e6
         return
     allocated = 0
     for event in sorted((e for e in raw_events(profiled) if e.name() == "[memory]"), key=lambda e: e.start_ns()):
