@@ -12,6 +12,7 @@ import argparse
 import faulthandler
 import importlib
 import json
+import math
 import multiprocessing
 import os
 import select
@@ -36,6 +37,7 @@ WORST_FIRST = ("failed", TIMED_OUT, SKIPPED, OK)
 LOG, SUMMARY = "gpu.log", "gpu_summary.json"
 SMOKE_SECONDS = 120  # of each part on a CPU that may be busy
 WITHOUT_LIMIT = 3600
+TOTAL = 355  # seconds that a run of all parts may take until its last part is killed
 
 
 @dataclass(frozen=True)
@@ -151,8 +153,13 @@ def judge(said: dict[str, list[str]], code: int | None, late: bool, last: str) -
     return OK, done + skipped
 
 
-def run_parts(parts: Sequence[Part], scale: Scale, out: Path, limits: dict[str, int]) -> list[Outcome]:
-    """Every part in turn; without a device the rest is left out. Log and summary are on disk as they come."""
+def run_parts(
+    parts: Sequence[Part], scale: Scale, out: Path, limits: dict[str, int], until: float = math.inf
+) -> list[Outcome]:
+    """Every part in turn, none beyond `until` of the clock; without a device the rest is left out.
+
+    Log and summary are on disk as they come.
+    """
     out.mkdir(parents=True, exist_ok=True)
     found: list[Outcome] = []
     missing = ""
@@ -160,11 +167,14 @@ def run_parts(parts: Sequence[Part], scale: Scale, out: Path, limits: dict[str, 
         log = Log(file)
         log(f"{' '.join(part.name for part in parts)}; rows, log and summary in {out}")
         for part in parts:
-            limit = limits.get(part.name, part.seconds)
+            limit = int(max(0, min(limits.get(part.name, part.seconds), until - time.perf_counter())))
             reason = missing or (NEEDS_GPU if part.gpu and scale.device == "cpu" else "")
             if reason:
                 log(f"== {part.name} {SKIPPED}: {reason}")
                 found.append(Outcome(part.name, SKIPPED, reason, 0.0, limit, part.check, False))
+            elif limit < 1:
+                log(f"== {part.name} not begun: no time is left")
+                found.append(Outcome(part.name, TIMED_OUT, "no time was left", 0.0, limit, part.check, False))
             else:
                 found.append(run_part(part, scale, out, log, limit))
             if part.name == "installed" and "no CUDA device" in found[-1].detail:
@@ -253,7 +263,8 @@ def main(arguments: list[str]) -> int:
     if options.smoke:
         ready_smoke()
     limits = {part.name: SMOKE_SECONDS for part in parts} if options.smoke else {}
-    return exit_code(run_parts(parts, scale, options.out, limits))
+    until = math.inf if options.smoke or options.parts else BEGAN + TOTAL
+    return exit_code(run_parts(parts, scale, options.out, limits, until))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """The instruments measure what they say: time in turn, memory, saved bytes, launches, shares of a roofline."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks.case import Provider, Work
+from benchmarks import harness
+from benchmarks.case import Case, Provider, Work
+from benchmarks.harness import Choice
 from benchmarks.measure import timing
 from benchmarks.measure.memory import footprint
 from benchmarks.measure.roofline import Ceilings
@@ -136,3 +139,33 @@ def test_events_time_the_device_and_a_cold_run_flushes_first(monkeypatch, cold):
     assert done == (["flush", "wait", "run", "wait"] if cold else ["wait", *["run"] * 4, "wait"])
     assert seconds == pytest.approx(4e-3 / (1 if cold else 4))
     assert host < 1e-2
+
+
+def test_a_choice_leaves_out_what_was_not_chosen_but_never_the_baseline():
+    one = Provider(lambda: None, lambda: None)
+    case = Case("operations", {}, "official", {"official": one, "torch": one, "triton": one})
+    assert [*Choice(("triton",)).of(case).providers] == ["official", "triton"]
+    assert [*Choice().of(case).providers] == [*case.providers]
+
+
+def test_no_graphs_where_the_baseline_cannot_be_captured(monkeypatch):
+    def refuse(run):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    capturable, eager_only = (
+        Provider(lambda: None, lambda: None),
+        Provider(lambda: None, lambda: None, capturable=False),
+    )
+    monkeypatch.setattr(harness, "CudaTimer", lambda cold=False: cold)
+    monkeypatch.setattr(harness, "captured", lambda run: run)
+    gpu = Scale("cuda", False)
+    case = Case("projection", {}, "official", {"official": capturable, "triton": eager_only})
+    found = harness.modes(case, gpu)
+    assert [*found] == ["eager", "eager, cold L2", "graph"]
+    assert [cold for cold, _ in found.values()] == [False, True, False]
+    assert [*found["graph"][1]] == ["official"]
+    assert [*harness.modes(case, gpu, ("eager", "graph"))] == ["eager", "graph"]
+    assert [*harness.modes(replace(case, baseline="triton"), gpu)] == ["eager", "eager, cold L2"]
+    monkeypatch.setattr(harness, "captured", refuse)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    assert [*harness.modes(case, gpu, ("graph",))] == []

@@ -130,6 +130,18 @@ def test_a_part_loses_only_itself(tmp_path, items, outcome, detail, check, code)
     assert [line for line in log.splitlines() if " planted " in line][-1].split("] ")[1].startswith(outcome)
 
 
+def test_no_part_goes_on_beyond_the_end(tmp_path):
+    parts = [Part("planted", 30, hanging), Part("after", 10, fine)]
+    began = time.perf_counter()
+    found = gpu.run_parts(parts, CPU, tmp_path, {}, began + 2.5)
+    assert time.perf_counter() - began < 10
+    assert [(each.outcome, each.detail) for each in found] == [
+        ("timed out", "1 done"),
+        ("timed out", "no time was left"),
+    ]
+    assert gpu.exit_code(found) == 1
+
+
 def test_what_a_part_started_ends_with_it(tmp_path):
     (found,) = gpu.run_parts([Part("planted", 10, lingering)], CPU, tmp_path, {})
     assert found.outcome == "ok"
