@@ -8,6 +8,7 @@ from typing import Any
 
 from mora.names import OTHER_NAMES, TARGETS, target_hint, target_of
 from mora.per_tower import by_tower, check_keys, check_modality_names, label, of
+from mora.system.checks import check_whole, is_number, is_whole, one_of
 from mora.system.messages import VALUE, shown
 
 INITS = ("official", "identity")
@@ -17,31 +18,6 @@ MODES = ("mora", "frozen")
 PLANNED_MODES = ("lora", "dora")
 # Past it W is lost in W + alpha C and the squares of a column overflow float32; the published ones are at most 0.1.
 LARGEST_ALPHA = 1e6
-LARGEST_WHOLE = 1 << 16  # of ranks and block indices: no tower is as wide or as deep
-
-
-def is_whole(value: object) -> bool:
-    """Whether `value` is an int and not a bool."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def one_of(name: str, value: object, choices: Sequence[str]) -> None:
-    """Raise ValueError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name}: got {shown(value)}, expected one of {', '.join(map(repr, choices))}")
-
-
-def check_whole(name: str, value: object, least: int, more: str = "") -> None:
-    """Raise ValueError unless `value` is an int from `least` to `LARGEST_WHOLE`."""
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= LARGEST_WHOLE:
-        raise ValueError(
-            f"{name}: got {shown(value)}, expected an int of at least {least} (at most {LARGEST_WHOLE:,}){more}"
-        )
-
-
-def is_number(value: object) -> bool:
-    """Whether `value` is an int or a float and not a bool."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)

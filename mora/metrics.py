@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mora.config import is_whole, one_of
+from mora.system.checks import is_whole, one_of
 from mora.system.machine import need
 
 KINDS = ("accuracy", "macro_f1", "auroc")

@@ -23,8 +23,8 @@ from mora.checkpoint.tensors import (
     expected_shapes,
     largest_file,
 )
-from mora.config import one_of
 from mora.patch import admitted, patch
+from mora.system.checks import one_of
 from mora.system.files import digest, pack_tensors, read_json, read_tensors, write_bytes
 from mora.system.messages import shown
 from mora.towers.custom import described

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mora.config import MoraConfig, is_whole
+from mora.config import MoraConfig
+from mora.system.checks import is_whole
 from mora.system.messages import listed
 from mora.towers.slots import Slot
 

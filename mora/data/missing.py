@@ -7,7 +7,7 @@ import random
 import torch
 from torch import Tensor
 
-from mora.config import is_whole
+from mora.system.checks import is_whole
 
 COMPLETE, TEXT_MISSING, IMAGE_MISSING = 0, 1, 2
 KINDS = ("text", "image", "both")

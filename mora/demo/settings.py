@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mora.config import MoraConfig, one_of
+from mora.config import MoraConfig
 from mora.data.missing import KINDS
 from mora.runs.methods import MORA_VARIANTS
+from mora.system.checks import one_of
 from mora.training.config import TrainConfig
 
 DATA = "openmoji"

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from mora.config import is_whole
 from mora.metrics import THRESHOLD
+from mora.system.checks import is_whole
 from mora.system.files import read_bytes
 
 if TYPE_CHECKING:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from mora.classifier import MissingModalityClassifier
-from mora.config import one_of
 from mora.export import card
 from mora.export.formats import FORMATS, OPEN_CLIP, READERS, WRITERS
 from mora.metrics import THRESHOLD
 from mora.runs.backbone import Backbone
 from mora.runs.methods import fold
 from mora.runs.run import RESULT, LoadedRun, load_run
+from mora.system.checks import one_of
 from mora.system.files import pack_tensors, read_json, write_bytes, write_json
 from mora.system.folders import remove_leftovers, whole_folder
 from mora.system.lock import FolderLock

@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from mora.adapters import adapter_parameters
-from mora.config import MoraConfig, one_of
+from mora.config import MoraConfig
 from mora.pairing import pair_blocks, slots_of
 from mora.patch import merge, patch
+from mora.system.checks import one_of
 from mora.system.machine import need
 from mora.towers.find import towers_of
 from mora.towers.slots import Slot

@@ -6,11 +6,12 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from mora.config import MoraConfig, is_whole
+from mora.config import MoraConfig
 from mora.data.tables import Missing
 from mora.metrics import KINDS
 from mora.runs.backbone import TOKEN_POLICIES
 from mora.runs.methods import METHODS
+from mora.system.checks import is_whole
 from mora.system.messages import shown
 
 SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 from mora.adapters import is_patched, unwrap
 from mora.hooks import watched_itself
 from mora.savings.contents import contents
+from mora.savings.fast_path import as_in_training
 from mora.savings.options import Hidden, Savings
 from mora.savings.plan import Plan, plan_of
 from mora.savings.state import Kept, flags_of, frozen_state, kept, precision, state_of, switches_of, version
@@ -263,36 +262,6 @@ class Runner:
             raise ValueError(
                 f"{self.modality}: got tokens of shape {got}, expected {tuple(rows.shape[:2])}, those of the rows"
             )
-
-
-@contextmanager
-def as_in_training() -> Iterator[None]:
-    """`nn.MultiheadAttention` without its fused path for eval: frozen blocks give in eval the bits of training.
-
-    The switch is the process's: the last block to end, in whichever thread, puts it back.
-    """
-    with _fused.lock:
-        if not _fused.blocks:
-            _fused.before = torch.backends.mha.get_fastpath_enabled()
-        _fused.blocks += 1
-        torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        with _fused.lock:
-            _fused.blocks -= 1
-            if not _fused.blocks:
-                torch.backends.mha.set_fastpath_enabled(_fused.before)
-
-
-class _Fused:
-    """How many blocks want the fused path off, and how it was before the first."""
-
-    def __init__(self) -> None:
-        self.lock, self.blocks, self.before = threading.Lock(), 0, True
-
-
-_fused = _Fused()
 
 
 def chosen(given: Tensor | Hidden, present: Tensor) -> Tensor | Hidden:

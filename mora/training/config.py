@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mora.config import PRESETS, MoraConfig, is_whole, one_of
+from mora.config import PRESETS, MoraConfig
 from mora.data.dataset import ON_BROKEN
 from mora.data.tables import FORM, Missing, by_split
 from mora.metrics import KINDS
 from mora.runs.methods import METHODS
 from mora.savings.options import Savings
+from mora.system.checks import is_whole, one_of
 
 # A generator takes 64 bits; offsets by split and process are added to a seed.
 LARGEST_COUNT, LARGEST_SEED = (1 << 31) - 1, (1 << 62) - 1

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mora.config import is_whole
+from mora.system.checks import is_whole
 from mora.system.messages import shown
 from mora.training.checkpoints import Progress, State, optimizer_state
 from mora.training.finite import SKIPS_IN_A_ROW
