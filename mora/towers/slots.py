@@ -40,6 +40,7 @@ class Slot(ABC):
     """
 
     mlp: Mapping[str, str] = {}
+    size: int | None = None  # d, once it was asked for
     key: str  # what tells the attention itself from a wrapper around it
 
     def __init__(self, modality: str, layer: int, block: nn.Module, attention: str, path: str) -> None:
@@ -117,8 +118,10 @@ class Slot(ABC):
 
         Raises ValueError when this block has none of the targets.
         """
-        first = "q" if self.holds("q") else targets[0]
-        return self.weight(first).shape[first in INWARD]
+        if self.size is None:  # once: what is not adapted cannot be asked for its weight afterwards
+            first = "q" if self.holds("q") else targets[0]
+            self.size = self.weight(first).shape[first in INWARD]
+        return self.size
 
     def further(self, targets: tuple[str, ...]) -> list[int]:
         """The other widths at which a target begins or ends: the hidden width of an MLP, a pooled one."""
