@@ -133,6 +133,9 @@ class Measured:
             self.key, self.error = key, None
             try:
                 self.case, self.rows, self.times = measure(level, shape, self.scale)
+            except KeyboardInterrupt:  # what was measured before is right, and is written
+                self.key = None
+                raise
             except BaseException as error:
                 self.error = error
                 REFUSED.append(f"{level.NAME} {identity(shape)}")

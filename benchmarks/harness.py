@@ -42,7 +42,7 @@ class Effort(NamedTuple):
     warmup: int
 
 
-# Chosen so that a CPU run of every level stays near a quarter of an hour.
+# Chosen so that a CPU run of every level stays below half an hour.
 EFFORT = {
     "operations": Effort(1.5, 9, 2),
     "projection": Effort(1.2, 5, 2),
