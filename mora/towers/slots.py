@@ -40,7 +40,6 @@ class Slot(ABC):
     """
 
     mlp: Mapping[str, str] = {}
-    size: int | None = None  # d, once it was asked for
     key: str  # what tells the attention itself from a wrapper around it
 
     def __init__(self, modality: str, layer: int, block: nn.Module, attention: str, path: str) -> None:
@@ -118,10 +117,8 @@ class Slot(ABC):
 
         Raises ValueError when this block has none of the targets.
         """
-        if self.size is None:  # once: what is not adapted cannot be asked for its weight afterwards
-            first = "q" if self.holds("q") else targets[0]
-            self.size = self.weight(first).shape[first in INWARD]
-        return self.size
+        first = "q" if self.holds("q") else targets[0]
+        return self.weight(first).shape[first in INWARD]
 
     def further(self, targets: tuple[str, ...]) -> list[int]:
         """The other widths at which a target begins or ends: the hidden width of an MLP, a pooled one."""
@@ -220,7 +217,8 @@ class PackedSlot(Slot):
     key = "in_proj_weight"
 
     def linear(self, target: str) -> nn.Linear | PackedSlice:
-        check_packed(self.attention, self.path)
+        if not self.projections:  # once adapted here, the attention is one of this library's
+            check_packed(self.attention, self.path)
         if reasons := unsupported(self.attention):
             raise ValueError(f"model: {self.path} cannot be adapted: {'; '.join(reasons.values())}")
         if target == "out":
