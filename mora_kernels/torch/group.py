@@ -11,7 +11,7 @@ from mora_kernels.factors import Factors
 from mora_kernels.numerics import accumulation_dtype, total_gram
 from mora_kernels.torch.dropout import dropout
 from mora_kernels.torch.linear import linear_gradients
-from mora_kernels.torch.terms import Terms, Thin, cast, gradients, parts, thin_factors
+from mora_kernels.torch.terms import Terms, Thin, cast, gradients, thin_factors
 from mora_kernels.torch.weight import compose, shared_gradients
 
 
@@ -57,8 +57,9 @@ class Engine:
     def parts(self, index: int, flat: Tensor) -> Thin:
         """Return u [in], U^T [R, out], V^T [R, in], views of a flat [u | U^T | V^T]."""
         one = self.factors[index]
-        height, width = one.weight.shape
-        return parts(flat, height, width, sum(one.ranks))
+        (height, width), rank = one.weight.shape, sum(one.ranks)
+        u, left, right = flat.split([width, rank * height, rank * width])
+        return u, left.view(rank, height), right.view(rank, width)
 
     def thin_of(self, index: int, flat: Tensor) -> Thin:
         """Return u [in], U [out, R], V [in, R] of a flat one."""

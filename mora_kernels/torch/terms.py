@@ -44,12 +44,6 @@ def blocks(one: Factors) -> list[tuple[slice, slice, tuple[int, int, int]]]:
     return [(slice(0, common), slice(0, 1), (1, common, -1)), (own, slice(1, 2), (1, specific, -1))]
 
 
-def parts(flat: Tensor, height: int, width: int, rank: int) -> Thin:
-    """Return u [in], U^T [R, out] and V^T [R, in], views of a flat [u | U^T | V^T]."""
-    middle = width + rank * height  # slices, not `split`: what exports a graph lets them be written
-    return flat[:width], flat[width:middle].view(rank, height), flat[middle:].view(rank, width)
-
-
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Return `tensor` in `dtype`: itself where it is so."""
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
