@@ -25,7 +25,7 @@ from mora.training.batches import Inputs
 from mora.training.trainer import Trainer
 
 KINDS = ("image", "text", "both")  # what the test part lacks, beside nothing
-PRELOADED = ("accelerate", "open_clip", "peft", "torchmetrics.classification", "transformers.optimization")
+PRELOADED = ("accelerate", "open_clip", "peft", "torchmetrics.classification")
 ROWS = "rows"  # the folder of the frozen blocks' rows, which all runs share
 
 
