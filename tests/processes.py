@@ -17,7 +17,7 @@ import torch
 FRESH = multiprocessing.get_context("forkserver")
 PRELOADED = (
     "tests.training.fakes", "tests.mora.models", "mora.training.trainer", "mora.metrics", "mora.savings.cache",
-    "mora.data.sources.manifest", "mora.demo.runs", "accelerate", "open_clip", "peft", "torchmetrics.classification",
+    "mora.data.sources.manifest", "accelerate", "open_clip", "torchmetrics.classification",
 )  # fmt: skip
 
 
@@ -34,13 +34,18 @@ class Ended(NamedTuple):
 
 
 class Running:
-    """`target(*arguments)` in a fresh process, which ends with the exit code that it returns."""
+    """`target(*arguments)` in a fresh process, which ends with the exit code that it returns.
 
-    def __init__(self, target, *arguments, environment=()):
+    `places` come first on its path.
+    """
+
+    def __init__(self, target, *arguments, environment=(), places=()):
         self.folder = tempfile.TemporaryDirectory()
         self.paths = [Path(self.folder.name) / name for name in ("out", "err")]
         begin()
-        self.process = FRESH.Process(target=call, args=(self.paths, dict(environment), target, arguments))
+        paths = [*map(str, places), *sys.path]
+        begun = self.paths, dict(environment), multiprocessing.get_start_method(), paths
+        self.process = FRESH.Process(target=call, args=(begun, target, arguments))
         self.process.start()
 
     def end(self, timeout=280) -> Ended:
@@ -57,7 +62,9 @@ class Running:
         return Ended(self.process.exitcode, out, err)
 
 
-def call(paths, environment, target, arguments):
+def call(begun, target, arguments):
+    paths, environment, method, sys.path[:] = begun
+    multiprocessing.set_start_method(method, force=True)  # not that of this process
     for number, path in enumerate(paths, 1):
         file = os.open(path, os.O_CREAT | os.O_WRONLY)
         os.dup2(file, number)
