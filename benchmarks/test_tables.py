@@ -56,7 +56,7 @@ def test_a_run_writes_rows_and_prints_them(tmp_path):
 def test_a_wrong_result_prints_and_writes_nothing(tmp_path):
     plugin = tmp_path / "wrong.py"
     plugin.write_text(
-        "import mora_kernels.torch as path\nright = path.gram\npath.gram = lambda factor: 1.01 * right(factor)\n"
+        "import mora_kernels.numerics as path\nright = path.gram\npath.gram = lambda factor: 1.01 * right(factor)\n"
     )
     ended = Running(timed, "-p", "wrong", "--results", str(tmp_path / "rows"), places=[tmp_path]).end()
     assert ended.code == 1, ended.out + ended.err
