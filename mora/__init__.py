@@ -58,7 +58,7 @@ __all__ = [
     "verify",
 ]
 
-# Imported on first use: `import mora` and `mora --help` wait for no torch, and only `train` and `sweep` need their extras.
+# Imported on first use: `import mora` and `mora --help` wait for no torch; `train` and `sweep` alone need their extras.
 NAMES = {
     "mora.adapters": ("adapter_parameters", "adapter_state_dict"),
     "mora.checkpoint": ("load_adapter", "load_official", "save_adapter", "save_official"),

@@ -70,6 +70,7 @@ def add(commands: Commands) -> None:
     group.add_argument("--trials", type=int, metavar="N", help="settings that random and tpe try")
     group.add_argument("--search-seed", type=int, metavar="N", help="of what random and tpe draw (default: 0)")
     group.add_argument("--prune", action="store_true", help="with tpe: end cells below the median of earlier settings")
+    group.add_argument("--no-test", action="store_false", dest="test", help="leave the test split closed")
     group.add_argument("--jobs", type=int, metavar="N", help="cells at once, a process each (default: 1)")
     options: dict[str, dict[str, Any]] = {}
     train.add_missing(Lists(parser, options))

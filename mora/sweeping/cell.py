@@ -129,8 +129,8 @@ def train_cell(cell: Cell, backbone: Backbone | None, datasets: Mapping[str, Dat
         raise
     except Exception as error:
         end(folder, FAILED, in_words(error))
-    gc.collect()
-    if torch.cuda.is_available():
+    if torch.cuda.is_available():  # what a cell leaves behind is not there for the next one
+        gc.collect()
         torch.cuda.empty_cache()
 
 

@@ -83,7 +83,7 @@ class Sweeper:
         self.backbone, self.datasets = backbone, datasets
         self.cpu = make_accelerator(base).device.type == "cpu"
         self.seen = self.open()
-        self.metric = self.seen["train"].metric
+        self.metric, self.versions = self.seen["train"].metric, versions()
         self.rows: dict[tuple[int, int], Row] = {}
         self.seconds: dict[str, float] = {}
         self.test: dict[int, dict[str, float]] | None = None
@@ -114,8 +114,8 @@ class Sweeper:
         own = load_backbone(base.backbone, base.pretrained) if self.backbone is None else self.backbone
         return open_splits(base, min(own.image_size), SEEN)
 
-    def run(self) -> Outcome:
-        """Everything that happens while the folder is held."""
+    def run(self, test: bool = True) -> Outcome:
+        """Everything that happens while the folder is held; with `test`, the test of the winner too."""
         remove_leftovers(self.folder)
         self.write()
         self.say(self.plan.describe())
@@ -133,7 +133,7 @@ class Sweeper:
                 f"every setting failed, expected one at least that is done with all seeds; setting {first.setting} "
                 f"({words(first.values)}), seed {first.seed}: {first.error}"
             )
-        self.test = self.test_winner(outcome)
+        self.test = self.test_winner(outcome, test)
         self.write(drawn=True)
         if self.prefixes is not None:
             shutil.rmtree(self.prefixes, ignore_errors=True)
@@ -198,21 +198,24 @@ class Sweeper:
         value = sum(setting.scores) / len(setting.scores) if setting.counts else None
         return Told(value, [row.curve for row in setting.rows], setting.state == PRUNED)
 
-    def test_winner(self, outcome: Outcome) -> dict[int, dict[str, float]] | None:
-        """Metrics of the winner's runs on the test split, by seed: of an earlier call where it was measured then."""
+    def test_winner(self, outcome: Outcome, test: bool) -> dict[int, dict[str, float]] | None:
+        """Metrics of the winner's runs on the test split, by seed: of an earlier call where it was measured then.
+
+        None without `test` where no earlier call has measured it, and where there is no test split.
+        """
         winner = outcome.winner
         assert winner is not None
         before = (self.stored or {}).get("winner")
         if isinstance(before, dict) and before.get("setting") == winner.number and isinstance(before.get("test"), dict):
             return {int(seed): figures for seed, figures in before["test"].items()}
         found: dict[int, dict[str, float]] = {}
-        for row in winner.rows:
+        for row in winner.rows if test else ():
             cell = Cell(self.plan, winner.number, winner.values, row.seed)
             figures = score_test(cell, self.backbone, self.datasets)
             if figures is None:
                 return None
             found[row.seed] = figures
-        return found
+        return found or None
 
     def outcome(self) -> Outcome:
         """What is known so far."""
@@ -233,7 +236,7 @@ class Sweeper:
         outcome = self.outcome()
         if drawn:
             write_bytes(self.folder / PLOT, plot.draw(outcome))
-        content = {"format": FORMAT, "plan": self.plan.to_dict(), **outcome.to_dict(), "versions": versions()}
+        content = {"format": FORMAT, "plan": self.plan.to_dict(), **outcome.to_dict(), "versions": self.versions}
         if not drawn and self.stored is not None and content["winner"] is not None:
             content["winner"] = self.stored.get("winner")  # what was tested is not forgotten by a call that is stopped
         write_json(self.folder / STATE, content)

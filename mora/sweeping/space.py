@@ -58,8 +58,8 @@ class Range:
         if self.whole and not self.log:
             return generator.randint(int(self.low), int(self.high))
         if self.whole:
-            found = round(math.exp(generator.uniform(math.log(self.low - 0.5), math.log(self.high + 0.5))))
-            return min(max(found, int(self.low)), int(self.high))
+            whole = round(math.exp(generator.uniform(math.log(self.low - 0.5), math.log(self.high + 0.5))))
+            return min(max(whole, int(self.low)), int(self.high))
         if self.log:
             found = math.exp(generator.uniform(math.log(self.low), math.log(self.high)))
             return min(max(found, self.low), self.high)

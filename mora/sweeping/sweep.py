@@ -30,6 +30,7 @@ class Sweep(Plan):
         backbone: Backbone | None = None,
         datasets: Mapping[str, Dataset] | None = None,
         console: Any = None,
+        test: bool = True,
     ) -> Outcome:
         """Train every cell that is not over yet, choose by validation, test the winner, write the files.
 
@@ -38,6 +39,7 @@ class Sweep(Plan):
             backbone: a CLIP of your own, instead of the one `base` names; it is left as it is.
             datasets: splits of your own; "test" is not touched before the winner is chosen.
             console: a `rich` console to speak to.
+            test: whether the winner is measured on the test split in the end; a later call can still do it.
 
         Raises:
             ValueError: the folder holds another plan or something else; every setting failed.
@@ -46,11 +48,16 @@ class Sweep(Plan):
         """
         sweeper = Sweeper(self, jobs, backbone, datasets, console)
         with FolderLock(self.folder, say=sweeper.say):
-            return sweeper.run()
+            return sweeper.run(test)
 
 
 def sweep(
-    data: str | os.PathLike[str], out: str | os.PathLike[str], jobs: int = 1, console: Any = None, **fields: Any
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    jobs: int = 1,
+    console: Any = None,
+    test: bool = True,
+    **fields: Any,
 ) -> Outcome:
     """Train every setting with every seed, choose by mean validation, test the winner: `Sweep.make(...).run(jobs)`.
 
@@ -64,6 +71,7 @@ def sweep(
         out: the folder of the sweep; every cell is a run folder in it.
         jobs: cells at once, a process each.
         console: a `rich` console to speak to.
+        test: whether the winner is measured on the test split in the end.
         fields: arguments of `mora.train`, a list (or a `mora.sweeping.space.Range`) for what is searched, and those of
             `Sweep.make`: seeds, search, trials, search_seed, prune.
 
@@ -72,4 +80,4 @@ def sweep(
         ImportError: a package of the extra `train` (or `sweep`, for search="tpe") is absent.
         OSError: the folder cannot be written.
     """
-    return Sweep.make(data, out, **fields).run(jobs, console=console)
+    return Sweep.make(data, out, **fields).run(jobs, console=console, test=test)
