@@ -19,8 +19,8 @@ def plan(out, **fields):
     return Sweep.make("rows", out, **{**BASE, **fields})
 
 
-def run(out, datasets=None, jobs=1, told=None, **fields):
-    return plan(out, **fields).run(jobs, fakes.backbone(), datasets or fakes.splits(), told or console())
+def run(out, datasets=None, jobs=1, told=None, test=True, **fields):
+    return plan(out, **fields).run(jobs, fakes.backbone(), datasets or fakes.splits(), told or console(), test)
 
 
 def state(out):

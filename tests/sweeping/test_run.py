@@ -1,7 +1,6 @@
 """What a sweep trains, finds, keeps and leaves behind."""
 
 import pytest
-import torch
 
 from mora.towers.cutting import CutTower
 from mora.training import load_run
@@ -30,7 +29,7 @@ def test_every_combination_with_every_seed_and_the_highest_mean_wins(finished):
     found = small.state(out)
     assert found["winner"]["setting"] == outcome.winner.number
     assert found["plan"]["fields"] == {"lr": [1e-3, 2e-2], "rank": [2, 4]}
-    assert found["versions"]["torch"] == torch.__version__
+    assert "torch" in found["versions"]
     assert (out / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in out.iterdir()} == {"sweep.json", "plot.png", "runs"}
 
@@ -128,7 +127,9 @@ def test_the_frozen_blocks_run_once_for_each_cut(tmp_path, monkeypatch):
         return prefix(self, model, inputs, first, *others, **named)
 
     monkeypatch.setattr(CutTower, "prefix", counting)
-    outcome = small.run(tmp_path / "s", lr=[1e-3, 1e-2], last_layers=[1, 2], seeds=[0, 1], epochs=1)
+    plan = dict(lr=[1e-3, 1e-2], last_layers=[1, 2], seeds=[0], epochs=1)
+    outcome = small.run(tmp_path, test=False, **plan)
     by_cut = {first: sum(count for at, count in rows if at == first) for first, _ in rows}
-    tested = 4 - outcome.winner.values["last_layers"]
-    assert by_cut == {first: 40 + 15 + 2 * 15 * (first == tested) for first in (2, 3)}, "train, validation; the test"
+    assert by_cut == {2: 40 + 15, 3: 40 + 15}, "rows of training and validation"
+    assert outcome.test is None and small.state(tmp_path)["winner"]["test"] is None
+    assert set(small.run(tmp_path, **plan).test) == {0}, "a later call tests"
