@@ -14,7 +14,7 @@ from mora.system.checks import is_number
 from mora.system.machine import need
 from mora.system.messages import printable
 
-BLUE, ORANGE, GREY = COLOURS[1], COLOURS[0], "#bbbbbb"
+BLUE, ORANGE = COLOURS[1], COLOURS[0]
 LOG_FROM = 9.0  # the largest of some values over the smallest, from which an axis is logarithmic
 MOST_TICKS = 8
 
@@ -29,6 +29,7 @@ def draw(outcome: Outcome) -> bytes:
     heat = len(names) == 2 and outcome.plan.search == "grid"
     wide = 7.2 if len(names) < 3 and (heat or len(names) == 1) else 1.2 + 2.2 * len(names)
     figure = Figure(figsize=(wide, 4.6), dpi=150, layout="constrained")
+    figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))
     FigureCanvasAgg(figure)
     if heat:
         heatmap(figure, outcome, names)
@@ -38,11 +39,21 @@ def draw(outcome: Outcome) -> bytes:
         dots(figure, outcome, names)
     seeds = len(outcome.plan.seeds)
     over = f"mean over {seeds} seeds" if seeds > 1 else "one seed"
+    marks = ["" if heat else "○ best", "× failed or ended early" if marked(outcome) and not heat else ""]
+    if len(names) == 1 and seeds > 1:
+        marks.append("band and bars: one standard deviation; dots: seeds")
+    if found := [mark for mark in marks if mark]:
+        figure.text(0.99, 0.005, "   ".join(found), ha="right", va="bottom", fontsize=8, color="#555555")
     title = f"{outcome.data['name']}: validation {FIGURES[outcome.metric]} in %, {over}"
     figure.suptitle(printable(title), x=0.01, ha="left", fontsize=11, parse_math=False)
     image = io.BytesIO()
     figure.savefig(image, format="png", metadata={"Software": None})
     return image.getvalue()
+
+
+def marked(outcome: Outcome) -> bool:
+    """Whether a setting has no value."""
+    return any(not setting.counts for setting in outcome.settings)
 
 
 def heatmap(figure: Any, outcome: Outcome, names: Sequence[str]) -> None:
@@ -56,6 +67,7 @@ def heatmap(figure: Any, outcome: Outcome, names: Sequence[str]) -> None:
         if setting.counts and setting.spread is not None:
             y, x = (place(options, setting.values[name]) for options, name in ((ys, names[0]), (xs, names[1])))
             means[y][x] = 100 * setting.spread.mean
+    axes.set_facecolor("#eeeeee")
     image = axes.imshow(means, cmap="cividis", aspect="auto", origin="lower")
     low, high = image.get_clim()
     for setting in outcome.settings:
@@ -98,7 +110,7 @@ def line(figure: Any, outcome: Outcome, name: str) -> None:
     for setting, where in zip(there, x, strict=True):
         axes.plot([where] * len(setting.scores), [100 * score for score in setting.scores], ".", color=BLUE, ms=3)
     dress(axes, outcome, at)
-    axes.set_ylabel("%")
+    axes.set_ylabel(f"{FIGURES[outcome.metric]}, %")
 
 
 def dots(figure: Any, outcome: Outcome, names: Sequence[str]) -> None:
@@ -112,13 +124,14 @@ def dots(figure: Any, outcome: Outcome, names: Sequence[str]) -> None:
             "o", color=BLUE, markersize=5, alpha=0.55, markeredgewidth=0,
         )  # fmt: skip
         dress(axes, outcome, at)
-    row[0].set_ylabel("%")
+    row[0].set_ylabel(f"{FIGURES[outcome.metric]}, %")
 
 
 def axis(axes: Any, outcome: Outcome, name: str) -> tuple[Any, bool]:
     """(where a setting stands on the x axis of one field, whether neighbours may be joined by a line)."""
     values = outcome.plan.fields[name]
     axes.set_xlabel(name)
+    axes.margins(x=0.08)
     if isinstance(values, Range) or all(is_number(value) and value > 0 for value in values):
         ends = (values.low, values.high) if isinstance(values, Range) else (min(values), max(values))
         log = values.log if isinstance(values, Range) else ends[1] >= LOG_FROM * ends[0]

@@ -34,16 +34,19 @@ def read(monkeypatch, *words):
         ("--rank image=8 text=4", {"rank": {"image": 8, "text": 4}}),
         ("--rank 4 image=8 text=4 2", {"rank": [4, {"image": 8, "text": 4}, 2]}),
         ("--rank image=8 text=4 image=4 text=8", {"rank": [{"image": 8, "text": 4}, {"image": 4, "text": 8}]}),
-        ("--alpha 0.1 'image=0.1 text=1' image=1 text=2", {"alpha": [0.1, {"image": 0.1, "text": 1.0}, {"image": 1.0, "text": 2.0}]}),
+        ("--alpha 'image=0.1 text=1' image=1 text=2",
+         {"alpha": [{"image": 0.1, "text": 1.0}, {"image": 1.0, "text": 2.0}]}),
         ("--targets q,v q,k,v", {"targets": [("q", "v"), ("q", "k", "v")]}),
         ("--targets image=q,v text=q", {"targets": {"image": ("q", "v"), "text": ("q",)}}),
         ("--layers 2,3 3", {"layers": [(2, 3), (3,)]}),
-        ("--adapt image=mora text=frozen image=frozen text=mora", {"adapt": [{"image": "mora", "text": "frozen"}, {"image": "frozen", "text": "mora"}]}),
+        ("--adapt image=mora text=frozen image=frozen text=mora",
+         {"adapt": [{"image": "mora", "text": "frozen"}, {"image": "frozen", "text": "mora"}]}),
         ("--betas 0.9 0.98", {"betas": (0.9, 0.98)}),
         ("--betas 0.9 0.98 0.9 0.999", {"betas": [(0.9, 0.98), (0.9, 0.999)]}),
         ("--missing train=both:0.5 train=both:0.7", {"missing": ["train=both:0.5", "train=both:0.7"]}),
         ("--method lora mora --limit 9", {"method": ["lora", "mora"], "limit": 9}),
-        ("--lr 1e-4..1e-1 --dropout 0..0.5 --rank 2..16", {"lr": Range(1e-4, 1e-1, log=True), "dropout": Range(0.0, 0.5), "rank": Range(2, 16)}),
+        ("--lr 1e-4..1e-1 --dropout 0..0.5 --rank 2..16",
+         {"lr": Range(1e-4, 1e-1, log=True), "dropout": Range(0.0, 0.5), "rank": Range(2, 16)}),
         ("--seeds 3 4 --search tpe --trials 9 --search-seed 1 --prune --jobs 2 --no-test",
          {"seeds": [3, 4], "search": "tpe", "trials": 9, "search_seed": 1, "prune": True, "jobs": 2, "test": False}),
         ("--extra-columns --preset food101", {"extra_columns": True, "preset": "food101"}),
@@ -106,7 +109,7 @@ def test_from_a_table_to_a_merged_model(shop, tmp_path, monkeypatch, capsys):
     found = json.loads((out / "sweep.json").read_text())
     best = out / "runs" / f"{found['winner']['setting']:03}-seed0"
     assert main(["evaluate", "--model", str(best), "--out", str(tmp_path / "results"), "--seeds", "1"]) == 0
-    scored = json.loads((tmp_path / "results" / "results.json").read_text())["results"]
+    scored = json.loads((tmp_path / "results" / "results.json").read_text())["cells"]
     assert scored[0]["figures"]["accuracy"] == pytest.approx(found["winner"]["test"]["0"]["accuracy"])
     assert main(["merge", "--model", str(best), "--out", str(tmp_path / "merged")]) == 0
     assert main(["sweep", *words, "--lr", "1e-3", "1e-1", "--seeds", "0"]) == 2
