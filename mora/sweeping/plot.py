@@ -24,12 +24,12 @@ def draw(outcome: Outcome) -> bytes:
     need("matplotlib", "the plot")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     names = list(outcome.plan.fields)
     heat = len(names) == 2 and outcome.plan.search == "grid"
     wide = 7.2 if len(names) < 3 and (heat or len(names) == 1) else 1.2 + 2.2 * len(names)
-    figure = Figure(figsize=(wide, 4.6), dpi=150, layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))
+    figure = Figure(figsize=(wide, 4.6), dpi=150, layout=ConstrainedLayoutEngine(rect=(0, 0.03, 1, 0.97)))
     FigureCanvasAgg(figure)
     if heat:
         heatmap(figure, outcome, names)
@@ -39,7 +39,7 @@ def draw(outcome: Outcome) -> bytes:
         dots(figure, outcome, names)
     seeds = len(outcome.plan.seeds)
     over = f"mean over {seeds} seeds" if seeds > 1 else "one seed"
-    marks = ["" if heat else "○ best", "× failed or ended early" if marked(outcome) and not heat else ""]
+    marks = ["" if heat else "○ best", "x failed or ended early" if marked(outcome) and not heat else ""]
     if len(names) == 1 and seeds > 1:
         marks.append("band and bars: one standard deviation; dots: seeds")
     if found := [mark for mark in marks if mark]:

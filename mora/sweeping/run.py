@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from mora.data.dataset import Dataset
+from mora.data.views import thinned
 from mora.evaluation.report import print_table
 from mora.runs.backbone import Backbone, load_backbone
 from mora.sweeping import plot
@@ -117,15 +118,15 @@ class Sweeper:
     def run(self, test: bool = True) -> Outcome:
         """Everything that happens while the folder is held; with `test`, the test of the winner too."""
         remove_leftovers(self.folder)
-        self.write()
+        if self.stored is None:
+            self.write()
         self.say(self.plan.describe())
-        with self.bar() as told:
-            count = 0
-            while settings := self.search.ask():
-                numbered = {count + place: values for place, values in enumerate(settings, 1)}
-                count += len(settings)
-                self.try_all(numbered, told)
-                self.search.tell([self.told(number) for number in numbered])
+        try:
+            self.search_all()
+        except KeyboardInterrupt as error:
+            self.say(f"stopped after {len(self.rows):,} cells: the same command goes on")
+            vars(error)["told"] = True  # the run that was stopped is quiet
+            raise
         outcome = self.outcome()
         if outcome.winner is None:
             first = next(row for row in outcome.rows if row.error)
@@ -140,6 +141,16 @@ class Sweeper:
         outcome = self.outcome()
         self.show(outcome)
         return outcome
+
+    def search_all(self) -> None:
+        """Round after round, until the search asks for no more."""
+        count = 0
+        with self.bar() as told:
+            while settings := self.search.ask():
+                numbered = {count + place: values for place, values in enumerate(settings, 1)}
+                count += len(settings)
+                self.try_all(numbered, told)
+                self.search.tell([self.told(number) for number in numbered])
 
     def try_all(self, settings: Mapping[int, dict[str, Any]], told: Callable[[Row], None]) -> None:
         """All seeds of some settings; with pruning seed by seed, so that one that is ended early ends its setting."""
@@ -226,7 +237,7 @@ class Sweeper:
             "source": self.plan.base.data,
             "name": train.name,
             "classes": list(train.classes),
-            "rows": {split: len(dataset) for split, dataset in self.seen.items()},
+            "rows": {split: len(thinned(whole, self.plan.base.limit)) for split, whole in self.seen.items()},
             "fingerprints": {split: dataset.fingerprint for split, dataset in self.seen.items()},
         }
         return Outcome(self.plan, self.metric, rows, data, self.test, dict(sorted(self.seconds.items())))
@@ -237,7 +248,7 @@ class Sweeper:
         if drawn:
             write_bytes(self.folder / PLOT, plot.draw(outcome))
         content = {"format": FORMAT, "plan": self.plan.to_dict(), **outcome.to_dict(), "versions": self.versions}
-        if not drawn and self.stored is not None and content["winner"] is not None:
+        if not drawn and self.stored is not None:
             content["winner"] = self.stored.get("winner")  # what was tested is not forgotten by a call that is stopped
         write_json(self.folder / STATE, content)
 
@@ -274,6 +285,9 @@ class Sweeper:
 
             def told(row: Row) -> None:
                 shown = f"validation {100 * row.validation[self.metric]:.1f} %" if row.validation else row.state
-                bar.update(task, advance=1, last=f"setting {row.setting}, seed {row.seed}: {shown}")
+                last = f"setting {row.setting}, seed {row.seed}: {shown}"
+                bar.update(task, advance=1, last=last)
+                if not self.console.is_terminal:
+                    self.say(last)
 
             yield told
