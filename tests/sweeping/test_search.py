@@ -2,10 +2,12 @@
 
 import math
 import random
+import shutil
+import sys
 
 import pytest
 
-from mora.sweeping import search
+from mora.sweeping import cell, search
 from mora.sweeping.search import Told, drawn, falls_behind, grid, search_of
 from mora.sweeping.space import Range
 from tests.sweeping import small
@@ -80,8 +82,6 @@ def test_a_run_is_ended_below_the_median_of_earlier_ones_at_the_same_epoch():
 
 
 def test_without_optuna_the_extra_is_named(tmp_path, monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ImportError, match=r"search: 'tpe' needs optuna: pip install 'mora-kernels\[sweep\]'"):
         search_of(small.plan(tmp_path, lr=[1e-3, 1e-2], search="tpe", trials=2))
@@ -89,24 +89,24 @@ def test_without_optuna_the_extra_is_named(tmp_path, monkeypatch):
 
 
 def test_a_pruned_sweep_that_was_killed_ends_in_the_same_bits(tmp_path, monkeypatch):
-    plan = dict(
-        lr=Range(1e-5, 1e-1, log=True), search="tpe", trials=7, prune=True, seeds=[0, 1], batch=40, search_seed=3
-    )
-    monkeypatch.setattr(search, "STARTUP", 2)
+    """A round of four settings, and a fifth that is ended after its first epoch: killed in that epoch."""
+    plan = dict(lr=Range(1e-5, 1e-1, log=True), search="tpe", trials=5, prune=True, seeds=[1], batch=40)
+    monkeypatch.setattr(cell, "falls_behind", lambda curve, earlier: len(earlier) == 4 and len(curve) == 1)
+    whole = small.run(tmp_path / "whole", test=False, **plan)
+    assert [setting.state for setting in whole.settings] == ["done"] * 4 + ["pruned"]
+    pruned = whole.settings[-1]
+    assert len(pruned.rows[0].curve) == 1 and pruned.error.endswith("earlier settings after epoch 1")
+    assert not pruned.counts and pruned not in whole.ranked
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    shutil.rmtree(tmp_path / "killed" / "runs" / "005-seed1")
 
-    def kill(number, _):
-        if number == 10:
-            raise KeyboardInterrupt
+    def kill(*_):
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
         small.steps(patched, kill)
         with pytest.raises(KeyboardInterrupt):
-            small.run(tmp_path / "killed", **plan)
-    small.run(tmp_path / "killed", **plan)
-    whole = small.run(tmp_path / "whole", **plan)
-    states = [setting.state for setting in whole.settings]
-    assert states[:4] == ["done"] * 4 and "pruned" in states, states
-    pruned = next(setting for setting in whole.settings if setting.state == "pruned")
-    assert len(pruned.rows[-1].curve) == 1 and pruned.error.endswith("earlier settings after epoch 1")
-    assert (not pruned.counts and len(pruned.rows) < 2) or pruned.rows[0].state == "done"
+            small.run(tmp_path / "killed", test=False, **plan)
+    assert (tmp_path / "killed" / "runs" / "005-seed1" / "config.json").is_file()
+    small.run(tmp_path / "killed", test=False, **plan)
     assert small.state(tmp_path / "killed")["rows"] == small.state(tmp_path / "whole")["rows"]
