@@ -175,7 +175,7 @@ class Plan:
                 parts.append(f"{name} {word(values.low)} to {word(values.high)}{' (log)' * values.log}")
             else:
                 parts.append(f"{name} {' | '.join(map(word, values))}")
-        count = f"{self.combinations}" if self.trials is None else f"{self.trials} of"
+        count = self.combinations if self.trials is None else self.trials
         return f"{self.search}, {count} settings x {len(self.seeds)} seeds: {'; '.join(parts)}"
 
 
