@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import connection
 from typing import Any, NamedTuple, TypeVar
 
@@ -93,12 +93,14 @@ def answer(work: Callable[[T], Any], item: T, threads: int | None, pipe: Any) ->
     threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         with limited(threads):
-            pipe.send(Answer(work(item)))
+            found = Answer(work(item))
     except Exception as error:
         kind = next((kind for kind in KINDS if isinstance(error, kind)), RuntimeError)
-        pipe.send(Answer(error=kind(str(error) or type(error).__name__)))
+        found = Answer(error=kind(str(error) or type(error).__name__))
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGTERM)
+    with suppress(BrokenPipeError):  # nobody is there any more
+        pipe.send(found)
 
 
 def end_with_parent() -> None:
