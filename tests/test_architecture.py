@@ -35,7 +35,7 @@ FLOORS = (
     ("mora.classifier",),
     ("mora.runs",),
     ("mora.evaluation", "mora.training"),
-    ("mora.census", "mora.export"),
+    ("mora.census", "mora.export", "mora.sweeping"),
     ("mora.demo",),
     ("mora.cli",),
     ("mora",),  # the public names
@@ -105,7 +105,8 @@ def test_public_names():
     contract = {
         "MoraConfig", "PRESETS", "patch", "unpatch", "merge", "disabled", "adapter_parameters", "adapter_state_dict",
         "save_adapter", "load_adapter", "load_official", "save_official", "verify", "summary", "MoraLinear", "keeping",
-        "forget", "MissingModalityClassifier", "Hidden", "PrefixCache", "Savings", "Tower", "train", "__version__",
+        "forget", "MissingModalityClassifier", "Hidden", "PrefixCache", "Savings", "Sweep", "Tower",
+        "sweep", "train", "__version__",
     }  # fmt: skip
     assert set(mora.__all__) == contract
     assert {"effective_weight", "gram", "mora_linear"} <= set(mora_kernels.__all__)

@@ -10,12 +10,12 @@ import torch
 
 from mora.data.tables import table_seed
 from mora.demo.outcome import Outcome, count, remarks
-from mora.demo.settings import LABELS, cores
+from mora.demo.settings import LABELS
 from mora.evaluation.report import print_table as print_any
 from mora.evaluation.tables import Table
 from mora.metrics import spread
 from mora.runs.methods import MORA_VARIANTS
-from mora.system.machine import installed
+from mora.system.machine import cores, installed
 from mora.system.markup import code
 from mora.version import __version__
 

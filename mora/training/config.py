@@ -86,7 +86,7 @@ class TrainConfig:
         savings: what is left out of the computation: "all", "none", or some of "pooled", "missing", "trimmed", "lean"
             (`mora.Savings`).
         cache: where rows past the frozen blocks are kept for the next epoch: "memory", "disk", "off", or "auto", memory
-            where they fit, else disk where they fit, else nowhere.
+            where they fit, else disk where they fit, else nowhere; with a `cache_folder`, disk first.
         cache_dtype: of these rows: "exact", "float16" or "bfloat16".
         cache_gb: the most they may take, in 10^9 bytes; None is half of the free memory or disk.
         cache_folder: where they are kept on disk, for other runs too; None is a folder in the user's cache folder.
