@@ -56,6 +56,13 @@ def add_model(group: Any) -> None:
     group.add_argument(
         "--method", metavar="M", help="mora (default), mora-no-gram, mora-no-specific, lora, dora, bitfit or linear"
     )
+    group.add_argument("--head", metavar="H", help="linear (default), pattern-bias or prototypes: docs/training.md")
+    group.add_argument(
+        "--missing-embedding",
+        metavar="E",
+        help="in the place of a missing one: that of a white image or an empty text (substitute, default), learned or "
+        "zero",
+    )
     group.add_argument(
         "--rank", nargs="+", metavar="R", help="rank of the adapters, 4 (default), or by tower: image=8 text=4"
     )

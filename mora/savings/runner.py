@@ -13,7 +13,7 @@ from mora.adapters import is_patched, unwrap
 from mora.hooks import watched_itself
 from mora.savings.contents import contents
 from mora.savings.fast_path import as_in_training
-from mora.savings.options import Hidden, Savings
+from mora.savings.options import Hidden, Savings, chosen, padded
 from mora.savings.plan import Plan, plan_of
 from mora.savings.state import Kept, flags_of, frozen_state, kept, precision, state_of, switches_of, version
 from mora.towers.cutting import CutTower, evaluating
@@ -69,9 +69,15 @@ class Runner:
         return self.plans.get("training" if training else "eval", state, make)
 
     def embed(
-        self, model: nn.Module, given: Tensor | Hidden | None, present: Tensor, substitute: Tensor, training: bool
+        self,
+        model: nn.Module,
+        given: Tensor | Hidden | None,
+        present: Tensor,
+        substitute: Tensor,
+        training: bool,
+        alone: Tensor | None = None,
     ) -> Tensor:
-        """Embeddings [B, e]; rows where `present` is False are those of the substitute.
+        """Embeddings [B, e]; rows where `present` is False are those of the substitute, or `alone`.
 
         Args:
             model: the CLIP.
@@ -79,7 +85,10 @@ class Runner:
             present: bool [B].
             substitute: what stands for a missing input, one row of inputs.
             training: whether every row is to have dropout of its own.
+            alone: [1, e], in the place of the substitute's embedding.
         """
+        if alone is not None:
+            return self.only_there(model, given, present, substitute, training, alone)
         if training or not self.savings.missing:
             return self.every_row(model, given, present, substitute)
         if given is not None and bool(present.all()):
@@ -89,6 +98,28 @@ class Runner:
             return lone.expand(len(present), -1)
         embedded = self.run(model, chosen(given, present), substitute)
         return lone.repeat(len(present), 1).index_copy(0, present.nonzero().flatten(), embedded)
+
+    def only_there(
+        self,
+        model: nn.Module,
+        given: Tensor | Hidden | None,
+        present: Tensor,
+        substitute: Tensor,
+        training: bool,
+        alone: Tensor,
+    ) -> Tensor:
+        """Embeddings [B, e] of the rows that are there; the others are `alone`, and pass no block.
+
+        In training every batch gives all that is trained a gradient, if of zero: processes average them.
+        """
+        if given is None or not bool(present.any()):
+            rows = alone.expand(len(present), -1)
+            return rows + 0 * self.run(model, substitute[None], substitute) if training else rows
+        if not training and bool(present.all()):
+            return self.run(model, given, substitute)
+        embedded = self.run(model, chosen(given, present), substitute)
+        rows = alone.to(embedded.dtype).repeat(len(present), 1)
+        return rows.index_copy(0, present.nonzero().flatten(), embedded)
 
     def embedded_substitute(self, model: nn.Module, substitute: Tensor) -> Tensor:
         """The substitute's embedding [1, e]: once per call, or per state of the model where values are kept."""
@@ -262,17 +293,3 @@ class Runner:
             raise ValueError(
                 f"{self.modality}: got tokens of shape {got}, expected {tuple(rows.shape[:2])}, those of the rows"
             )
-
-
-def chosen(given: Tensor | Hidden, present: Tensor) -> Tensor | Hidden:
-    """The rows that are there."""
-    if isinstance(given, Tensor):
-        return given[present]
-    return Hidden(given.rows[present], None if given.tokens is None else given.tokens[present], given.filled)
-
-
-def padded(rows: Tensor, length: int) -> Tensor:
-    """Rows of tokens [B, L, ...] cut or filled with zeros to another length: nothing looks behind the end."""
-    if rows.shape[1] >= length:
-        return rows[:, :length]
-    return torch.cat([rows, rows.new_zeros(len(rows), length - rows.shape[1], *rows.shape[2:])], dim=1)

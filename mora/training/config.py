@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from mora.config import PRESETS, MoraConfig
 from mora.data.dataset import ON_BROKEN
 from mora.data.tables import FORM, Missing, by_split
+from mora.heads import HEADS, LINEAR, MISSING_EMBEDDINGS, SUBSTITUTE
 from mora.metrics import KINDS
 from mora.runs.methods import METHODS
 from mora.savings.options import Savings
@@ -56,6 +57,8 @@ class TrainConfig:
         backbone: "tiny" or a name of open_clip.
         pretrained: open_clip's tag, or a file of weights.
         method: one of `mora.runs.methods.METHODS`.
+        head: "linear", "pattern-bias" or "prototypes": see `mora.MissingModalityClassifier`.
+        missing_embedding: what stands for the embedding of a missing modality: "substitute", "learned" or "zero".
         mora: ranks, targets, blocks, dropout (for every method) and what is MoRA's own.
         lora_scale: `lora_alpha / rank` of LoRA and DoRA.
         missing: simulated absence per split: "none", "both:0.7" (kind:rate, a rate counts what is missing;
@@ -97,6 +100,8 @@ class TrainConfig:
     backbone: str = "tiny"
     pretrained: str | None = None
     method: str = "mora"
+    head: str = LINEAR
+    missing_embedding: str = SUBSTITUTE
     mora: MoraConfig = field(default_factory=MoraConfig)
     lora_scale: float = 1.0
     missing: str | Mapping[str, str] = "none"
@@ -142,6 +147,8 @@ class TrainConfig:
         if self.tables is not None and not Path(self.tables).is_dir():
             raise ValueError(f"tables: got {self.tables}, which is no folder, expected one of missing tables")
         one_of("method", self.method, METHODS)
+        one_of("head", self.head, HEADS)
+        one_of("missing_embedding", self.missing_embedding, MISSING_EMBEDDINGS)
         one_of("precision", self.precision, PRECISIONS)
         one_of("token_policy", self.token_policy, TOKEN_CHOICES)
         one_of("on_broken", self.on_broken, ON_BROKEN)

@@ -71,8 +71,9 @@ class Engine:
             accelerator.num_processes,
             accelerator.process_index,
         )
-        self.trained = {**adapters, **{f"head.{name}": p for name, p in model.head.named_parameters()}}
-        optimizer = make_optimizer(adapters.values(), model.head.parameters(), config)
+        own = model.own_parameters()
+        self.trained = {**adapters, **own}
+        optimizer = make_optimizer(adapters.values(), own.values(), config)
         self.schedule = make_schedule(optimizer, steps, config.warmup)
         self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
         self.task = splits["train"].dataset

@@ -24,6 +24,7 @@ from mora.system.workers import check_workers, lost_workers
 from mora.training import setup
 from mora.training.account import Account
 from mora.training.batches import epoch_order, shares
+from mora.training.beginning import begin_head
 from mora.training.caching import keep_rows
 from mora.training.checkpoints import Progress, State, pack, write_checkpoint
 from mora.training.config import TrainConfig
@@ -73,7 +74,7 @@ class Trainer:
         self.description = describe(config, self.backbone, self.splits, policy, processes)
         self.model = MissingModalityClassifier(
             self.backbone.model, len(self.task.classes), self.backbone.missing_image, self.backbone.empty_text,
-            Savings.parse(config.savings),
+            Savings.parse(config.savings), head=config.head, missing_embedding=config.missing_embedding,
         )  # fmt: skip
         adapters = adapt(self.model.model, config.method, config.mora, config.lora_scale)
         self.rows = len(self.splits["train"].dataset)
@@ -122,6 +123,9 @@ class Trainer:
         self.introduce(state)
         try:
             self.keep_rows()
+            if state is None:
+                with self.accelerator.autocast():
+                    begin_head(self.engine)
             self.log.start(self.steps, self.progress.step)
             self.stop.waiting = True
             while self.progress.epoch <= self.config.epochs:
