@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mora.evaluation.tables import FIGURES, Table, percent
 from mora.export.formats import HUGGING_FACE, MERGES, merges_of
 from mora.export.head_code import head_code
+from mora.patterns import names_in
 from mora.runs.backbone import TINY
 from mora.system.markup import Markdown, code, plain
 from mora.system.messages import printable
@@ -137,6 +138,10 @@ def scores(run: LoadedRun, about: dict[str, Any]) -> str:
         [FIGURES.get(name, name), *(f"{100 * f[name]:.2f}" if name in f else "" for f in parts.values())]
         for name in names
     ]
+    metric, apart = run.metric, about["by_pattern"]
+    for name in names_in(apart.values()):
+        values = [apart.get(part, {}).get(name, {}).get(metric) for part in parts]
+        rows.append([f"{FIGURES[metric]}, {name}", *("" if v is None else f"{100 * v:.2f}" for v in values)])
     table = Table("Scores", ["in %", *parts], rows, set()).markdown()
     return f"{table}\n\nThe validation part chose the epoch ({about['best_epoch']}), so it is optimistic; one training."
 

@@ -17,6 +17,7 @@ from mora.patterns import patterns_of
 from mora.runs.backbone import Backbone
 from mora.runs.methods import fold
 from mora.runs.run import RESULT, LoadedRun, load_run
+from mora.runs.stored import each, is_figures
 from mora.system.checks import one_of
 from mora.system.files import pack_tensors, read_json, write_bytes, write_json
 from mora.system.folders import remove_leftovers, whole_folder
@@ -138,7 +139,8 @@ def patterns(model: MissingModalityClassifier, image: Tensor, text: Tensor) -> T
 
 def description(run: LoadedRun, format: str, found: dict[str, Any]) -> dict[str, Any]:
     """The content of classifier.json: what is needed to use the model, and where it comes from."""
-    result = run.folder / RESULT
+    finished = read_json(run.folder / RESULT) if (run.folder / RESULT).is_file() else {}
+    apart = finished.get("patterns", {})
     here = ("out", "cache_folder")  # of this machine
     training = {name: value for name, value in run.config.get("train", {}).items() if name not in here}
     return {
@@ -157,7 +159,8 @@ def description(run: LoadedRun, format: str, found: dict[str, Any]) -> dict[str,
         "token_policy": run.config["token_policy"],
         "best_epoch": run.result.get("epoch"),
         "validation": run.result.get("validation", {}),
-        "test": read_json(result).get("test") if result.is_file() else None,
+        "test": finished.get("test"),
+        "by_pattern": apart if each(each(is_figures))(apart) else {},
         "merged_against_adapted": found,
         "mora_version": __version__,
         "run": {**run.config, "train": training},

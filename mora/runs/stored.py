@@ -115,6 +115,7 @@ RULES = (
 RESULT_RULES = (
     Rule("epoch", is_count, "a whole number", True),
     Rule("validation", is_figures, "numbers by name", True),
+    Rule("patterns", each(each(is_number)), "figures by pattern", True),
     Rule("test", lambda value: value is None or is_figures(value), "numbers by name", True),
 )
 

@@ -29,7 +29,7 @@ from mora.training.caching import keep_rows
 from mora.training.checkpoints import Progress, State, pack, write_checkpoint
 from mora.training.config import TrainConfig
 from mora.training.describe import describe, introduction, run_digest
-from mora.training.engine import Engine, Step
+from mora.training.engine import Engine, Scores, Step
 from mora.training.folder import RunFolder, check_folder, refuse_held
 from mora.training.log import LOGS, Log
 from mora.training.processes import anywhere, lost_processes, on_main
@@ -194,13 +194,13 @@ class Trainer:
     def end_epoch(self) -> None:
         """Validate, keep the best, write a checkpoint."""
         progress, name = self.progress, self.task.metric
-        figures = self.evaluate("validation")
+        figures, patterns = scores = self.evaluate("validation")
         better = progress.best is None or figures[name] > progress.best["validation"][name]
         if better:
-            progress.best = {"epoch": progress.epoch, "validation": figures}
+            progress.best = {"epoch": progress.epoch, "validation": figures, "patterns": patterns}
             self.best = self.engine.copies()
             self.save_best()
-        self.account.epoch(progress, figures, better, self.spent())
+        self.account.epoch(progress, scores, better, self.spent())
         progress.epoch, progress.done, progress.loss = progress.epoch + 1, 0, [0.0, 0.0]
         self.checkpoint()
 
@@ -213,14 +213,14 @@ class Trainer:
         due = time.perf_counter() - self.saved > 60 * self.config.checkpoint_minutes
         return anywhere(self.accelerator, due and self.log.main, self.stop.asked())
 
-    def evaluate(self, split: str) -> dict[str, float]:
+    def evaluate(self, split: str) -> Scores:
         """Metrics of a split; Stopped, with a checkpoint of the last step, when a signal comes meanwhile."""
-        figures = self.engine.evaluate(split, self.stop.asked)
-        if figures is None:
+        scores = self.engine.evaluate(split, self.stop.asked)
+        if scores is None:
             if self.progress.epoch <= self.config.epochs:
                 self.checkpoint()
             raise Stopped(self.stop.number or signal.SIGTERM)
-        return figures
+        return scores
 
     def checkpoint(self) -> None:
         """Write everything that decides how the run goes on."""
@@ -260,7 +260,11 @@ class Trainer:
         test = self.evaluate("test") if "test" in self.splits else None
         count = sum(parameter.numel() for parameter in self.engine.trained.values())
         best = progress.best["epoch"], progress.best["validation"]
-        result = Result(self.folder, *best, test, self.config.epochs, count, progress.skipped, self.spent())
+        patterns = {"validation": progress.best.get("patterns", {})} | ({} if test is None else {"test": test.patterns})
+        figures = None if test is None else test.figures
+        result = Result(
+            self.folder, *best, figures, self.config.epochs, count, progress.skipped, self.spent(), patterns
+        )
         self.account.finished(result)
         if self.accelerator.is_main_process:
             result.write()
