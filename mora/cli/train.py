@@ -54,7 +54,9 @@ def add_model(group: Any) -> None:
     group.add_argument("--pretrained", metavar="TAG", help="open_clip's tag (openai ...) or a file of weights")
     group.add_argument("--preset", metavar="P", help="published recipe: mmimdb, food101 or hateful_memes")
     group.add_argument(
-        "--method", metavar="M", help="mora (default), mora-no-gram, mora-no-specific, lora, dora, bitfit or linear"
+        "--method",
+        metavar="M",
+        help="mora (default), mora-no-gram, mora-no-specific, lora, dora, bitfit, last-block, linear or zero-shot",
     )
     group.add_argument("--head", metavar="H", help="linear (default), pattern-bias or prototypes: docs/training.md")
     group.add_argument(

@@ -11,6 +11,7 @@ from mora.export.formats import HUGGING_FACE, MERGES, merges_of
 from mora.export.head_code import head_code
 from mora.patterns import names_in
 from mora.runs.backbone import TINY
+from mora.runs.methods import UNSIZED
 from mora.system.markup import Markdown, code, plain
 from mora.system.messages import printable
 
@@ -150,7 +151,7 @@ def training(run: LoadedRun) -> Table:
     """Method and recipe."""
     adapters, recipe = run.mora_config.to_dict(), run.config.get("train", {})
     rows = [["method", run.method]]
-    if run.method not in ("linear", "bitfit"):
+    if run.method not in UNSIZED:
         blocks = (
             f"last {adapters['last_layers']}" if adapters["first_layer"] is None else f"{adapters['first_layer']} on"
         )

@@ -1,17 +1,20 @@
-"""Where a head begins: prototypes at the class means of the training features, seen once before the first step."""
+"""Where a head begins: class names embedded, or prototypes at the class means of the training features."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mora.classifier import MissingModalityClassifier
-from mora.heads import Prototypes
+from mora.data.dataset import Dataset
+from mora.heads import Prototypes, ZeroShot
 from mora.patterns import patterns_of
+from mora.towers.cutting import evaluating
 
 if TYPE_CHECKING:
     from mora.training.engine import Engine
@@ -38,7 +41,7 @@ class ClassSums:
 
     def add(self, features: Tensor, there: Mapping[str, Tensor], labels: Tensor) -> None:
         """Count a batch: features [B, D], presence bool [B] by modality, labels [B] or multi-hot [B, C]."""
-        hot = labels.double() if labels.dim() == 2 else torch.nn.functional.one_hot(labels, self.classes).double()
+        hot = labels.double() if labels.dim() == 2 else F.one_hot(labels, self.classes).double()
         parts = features.double().split([alone.shape[1] for alone in self.alone.values()], dim=1)
         embedded = dict(zip(self.alone, parts, strict=True))
         for place, pattern in enumerate(self.patterns):
@@ -53,6 +56,34 @@ class ClassSums:
     def tensors(self) -> list[Tensor]:
         """What `Prototypes.begin` takes."""
         return [self.sums, self.counts, self.total, self.rows]
+
+
+@torch.no_grad()
+def name_classes(model: MissingModalityClassifier, task: Dataset, tokenize: Callable[[list[str]], Tensor]) -> None:
+    """Put the embeddings of the classes' names into a zero-shot head; nothing for other heads.
+
+    Raises ValueError for classes that have no names, and rows with several labels, which take a threshold per class.
+    """
+    if not isinstance(model.head, ZeroShot):
+        return
+    names = [name.replace("_", " ").strip() for name in task.classes]
+    if all(not any(letter.isalpha() for letter in name) for name in names):
+        shown = ", ".join(map(repr, task.classes[:3]))
+        raise ValueError(
+            f"method: got 'zero-shot' on {task.name}, whose classes have no names ({shown}), expected names: they are "
+            "the prompts"
+        )
+    if task.multi_label:
+        raise ValueError(
+            f"method: got 'zero-shot' on {task.name}, whose rows have several labels, expected one label per row: "
+            "cosines have no threshold that was not trained"
+        )
+    with evaluating(model.model):
+        parts = [model.embed_rows("text", tokenize([name]).to(model.device)) for name in names]
+    model.head.classes.copy_(F.normalize(torch.cat(parts), dim=-1))
+    scale = getattr(model.clip, "logit_scale", None)
+    if isinstance(scale, Tensor):
+        model.head.scale.copy_(scale.exp())
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from mora.config import PRESETS, MoraConfig
 from mora.data.dataset import ON_BROKEN
 from mora.data.tables import FORM, Missing, by_split
-from mora.heads import HEADS, LINEAR, MISSING_EMBEDDINGS, SUBSTITUTE
+from mora.heads import HEADS, LINEAR, MISSING_EMBEDDINGS, SUBSTITUTE, ZERO_SHOT
 from mora.metrics import KINDS
 from mora.runs.methods import METHODS
 from mora.savings.options import Savings
@@ -160,6 +160,9 @@ class TrainConfig:
             raise ValueError(f"mora: got {type(self.mora).__name__}, expected a MoraConfig")
         if self.mora.variant != "official":
             raise ValueError(f"variant: got {self.mora.variant!r}, expected method='mora-{self.mora.variant}' instead")
+        if self.method == ZERO_SHOT and (self.head, self.missing_embedding) != (LINEAR, SUBSTITUTE):
+            got = self.head if self.head != LINEAR else self.missing_embedding
+            raise ValueError(f"head, missing_embedding: got {got!r} with method {ZERO_SHOT!r}, expected neither")
         self._check_numbers()
         object.__setattr__(self, "missing", by_split(self.missing, check_missing))
 
@@ -190,6 +193,11 @@ class TrainConfig:
         if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
             raise ValueError(f"betas: got {self.betas!r}, expected two numbers")
         object.__setattr__(self, "betas", tuple(check_number("betas", beta, 0, 1) for beta in self.betas))
+
+    @property
+    def head_kind(self) -> str:
+        """The head of the run: `head`, but for a method that brings its own."""
+        return ZERO_SHOT if self.method == ZERO_SHOT else self.head
 
     @classmethod
     def make(cls, preset: str | None = None, **given: Any) -> TrainConfig:

@@ -42,7 +42,7 @@ def describe(
             "sha256": backbone.fingerprint(),
         },
         "method": config.method,
-        "head": config.head,
+        "head": config.head_kind,
         "missing_embedding": config.missing_embedding,
         "mora": config.mora.to_dict(),
         "lora_scale": config.lora_scale,
@@ -124,7 +124,8 @@ def introduction(
         f"{config.method} on {config.backbone}: {count:,} trained parameters (head included), "
         f"{100 * count / total:.2f} % of {total:,}; {config.precision}, {place} x {processes}",
         f"{dataset.name}, {len(dataset.classes)} classes: {rows}",
-        f"{config.epochs} epochs of {steps} steps of {config.batch * config.accumulation * processes} rows",
+        ("nothing is trained: the names of the classes are the prompts" if not trained else "")
+        or f"{config.epochs} epochs of {steps} steps of {config.batch * config.accumulation * processes} rows",
     ]
     lines += [
         f"left out of {name}: {len(split.dataset.broken):,} images that cannot be read: {listed(split.dataset.broken)}"

@@ -15,7 +15,7 @@ class Result:
 
     Attributes:
         folder: the run folder; `mora.runs.run.load_run` opens it.
-        best_epoch: the epoch that was kept, from 1.
+        best_epoch: the epoch that was kept, from 1; 0 where nothing is trained.
         validation: metrics of that epoch.
         test: metrics of that epoch on the test split; None where there is none.
         epochs: passes over the training split.

@@ -24,7 +24,7 @@ from mora.system.workers import check_workers, lost_workers
 from mora.training import setup
 from mora.training.account import Account
 from mora.training.batches import epoch_order, shares
-from mora.training.beginning import begin_head
+from mora.training.beginning import begin_head, name_classes
 from mora.training.caching import keep_rows
 from mora.training.checkpoints import Progress, State, pack, write_checkpoint
 from mora.training.config import TrainConfig
@@ -74,8 +74,9 @@ class Trainer:
         self.description = describe(config, self.backbone, self.splits, policy, processes)
         self.model = MissingModalityClassifier(
             self.backbone.model, len(self.task.classes), self.backbone.missing_image, self.backbone.empty_text,
-            Savings.parse(config.savings), head=config.head, missing_embedding=config.missing_embedding,
+            Savings.parse(config.savings), head=config.head_kind, missing_embedding=config.missing_embedding,
         )  # fmt: skip
+        name_classes(self.model, self.task, self.splits["train"].inputs.tokenize)
         adapters = adapt(self.model.model, config.method, config.mora, config.lora_scale)
         self.rows = len(self.splits["train"].dataset)
         passes = math.ceil(self.rows / (config.batch * processes))
@@ -122,15 +123,12 @@ class Trainer:
             self.restore(state)
         self.introduce(state)
         try:
-            self.keep_rows()
-            if state is None:
-                with self.accelerator.autocast():
-                    begin_head(self.engine)
-            self.log.start(self.steps, self.progress.step)
-            self.stop.waiting = True
-            while self.progress.epoch <= self.config.epochs:
-                self.train_epoch()
-                self.end_epoch()
+            if self.engine.trained:
+                self.fit_epochs(state is None)
+            else:
+                figures, patterns = self.evaluate("validation")
+                self.progress.best = {"epoch": 0, "validation": figures, "patterns": patterns}
+                self.save_best()
             result = self.finish()
         except KeyboardInterrupt as error:  # in a thread that no signal reaches it comes as it is
             stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
@@ -140,6 +138,18 @@ class Trainer:
             self.log.stop()
         self.accelerator.end_training()
         return result
+
+    def fit_epochs(self, new: bool) -> None:
+        """The epochs that are left."""
+        self.keep_rows()
+        if new:
+            with self.accelerator.autocast():
+                begin_head(self.engine)
+        self.log.start(self.steps, self.progress.step)
+        self.stop.waiting = True
+        while self.progress.epoch <= self.config.epochs:
+            self.train_epoch()
+            self.end_epoch()
 
     def introduce(self, state: State | None) -> None:
         """Say what is going to happen."""
@@ -262,9 +272,8 @@ class Trainer:
         best = progress.best["epoch"], progress.best["validation"]
         patterns = {"validation": progress.best.get("patterns", {})} | ({} if test is None else {"test": test.patterns})
         figures = None if test is None else test.figures
-        result = Result(
-            self.folder, *best, figures, self.config.epochs, count, progress.skipped, self.spent(), patterns
-        )
+        epochs = self.config.epochs if self.engine.trained else 0
+        result = Result(self.folder, *best, figures, epochs, count, progress.skipped, self.spent(), patterns)
         self.account.finished(result)
         if self.accelerator.is_main_process:
             result.write()
