@@ -32,9 +32,7 @@ def gram(factor: Tensor, backend: str = "auto") -> Tensor:
     """
     check_tensor("factor", factor, (None, None))
     if backend != "auto":
-        backends.explain(
-            backend, factor.device
-        )  # raises for one that is unknown or cannot run: they all compute the same
+        backends.explain(backend, factor.device)  # raises for one that cannot run here: all compute the same
     return numerics.gram(factor)
 
 
