@@ -16,6 +16,7 @@ from mora.savings.fast_path import as_in_training
 from mora.savings.options import Hidden, Savings, chosen, padded
 from mora.savings.plan import Plan, plan_of
 from mora.savings.state import Kept, flags_of, frozen_state, kept, precision, state_of, switches_of, version
+from mora.savings.there import only_there
 from mora.towers.cutting import CutTower, evaluating
 from mora.towers.tower import Tower
 from mora_kernels.kept import scope_of
@@ -94,7 +95,9 @@ class Runner:
             alone: [1, e], in the place of the substitute's embedding.
         """
         if alone is not None:
-            return self.only_there(model, given, present, substitute, training, alone)
+            return only_there(
+                lambda rows: self.run(model, rows, substitute), given, present, substitute, training, alone
+            )
         if training or not self.savings.missing:
             return self.every_row(model, given, present, substitute)
         if given is not None and bool(present.all()):
@@ -104,28 +107,6 @@ class Runner:
             return lone.expand(len(present), -1)
         embedded = self.run(model, chosen(given, present), substitute)
         return lone.repeat(len(present), 1).index_copy(0, present.nonzero().flatten(), embedded)
-
-    def only_there(
-        self,
-        model: nn.Module,
-        given: Tensor | Hidden | None,
-        present: Tensor,
-        substitute: Tensor,
-        training: bool,
-        alone: Tensor,
-    ) -> Tensor:
-        """Embeddings [B, e] of the rows that are there; the others are `alone`, and pass no block.
-
-        In training every batch gives all that is trained a gradient, if of zero: processes average them.
-        """
-        if given is None or not bool(present.any()):
-            rows = alone.expand(len(present), -1)
-            return rows + 0 * self.run(model, substitute[None], substitute) if training else rows
-        if not training and bool(present.all()):
-            return self.run(model, given, substitute)
-        embedded = self.run(model, chosen(given, present), substitute)
-        rows = alone.to(embedded.dtype).repeat(len(present), 1)
-        return rows.index_copy(0, present.nonzero().flatten(), embedded)
 
     def embedded_substitute(self, model: nn.Module, substitute: Tensor) -> Tensor:
         """The substitute's embedding [1, e]: once per call, or per state of the model where values are kept."""

@@ -1,6 +1,5 @@
 """Heads that know which modalities a row has, and what stands for a missing embedding: equations, gradients by name."""
 
-
 import pytest
 import torch
 import torch.nn.functional as F
