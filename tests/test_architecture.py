@@ -21,7 +21,7 @@ FLOORS = (
     ("mora.system",),
     ("mora.batch_norm", "mora.names", "mora.per_tower"),
     ("mora.config", "mora.tiny"),
-    ("mora.data", "mora.metrics"),
+    ("mora.data", "mora.metrics", "mora.patterns"),
     ("mora.start",),  # from here on what is put into a model
     ("mora.factors", "mora.shared_input"),
     ("mora.linear",),
@@ -31,7 +31,7 @@ FLOORS = (
     ("mora.first_step", "mora.liveness", "mora.pairing", "mora.summary", "mora.verify"),
     ("mora.patch",),
     ("mora.checkpoint",),
-    ("mora.savings",),
+    ("mora.heads", "mora.savings"),
     ("mora.classifier",),
     ("mora.runs",),
     ("mora.evaluation", "mora.training"),
