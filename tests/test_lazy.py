@@ -18,6 +18,7 @@ COMMANDS = [
     "data check",
     "data table",
     "train",
+    "inspect",
     "evaluate",
     "predict",
     "merge",

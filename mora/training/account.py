@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -85,3 +86,9 @@ class Account:
             f"best epoch {result.best_epoch}: validation {name} {100 * result.validation[name]:.2f} %{shown}; "
             f"{clock(result.seconds)}; {result.folder}"
         )
+
+    def diagnosed(self, words: Iterable[str]) -> None:
+        """What the run is worth, in a few sentences."""
+        for sentence in words:
+            self.log.say(f"diagnosis: {sentence}")
+        self.log.say(f"diagnosis: mora inspect {self.log.folder} shows every projection")
