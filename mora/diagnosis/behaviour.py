@@ -44,7 +44,7 @@ class Batch(NamedTuple):
         prompts: Tensor | None = None,
     ) -> Batch:
         """The batch; ValueError that names what does not fit."""
-        inputs, present = inputs or {}, present or {}
+        inputs, present = {} if inputs is None else inputs, {} if present is None else present
         if not isinstance(inputs, Mapping):
             raise ValueError(f"batch: got {type(inputs).__name__}, expected inputs by modality, {', '.join(towers)}")
         for name, given in (("batch", inputs), ("present", present)):

@@ -11,7 +11,7 @@ from mora.system.messages import printable
 if TYPE_CHECKING:
     from mora.diagnosis.report import Diagnosis
 
-COLUMNS, NAME = 80, 24
+COLUMNS, NAME = 80, 20
 UNKNOWN = "-"
 
 
