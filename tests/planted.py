@@ -111,7 +111,7 @@ BUGS = [
         "torch.where(norms > 0,",
     ),
     Bug("torch: the norm is not clamped", "torch/terms.py", ".clamp_(min=NORM_FLOOR)", ".clamp_(min=1e-30)"),
-    Bug("torch: dG is taken for symmetric", "torch/weight.py", "both = grad + grad.T", "both = 2 * grad"),
+    Bug("torch: dG is taken for symmetric", "torch/group.py", "found.gram + found.gram.mT", "2 * found.gram"),
     Bug(
         "torch: no scale on dropout's way back",
         "torch/dropout.py",
@@ -129,7 +129,7 @@ BUGS = [
     Bug(
         "factors may change before the way back",
         "built.py",
-        "if self.factors[index].versions() != self.keys[index][0]:",
+        "if not later and self.factors[index].versions() != self.keys[index][0]:",
         "if False:",
     ),
 ]
