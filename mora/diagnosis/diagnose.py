@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from mora.adapters import adapters_of, is_patched, unwrap
 from mora.classifier import MissingModalityClassifier
 from mora.diagnosis.behaviour import Batch, Encode, drifts, heads, pairings, see, zero_shot
-from mora.diagnosis.report import Behaviour, Diagnosis
+from mora.diagnosis.figures import Behaviour
+from mora.diagnosis.report import Diagnosis
 from mora.diagnosis.start import Start, known_start
 from mora.diagnosis.weights import measure
 from mora.patch import disabled

@@ -148,3 +148,36 @@ class History:
     validation: tuple[float, ...]
     losses: tuple[float, ...]
     lr: float
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What the adapted model makes of a batch, beside the pretrained one; of a head without a batch, its norms."""
+
+    drifts: tuple[Drift, ...] = ()
+    pairings: tuple[Pairing, ...] = ()
+    zero_shot: ZeroShot | None = None
+    heads: tuple[Head, ...] = ()
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Everything a diagnosis knows.
+
+    Attributes:
+        method: one of `mora.runs.methods.METHODS`.
+        identity: whether MoRA's adapters started as the pretrained model.
+        projections: what became of each adapted weight; empty for methods without any.
+        grams: of each adapted block, where the method has them.
+        behaviour: embeddings, pairs, zero-shot accuracy and head.
+        history: how the run went; None without a run.
+        unseen: why no rows were looked at, where they should have been.
+    """
+
+    method: str
+    identity: bool
+    projections: tuple[Projection, ...]
+    grams: tuple[Gram, ...]
+    behaviour: Behaviour
+    history: History | None = None
+    unseen: str | None = None

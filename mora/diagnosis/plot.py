@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mora.diagnosis.figures import Figures
 from mora.diagnosis.table import short
+from mora.diagnosis.words import words
 from mora.system.machine import need
 from mora.system.messages import printable
-
-if TYPE_CHECKING:
-    from mora.diagnosis.report import Diagnosis
 
 # Of Okabe and Ito's palette; grey is the start or the pretrained model in every panel.
 GREY, ORANGE, BLUE, GREEN = "#9a9a9a", "#D55E00", "#0072B2", "#009E73"
 MOST_NAMES = 40  # more than these are not legible on one axis
 
 
-def draw(diagnosis: Diagnosis) -> bytes:
+def draw(diagnosis: Figures) -> bytes:
     """A PNG with a panel for everything that is known; ImportError where matplotlib is absent."""
     need("matplotlib", "the picture")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels: list[Callable[[Any, Diagnosis], None]] = []
+    panels: list[Callable[[Any, Figures], None]] = []
     if diagnosis.projections:
         panels.append(moves)
     if any(one.common_new is not None for one in diagnosis.projections):
@@ -44,14 +43,14 @@ def draw(diagnosis: Diagnosis) -> bytes:
         dress(axes)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
-    figure.suptitle(f"{diagnosis.method}: {printable(diagnosis.words()[0])}", x=0.01, ha="left", fontsize=10,
+    figure.suptitle(f"{diagnosis.method}: {printable(words(diagnosis)[0])}", x=0.01, ha="left", fontsize=10,
                     parse_math=False)  # fmt: skip
     image = io.BytesIO()
     figure.savefig(image, format="png", metadata={"Software": None})
     return image.getvalue()
 
 
-def moves(axes: Any, diagnosis: Diagnosis) -> None:
+def moves(axes: Any, diagnosis: Figures) -> None:
     """The move of every weight: at the start, and what was learned."""
     found = diagnosis.projections
     if all(one.learned_move is None for one in found):
@@ -66,7 +65,7 @@ def moves(axes: Any, diagnosis: Diagnosis) -> None:
     axes.set_ylabel("norms of the weight")
 
 
-def contents(axes: Any, diagnosis: Diagnosis) -> None:
+def contents(axes: Any, diagnosis: Figures) -> None:
     """What of each term no rescaling of columns makes."""
     found = diagnosis.projections
     series = [
@@ -93,7 +92,7 @@ def bars(axes: Any, names: Sequence[str], series: Sequence[tuple[str, str, Seque
     axes.legend(frameon=False, fontsize=8, loc="upper left", ncols=len(series))
 
 
-def spectra(axes: Any, diagnosis: Diagnosis) -> None:
+def spectra(axes: Any, diagnosis: Figures) -> None:
     """Eigenvalues of every Gram matrix, at the start (grey) and now."""
     for place, one in enumerate(diagnosis.grams):
         at = [place + 0.8 * (rank + 0.5) / len(one.spectrum) - 0.4 for rank in range(len(one.spectrum))]
@@ -107,7 +106,7 @@ def spectra(axes: Any, diagnosis: Diagnosis) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
-def epochs(axes: Any, diagnosis: Diagnosis) -> None:
+def epochs(axes: Any, diagnosis: Figures) -> None:
     """Validation and loss of every epoch, and the one that was kept."""
     history = diagnosis.history
     assert history is not None
@@ -124,7 +123,7 @@ def epochs(axes: Any, diagnosis: Diagnosis) -> None:
     other.spines[["top"]].set_visible(False)
 
 
-def cosines(axes: Any, diagnosis: Diagnosis) -> None:
+def cosines(axes: Any, diagnosis: Figures) -> None:
     """Cosines to the pretrained embeddings, between the two of a row and of different rows; zero-shot accuracy."""
     seen = diagnosis.behaviour
     names = [f"{one.modality}\nto itself" for one in seen.drifts]

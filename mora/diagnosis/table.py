@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from mora.diagnosis.figures import Gram, Head, Projection
+from mora.diagnosis.figures import Figures, Gram, Head, Projection
 from mora.system.messages import printable
-
-if TYPE_CHECKING:
-    from mora.diagnosis.report import Diagnosis
 
 COLUMNS, NAME = 80, 20
 UNKNOWN = "-"
 
 
-def table(diagnosis: Diagnosis) -> str:
+def table(diagnosis: Figures) -> str:
     """Every figure but the pictures' curves: projections, Gram matrices, embeddings and head, pairs, zero-shot."""
     seen = diagnosis.behaviour
     parts = [weights(diagnosis.projections), grams(diagnosis.grams), embeddings(diagnosis)]
@@ -81,7 +77,7 @@ def ends(spectrum: Sequence[float] | None) -> str:
     return UNKNOWN if not spectrum else f"{spectrum[0]:.3g} to {spectrum[-1]:.3g}"
 
 
-def embeddings(diagnosis: Diagnosis) -> str:
+def embeddings(diagnosis: Figures) -> str:
     """How far every modality's embeddings drifted, and what the head makes of them."""
     drifts = {one.modality: one for one in diagnosis.behaviour.drifts}
     heads: dict[str, Head] = {one.modality: one for one in diagnosis.behaviour.heads}

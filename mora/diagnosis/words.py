@@ -9,12 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import median
-from typing import TYPE_CHECKING
 
-from mora.diagnosis.figures import Projection
-
-if TYPE_CHECKING:
-    from mora.diagnosis.report import Diagnosis
+from mora.diagnosis.figures import Figures, Projection
 
 # Median over projections of the learned move, in norms of the weight. Best validation accuracy by this move: from the
 # official start 35 % at 0.02, 45 at 0.41, 66 at 0.85, 69 at 1.6, 64 at 2.9 and 62 at 6.9; from the pretrained weights
@@ -44,7 +40,7 @@ NOISE = 2.0
 ONE_SIDED = 8.0
 
 
-def words(diagnosis: Diagnosis) -> tuple[str, ...]:
+def words(diagnosis: Figures) -> tuple[str, ...]:
     """The sentences, the most telling first."""
     found = [
         sentence
@@ -67,13 +63,13 @@ def of_projections(count: int) -> str:
     return "1 projection" if count == 1 else f"median of {count:,} projections"
 
 
-def broken(d: Diagnosis) -> str | None:
+def broken(d: Figures) -> str | None:
     """NaN or infinity."""
     names = [one.name for one in d.projections if not math.isfinite(one.total_move)]
     return f"NaN or infinity in {', '.join(names[:3])}: lower the learning rate" if names else None
 
 
-def loss(d: Diagnosis) -> str | None:
+def loss(d: Figures) -> str | None:
     """A loss that rose."""
     if d.history is None:
         return None
@@ -85,12 +81,12 @@ def loss(d: Diagnosis) -> str | None:
     return None
 
 
-def lr(d: Diagnosis) -> str:
+def lr(d: Figures) -> str:
     """The learning rate of the run, where it is known."""
     return "" if d.history is None or not math.isfinite(d.history.lr) else f" ({d.history.lr:g})"
 
 
-def moved(d: Diagnosis) -> str | None:
+def moved(d: Figures) -> str | None:
     """Whether the adapters moved enough, or too far."""
     if not d.projections:
         return None
@@ -111,7 +107,7 @@ def moved(d: Diagnosis) -> str | None:
     return f"adapters moved well {size}"
 
 
-def negative(d: Diagnosis) -> str | None:
+def negative(d: Figures) -> str | None:
     """Magnitudes that changed their sign."""
     shares = {kind: values(d.projections, f"{kind}_negative") for kind in ("common", "specific")}
     means = {kind: sum(found) / len(found) for kind, found in shares.items() if found}
@@ -126,7 +122,7 @@ def negative(d: Diagnosis) -> str | None:
     )
 
 
-def common_start(d: Diagnosis) -> str | None:
+def common_start(d: Figures) -> str | None:
     """A common update that is the one that was drawn."""
     moves, parts = values(d.projections, "common_moved"), values(d.projections, "common_new")
     if not moves or not parts or median(moves) >= COMMON_STILL or median(parts) < COUNTS:
@@ -137,7 +133,7 @@ def common_start(d: Diagnosis) -> str | None:
     )
 
 
-def specific_idle(d: Diagnosis) -> str | None:
+def specific_idle(d: Figures) -> str | None:
     """Specific terms that only rescale columns."""
     parts = values(d.projections, "specific_new")
     if not parts or median(parts) >= COUNTS:
@@ -148,7 +144,7 @@ def specific_idle(d: Diagnosis) -> str | None:
     )
 
 
-def best_epoch(d: Diagnosis) -> str | None:
+def best_epoch(d: Figures) -> str | None:
     """Where the best epoch lies."""
     if d.history is None:
         return None
@@ -169,7 +165,7 @@ def best_epoch(d: Diagnosis) -> str | None:
     return said
 
 
-def pairs(d: Diagnosis) -> str | None:
+def pairs(d: Figures) -> str | None:
     """Images and texts of one row that no longer find each other."""
     for pair in d.behaviour.pairings:
         before, after = pair.before - pair.other_before, pair.after - pair.other_after
@@ -181,7 +177,7 @@ def pairs(d: Diagnosis) -> str | None:
     return None
 
 
-def zero_shot(d: Diagnosis) -> str | None:
+def zero_shot(d: Figures) -> str | None:
     """Zero-shot accuracy, beyond its own noise."""
     found = d.behaviour.zero_shot
     if found is None:
@@ -196,7 +192,7 @@ def zero_shot(d: Diagnosis) -> str | None:
     return None
 
 
-def heads(d: Diagnosis) -> str | None:
+def heads(d: Figures) -> str | None:
     """A head that hears one modality."""
     sizes = sorted((one.reach, one.modality) for one in d.behaviour.heads if one.reach is not None)
     if len(sizes) < 2 or not sizes[-1][0] > ONE_SIDED * sizes[0][0]:

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from mora.diagnosis import Behaviour, Diagnosis, words
+import mora.diagnosis.words as words
+from mora.diagnosis import Behaviour, Diagnosis
 from mora.diagnosis.figures import Drift, Gram, Head, History, Pairing, Projection, ZeroShot
 
 
