@@ -45,4 +45,5 @@ def run(options: argparse.Namespace, command: str) -> None:
         return
     print(found)
     if written:
-        print(printable(f"\nWritten: {', '.join(map(str, written))}"))
+        print()
+        print(printable(f"Written: {', '.join(map(str, written))}"))

@@ -25,7 +25,7 @@ COMMON_STILL = 0.1
 COUNTS = 0.05
 # The mean loss of an epoch over the lowest before it: 2.2 to 3.0 at learning rates of 0.3 and 1, 1.01 at most below.
 RISE = 1.5
-# Epochs: fewer say nothing of where the best one lies; the demo's sub-groups, learned by heart, had it at 2 of 8,
+# Epochs: fewer say nothing of where the best one lies; OpenMoji's sub-groups, learned by heart, had it at 4 of 8,
 # runs that generalise at 5 to 8 of 8.
 FEW, EARLY = 4, 0.5
 # The share of epochs after which a gain says "train longer", and that gain: three rows of the 165 that validated.
