@@ -34,6 +34,7 @@ FLOORS = (
     ("mora.heads", "mora.savings"),
     ("mora.classifier",),
     ("mora.runs",),
+    ("mora.diagnosis",),
     ("mora.evaluation", "mora.training"),
     ("mora.census", "mora.export", "mora.sweeping"),
     ("mora.demo",),
@@ -106,7 +107,7 @@ def test_public_names():
         "MoraConfig", "PRESETS", "patch", "unpatch", "merge", "disabled", "adapter_parameters", "adapter_state_dict",
         "save_adapter", "load_adapter", "load_official", "save_official", "verify", "summary", "MoraLinear", "keeping",
         "forget", "MissingModalityClassifier", "Hidden", "PrefixCache", "Savings", "Sweep", "Tower",
-        "sweep", "train", "__version__",
+        "sweep", "train", "__version__", "diagnose", "Diagnosis",
     }  # fmt: skip
     assert set(mora.__all__) == contract
     assert {"effective_weight", "gram", "mora_linear"} <= set(mora_kernels.__all__)

@@ -2,6 +2,7 @@
 
 config.json       everything that defines the run: data, backbone, method, recipe, tables, seeds, versions
 best/             adapter and head of the best validation epoch: safetensors and JSON
+start.safetensors the common factors of MoRA as they were drawn: what says how far they went
 checkpoints/      where `--resume` goes on
 metrics.jsonl     a line per epoch, for programs; train.log, for people
 """
@@ -15,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mora.adapters import adapter_state_dict
 from mora.checkpoint import load_adapter, save_adapter
 from mora.checkpoint.tensors import check_tensors, check_values, copy_whole, largest_file
 from mora.classifier import MissingModalityClassifier
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 CONFIG, BEST, CHECKPOINTS, METRICS, LOG = "config.json", "best", "checkpoints", "metrics.jsonl", "train.log"
+START = "start.safetensors"
 HEAD, RESULT, METHOD, METHOD_WEIGHTS = "head.safetensors", "result.json", "method.json", "method.safetensors"
 
 
@@ -180,6 +183,31 @@ def save_best(
             write_json(work / METHOD, content)
         write_bytes(work / HEAD, pack_tensors(model.head_state(), {"format": "mora-head"}))
         write_json(work / RESULT, result)
+
+
+def save_start(folder: Path, model: nn.Module, method: str) -> None:
+    """Write what the start of a run's adapters cannot be known from: the common factors, as they were drawn.
+
+    B starts at zero, magnitudes at the weight's column norms, and A is of no effect then. Methods whose start is the
+    pretrained model have nothing to write. 40 KB for ViT-B/16 at rank 4 in two layers.
+    """
+    if method in MORA_VARIANTS:
+        drawn = {name: t for name, t in adapter_state_dict(model).items() if name.startswith("common.")}
+        write_bytes(folder / START, pack_tensors(drawn, {"format": "mora-start"}))
+
+
+def read_start(folder: Path, model: nn.Module) -> dict[str, Tensor] | None:
+    """The common factors that a run's adapters started with; None where an earlier version kept none.
+
+    Raises ValueError for a file that does not fit the adapters of `model`.
+    """
+    if not (folder / START).is_file():
+        return None
+    named = adapter_state_dict(model).items()
+    shapes = shapes_of({name: tensor for name, tensor in named if name.startswith("common.")})
+    tensors, _ = read_tensors(folder / START, largest_file(shapes))
+    check_tensors(str(folder / START), tensors, shapes)
+    return tensors
 
 
 def load_best(

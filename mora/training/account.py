@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -101,3 +101,9 @@ class Account:
             f"best epoch {result.best_epoch}: validation {name} {100 * result.validation[name]:.2f} %"
             f"{apart['validation']}{shown}; {clock(result.seconds)}; {result.folder}"
         )
+
+    def diagnosed(self, words: Iterable[str]) -> None:
+        """What the run is worth, in a few sentences."""
+        for sentence in words:
+            self.log.say(f"diagnosis: {sentence}")
+        self.log.say(f"diagnosis: mora inspect {self.log.folder} shows every projection")

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from mora.classifier import MissingModalityClassifier
 from mora.data.dataset import Dataset
+from mora.diagnosis.run import last_words
 from mora.keeping import keeping
 from mora.runs.backbone import Backbone, load_backbone
 from mora.runs.methods import adapt
-from mora.runs.run import BEST, CHECKPOINTS, save_best
+from mora.runs.run import BEST, CHECKPOINTS, save_best, save_start
 from mora.savings import Savings
 from mora.system.signals import Stop, Stopped
 from mora.system.workers import check_workers, lost_workers
@@ -121,6 +122,8 @@ class Trainer:
         self.account.start_trackers(None if state is None else state.progress.step)
         if state is not None:
             self.restore(state)
+        elif self.accelerator.is_main_process:
+            save_start(self.folder, self.model.clip, self.config.method)
         self.introduce(state)
         try:
             if self.engine.trained:
@@ -277,6 +280,7 @@ class Trainer:
         self.account.finished(result)
         if self.accelerator.is_main_process:
             result.write()
+            self.account.diagnosed(last_words(self.folder, self.description, result.best_epoch, self.model))
         return result
 
 
