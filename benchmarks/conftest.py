@@ -24,7 +24,7 @@ from benchmarks.sizes import Scale
 for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
     del os.environ[name]  # a run that a test starts is one of its own
 
-LEVELS = ("operations", "projection", "attention", "training_step", "epoch", "inference", "savings")
+LEVELS = ("operations", "host", "projection", "attention", "training_step", "epoch", "inference", "savings")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

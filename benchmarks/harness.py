@@ -45,6 +45,7 @@ class Effort(NamedTuple):
 # Chosen so that a CPU run of every level stays below half an hour.
 EFFORT = {
     "operations": Effort(1.5, 9, 2),
+    "host": Effort(1.0, 9, 2),
     "projection": Effort(1.2, 5, 2),
     "attention": Effort(3.0, 7, 2),
     "training_step": Effort(0.0, 4, 0),

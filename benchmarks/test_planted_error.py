@@ -15,7 +15,7 @@ SMOKE = Scale("cpu", smoke=True)
 
 def off(original):
     """`original` with an alpha that is 1 % too large in its first argument, the factors."""
-    return lambda one, *rest: original(one._replace(alpha=1.01 * one.alpha), *rest)
+    return lambda factors, *rest: original([one._replace(alpha=1.01 * one.alpha) for one in factors], *rest)
 
 
 @pytest.fixture

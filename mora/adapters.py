@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mora.config import MoraConfig
 from mora.factors import CommonFactors
+from mora.keeping import OneCall
 from mora.linear import MoraLinear
 from mora.shared_input import SharedInput
 from mora.start import factor_dtype
@@ -82,6 +83,7 @@ class Adapters(nn.Module):
         """Make one group of all projections: what changes together is built together, and kept until it changes."""
         projections = [projection for _, projection in self.projections()]
         self.group = Group(projections, self.config.backend)
+        self.one_call = OneCall(self.group)
         self.switch = Switch()
         for index, projection in enumerate(projections):
             projection.join(self.group, index)

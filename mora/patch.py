@@ -68,6 +68,7 @@ def patch(
     model.mora = adapters.train(model.training)
     await_first_step(model, adapters)
     adapters.load_hook = model.register_load_state_dict_pre_hook(keep_adapters_of_a_base_checkpoint)
+    adapters.one_call.watch(model)
     return model
 
 
@@ -176,6 +177,7 @@ def install(model: nn.Module, adapters: Adapters) -> None:
 def forget(model: nn.Module, adapters: Adapters) -> None:
     """Remove the record and its hook, and let train again what trained before."""
     adapters.load_hook.remove()
+    adapters.one_call.leave(model)
     release_statistics(model)
     del model.mora
     trainable = set(adapters.trainable_before)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mora_kernels import backend as backends
+from mora_kernels import numerics
 from mora_kernels.factors import Factors
 from mora_kernels.numerics import product_dtype
 from mora_kernels.validation import as_tuple, check_factors, check_linear, check_tensor
@@ -30,7 +31,9 @@ def gram(factor: Tensor, backend: str = "auto") -> Tensor:
     Source: METHOD section 2 of MoRA (ICLR 2026, arXiv 2511.06225); docs/design.md.
     """
     check_tensor("factor", factor, (None, None))
-    return backends.load(backend, factor.device).gram(factor)
+    if backend != "auto":
+        backends.explain(backend, factor.device)  # raises for one that cannot run here: all compute the same
+    return numerics.gram(factor)
 
 
 def effective_weight(

@@ -32,11 +32,16 @@ class Values:
         """What a graph remembers of the values it was recorded with."""
         return self.marks[index], self.builds[index]
 
-    def see_to(self, index: int, stamp: tuple[int, int]) -> None:
+    def needs(self, index: int) -> bool:
+        """Whether a factor of a projection needed a gradient when it was built."""
+        return any(self.keys[index][1])
+
+    def see_to(self, index: int, stamp: tuple[int, int], later: bool = False) -> None:
         """See to it that the values of a projection are there on the way back of a graph with this stamp.
 
         Built again meanwhile, they may be those of factors that nobody counted (an average that was swapped in, and out
-        again): they are then built from what is there now, which is what autograd itself would read.
+        again): they are then built from what is there now, which is what autograd itself would read. With `later`,
+        whether a factor was changed since is left to the shared node, which is asked before any factor has a gradient.
 
         Raises RuntimeError when a factor was changed as autograd counts.
         """
@@ -46,7 +51,7 @@ class Values:
                 f"Group: a factor of projection {index} was changed after this graph was recorded and W_eff has been "
                 "rebuilt since; expected backward before the next forward with new factors"
             )
-        if self.factors[index].versions() != self.keys[index][0]:
+        if not later and self.factors[index].versions() != self.keys[index][0]:
             raise RuntimeError(
                 f"Group: a factor of projection {index} was modified in place between forward and backward; "
                 "expected the optimizer to step after backward"
@@ -106,9 +111,9 @@ class Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         values: Values = ctx.values
-        values.see_to(ctx.index, ctx.stamp)
-        (x,) = ctx.saved_tensors
         needs_x, needs_bias, needs_thin, _, _ = ctx.needs_input_grad
+        values.see_to(ctx.index, ctx.stamp, later=needs_thin)
+        (x,) = ctx.saved_tensors
         rows = grad.reshape(-1, grad.shape[-1])
         grad_bias = None
         with full_precision(grad):
@@ -138,6 +143,10 @@ class State:
         if scope is None or self.kept_in[index] != (scope, scope.generation) or self.capturing != capturing:
             return False
         return one.counted() and self.values.keys[index] == one.fingerprint()
+
+    def made_in(self, index: int, scope: Scope, capturing: bool) -> bool:
+        """Whether the values of a projection were made in this block, since everything was last forgotten in it."""
+        return self.capturing == capturing and self.kept_in[index] == (scope, scope.generation)
 
     def thin(self, index: int) -> Tensor:
         """Return thin of a projection as an output of the shared node, a new one once that node's backward has run."""

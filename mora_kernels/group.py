@@ -70,14 +70,16 @@ class Group:
 
         Raises as `_check` does.
         """
+        scope = scope_of(self)
+        if scope is not None and not scope.lasting and (known := self._of_this_call(indices, dtype, scope)) is not None:
+            return known
         found = {index: snapshot(self.projections[index]) for index in indices}
         first = found[indices[0]]
         where = (self.backend, first.weight.device, dtype)
         name = self._names.get(where) or self._names.setdefault(where, backends.explain(*where)[0])
         if name == "reference":
             return None
-        capturing = first.weight.is_cuda and torch.cuda.is_current_stream_capturing()
-        state, scope = self._states.get((dtype, name)), scope_of(self)
+        capturing, state = is_capturing(first.weight.device), self._states.get((dtype, name))
         if state is not None and state.epoch != self._epoch:
             state = None
         if state is not None and scope is not None:
@@ -85,6 +87,17 @@ class Group:
             if all(state.holds(i, scope, one, capturing) for i, one in found.items()):
                 return state
         return self._build(name, dtype, state, found, scope, capturing)
+
+    def _of_this_call(self, indices: Sequence[int], dtype: torch.dtype, scope: Scope) -> State | None:
+        """Return values that were made for all of these since a call of the model began: it has one set of weights."""
+        for (kept_dtype, _), state in self._states.items():
+            if kept_dtype == dtype and state.epoch == self._epoch:
+                device = state.values.factors[indices[0]].weight.device
+                capturing = is_capturing(device)
+                if all(state.made_in(i, scope, capturing) for i in indices):
+                    state.wait(device, capturing)
+                    return state
+        return None
 
     def _build(
         self,
@@ -99,14 +112,18 @@ class Group:
         watch_optimizers()
         projections, indices = self.projections, [*found]
         every, engine = range(len(self.projections)), backends.engine(name)
-        wanted = every if state is None or (scope is not None and engine.at_once) else indices
-        fresh = {i: place(projections[i], found.get(i) or snapshot(projections[i]), dtype) for i in wanted}
+        wanted: Sequence[int] = indices
+        if state is None or scope is not None:
+            wanted, found = every, {i: found.get(i) or snapshot(projections[i]) for i in every}
+        if state is not None and scope is not None and not engine.at_once:
+            wanted = [i for i in every if i in indices or not state.holds(i, scope, found[i], capturing)]
+        fresh = {i: place(projections[i], found[i], dtype) for i in wanted}
         device = fresh[indices[0]].weight.device
         with untracked(fresh[indices[0]].weight):
             if state is None or any(state.identities[i] != one.identity() for i, one in fresh.items()):
                 fresh = {i: place(projections[i], found.get(i) or snapshot(projections[i]), dtype) for i in every}
                 state = self._new_state(name, dtype, list(fresh.values()))
-                wanted = every if engine.at_once else indices
+                wanted = indices if scope is None and not engine.at_once else every
             factors = [fresh.get(i, known) for i, known in enumerate(state.values.factors)]
             state.wait(device, capturing)
             state.begin(wanted)
@@ -156,8 +173,7 @@ class Group:
 
     def _thin(self, state: State, index: int) -> Tensor | None:
         """Return thin with its gradient path, or None where no factor of the projection needs one."""
-        one = state.values.factors[index]
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in one.tensors()):
+        if torch.is_grad_enabled() and state.values.needs(index):
             return state.thin(index)
         return None
 
@@ -231,3 +247,8 @@ class Group:
             factors, common_out = (*one.factors(), one.alpha), getattr(one, "common_out", None)
             results.append(mora_linear(x, one.weight, bias, *factors, dropout_p, training, self.backend, common_out))
         return results
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether what is launched on `device` now goes into a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

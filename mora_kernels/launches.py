@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 _listeners: list[list[str]] = []
+_left_out = 0  # blocks of `left_out` that are open
 
 # Operators that put nothing on the device: allocation, and views (which their schema tells).
 SILENT = {
@@ -33,6 +34,8 @@ def launch(kernel: Any, grid: Sequence[int], *arguments: Any, **options: Any) ->
     options["enable_fp_fusion"] = True  # its default differs between versions
     for names in _listeners:
         names.append(kernel.fn.__name__)
+    if _left_out:
+        return
     # The interpreter's own operators are no launches.
     with _disable_current_modes() if _listeners else nullcontext(), on_device(arguments):
         kernel[tuple(grid)](*arguments, **options)
@@ -61,6 +64,17 @@ class _Library(TorchDispatchMode):
         if not quiet and not (same and name in ("_to_copy", "contiguous")):
             self.names.append(f"{func.namespace}.{name}")
         return result
+
+
+@contextmanager
+def left_out() -> Iterator[None]:
+    """Inside the context no kernel is launched, only told of: what is left is the host's part. Results are garbage."""
+    global _left_out
+    _left_out += 1
+    try:
+        yield
+    finally:
+        _left_out -= 1
 
 
 @contextmanager

@@ -47,9 +47,10 @@ def product_dtype(x: Tensor) -> torch.dtype:
 
 def gram(factor: Tensor) -> Tensor:
     """Return `factor^T factor` [r, r] of a factor [d, r], in the accumulation dtype."""
+    dtype = accumulation_dtype(factor)
     with full_precision(factor):
-        factor = factor.to(accumulation_dtype(factor))
-        return factor.T @ factor
+        factor = factor if factor.dtype == dtype else factor.to(dtype)
+        return torch.mm(factor.t(), factor)
 
 
 def total_gram(common: Tensor, other_common: Sequence[Tensor] | None) -> Tensor:

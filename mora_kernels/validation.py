@@ -16,9 +16,10 @@ def check_tensor(name: str, tensor: object, shape: tuple[int | None, ...], like:
         raise TypeError(f"{name}: got {type(tensor).__name__}, expected a Tensor")
     if not tensor.is_floating_point():
         raise TypeError(f"{name}: got dtype {tensor.dtype}, expected a floating-point dtype")
-    fits = tensor.dim() == len(shape) and all(
-        want is None or have == want for have, want in zip(tensor.shape, shape, strict=True)
-    )
+    sizes = tensor.shape
+    fits = len(sizes) == len(shape)
+    for have, want in zip(sizes, shape, strict=False):
+        fits = fits and (want is None or have == want)
     if not fits:
         expected = ", ".join("any" if size is None else str(size) for size in shape)
         raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, expected ({expected})")

@@ -176,7 +176,13 @@ BUGS = [
         ".clamp_(min=1e-30)",
         TORCH_WEIGHT,
     ),
-    Bug("torch: dG is taken for symmetric", "torch/weight.py", "both = grad + grad.T", "both = 2 * grad", (GRADIENTS,)),
+    Bug(
+        "torch: dG is taken for symmetric",
+        "torch/group.py",
+        "found.gram + found.gram.mT",
+        "2 * found.gram",
+        (GRADIENTS,),
+    ),
     Bug(
         "torch: no scale on dropout's way back",
         "torch/dropout.py",
@@ -202,7 +208,7 @@ BUGS = [
     Bug(
         "factors may change before the way back",
         "built.py",
-        "if self.factors[index].versions() != self.keys[index][0]:",
+        "if not later and self.factors[index].versions() != self.keys[index][0]:",
         "if False:",
         (STALE,),
     ),

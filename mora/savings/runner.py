@@ -18,6 +18,7 @@ from mora.savings.plan import Plan, plan_of
 from mora.savings.state import Kept, flags_of, frozen_state, kept, precision, state_of, switches_of, version
 from mora.towers.cutting import CutTower, evaluating
 from mora.towers.tower import Tower
+from mora_kernels.kept import scope_of
 
 
 class Runner:
@@ -48,6 +49,11 @@ class Runner:
     def trims(self) -> bool:
         """Whether rows come with the tokens of their inputs, which may end before the context does."""
         return isinstance(self.tower, CutTower) and self.tower.trims
+
+    @property
+    def cuts(self) -> bool:
+        """Whether inputs run in two parts, prefix and suffix, where the tower can be cut: the same up to rounding."""
+        return self.savings.pooled or self.savings.trimmed or self.savings.lean
 
     def clip(self, model: nn.Module) -> Any:
         """The CLIP inside wrappers that `mora.patch` is seen through."""
@@ -94,13 +100,21 @@ class Runner:
         """The substitute's embedding [1, e]: once per call, or per state of the model where values are kept."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.run(model, substitute[None], substitute)
+        make = lambda: self.run_substitute(model, substitute)  # noqa: E731
 
         def state() -> tuple[Any, ...]:
             return state_of(model), precision(substitute.device), version(substitute), model.training
 
-        name = (id(self), "embedding", torch.is_inference_mode_enabled())
-        make = lambda: self.run(model, substitute[None], substitute)  # noqa: E731
+        name, scope = (id(self), "embedding", torch.is_inference_mode_enabled()), scope_of(model)
+        if scope is not None and scope.lasting:  # its counters moved: the bytes did as well
+            return kept(model, name, state, make)
         return kept(model, name, state, lambda: self.same_contents("embedding", model, substitute, make))
+
+    def run_substitute(self, model: nn.Module, substitute: Tensor) -> Tensor:
+        """The substitute's embedding [1, e], from where frozen blocks left it: after a step they are what they were."""
+        if self.cuts and not (plan := self.plan(model, substitute)).whole and plan.frozen:
+            return self.run(model, self.frozen_substitute(model, substitute), substitute)
+        return self.run(model, substitute[None], substitute)
 
     def every_row(self, model: nn.Module, given: Tensor | Hidden | None, present: Tensor, substitute: Tensor) -> Tensor:
         """Embeddings [B, e] with every row, present or not, through the blocks that are trained."""
@@ -234,7 +248,7 @@ class Runner:
             return self.tower.encode(model, given)
         plan = self.plan(model, substitute)
         if isinstance(given, Tensor):
-            if plan.whole or not (self.savings.pooled or self.savings.trimmed or self.savings.lean):
+            if plan.whole or not self.cuts:
                 return self.tower.encode(model, given)
             given = self.prefix(model, given, substitute)
         elif plan.whole:

@@ -1,9 +1,10 @@
-"""The thin algebra of equation (3) and of its way back, equation (4), for both terms of W_eff at once.
+"""The thin algebra of equation (3) and of its way back, equation (4), for all terms of alike projections at once.
 
-Thin factors are held as rows, the transposes of what docs/design.md writes: U^T [R, out] and V^T [R, in] with
-R = r_c + r_s, the common term's rows above the specific term's. Terms of one rank go through one operation each, as
-[terms, r, ...]; terms of two ranks one after the other. Every product of a thin factor with a wide matrix then has the
-wide one's layout.
+P projections of one kind (shape, ranks, alpha) lie one behind the other in tensors [P, ...], so that an operation on
+thin factors is one operation, however many there are; only products with a frozen W, of which no second copy is made,
+go one by one. Thin factors are rows, the transposes of what docs/design.md writes: U^T [R, out] and V^T [R, in] with
+R = r_c + r_s, the common term's rows above the specific term's. Terms of one rank go together as [P, terms, r, ...],
+terms of two ranks one after the other.
 """
 
 from __future__ import annotations
@@ -21,27 +22,35 @@ Thin = tuple[Tensor, Tensor, Tensor]
 
 
 class Terms(NamedTuple):
-    """What the way back through a projection's terms needs, in the accumulation dtype.
+    """What the way back through P projections of one kind needs, in the accumulation dtype.
 
     Attributes:
-        left: U^T = [G S_out^T; B] [R, out];  right: [S^T; A^T] [R, in].
-        norms, scale: of each term [terms, in]: clamped column norms, and magnitude over norm.
+        gram: G [P, r_c, r_c];  outer: S_out [P, out, r_c], None where that is S.
+        left: U^T = [G S_out^T; B] [P, R, out];  right: [S^T; A^T] [P, R, in].
+        norms, scale: of each term [P, terms, in]: clamped column norms, and magnitude over norm.
     """
 
+    gram: Tensor
+    outer: Tensor | None
     left: Tensor
     right: Tensor
     norms: Tensor
     scale: Tensor
 
 
-def blocks(one: Factors) -> list[tuple[slice, slice, tuple[int, int, int]]]:
-    """Return, for terms of one rank: their rows among all R, their numbers, and the shape (terms, r, -1)."""
-    common, specific = one.ranks
-    if not specific or common == specific:
-        terms = 1 if not specific else 2
-        return [(slice(0, terms * common), slice(0, terms), (terms, common, -1))]
-    own = slice(common, common + specific)
-    return [(slice(0, common), slice(0, 1), (1, common, -1)), (own, slice(1, 2), (1, specific, -1))]
+class Gradients(NamedTuple):
+    """Gradients of G and of the factors of P projections, each [P, *shape of the factor]; None for one that is absent.
+
+    From `common` on they are in the order of `Factors.own`.
+    """
+
+    gram: Tensor
+    common: Tensor
+    specific_a: Tensor | None
+    specific_b: Tensor | None
+    common_magnitude: Tensor
+    specific_magnitude: Tensor | None
+    common_out: Tensor | None
 
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -49,29 +58,77 @@ def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
-def magnitudes(one: Factors, dtype: torch.dtype) -> Tensor:
-    """Return m_c and m_s [terms, in]."""
-    common = cast(one.common_magnitude, dtype)
-    if one.specific_magnitude is None:
-        return common[None]
-    return torch.stack([common, cast(one.specific_magnitude, dtype)])
+def stacked(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Return tensors of one shape one behind the other, [P, ...]; a view of a single one."""
+    if len(tensors) == 1:
+        return cast(tensors[0], dtype)[None]
+    return torch.stack([cast(tensor, dtype) for tensor in tensors])
 
 
-def thin_factors(one: Factors, gram: Tensor) -> tuple[Thin, Terms]:
-    """Return u [in], U^T [R, out] and V^T [R, in] of one projection, and what their way back needs.
+def optional(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> Tensor | None:
+    """As `stacked`, of what all projections of a kind have or none has."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    return stacked(present, dtype) if present else None
+
+
+def thin_factors(factors: Sequence[Factors], gram: Tensor) -> tuple[Thin, Terms]:
+    """Return u [P, in], U^T [P, R, out], V^T [P, R, in] of projections of one kind, and what their way back needs.
 
     The squares of a column are summed directly: the expanded form |w|^2 + 2 alpha <w, c> + alpha^2 |c|^2 cancels.
     """
-    dtype = gram.dtype
-    weight, left, right = cast(one.weight, dtype), gram @ cast(one.out_side, dtype).T, cast(one.common, dtype).T
-    sides = [(left, right)]
-    if one.specific_a is not None and one.specific_b is not None:
-        sides.append((cast(one.specific_b, dtype), cast(one.specific_a, dtype).T))
-        left, right = (torch.cat(rows) for rows in zip(*sides, strict=True))
-    norms = torch.stack([squares(weight, *side, one.alpha) for side in sides]).sqrt_().clamp_(min=NORM_FLOOR)
-    scale = magnitudes(one, dtype) / norms
-    moved = [(scale[of, None] * right[rows].view(shape)).flatten(0, 1) for rows, of, shape in blocks(one)]
-    return (scale.sum(dim=0), left, joined(moved).mul_(one.alpha)), Terms(left, right, norms, scale)
+    dtype, alpha, ranks = gram.dtype, factors[0].alpha, factors[0].ranks
+    common = stacked([one.common for one in factors], dtype)
+    outer = optional([one.common_out for one in factors], dtype)
+    scale = stacked([one.common_magnitude for one in factors], dtype)[:, None]
+    left, right = torch.bmm(gram, (common if outer is None else outer).mT), common.mT
+    a, b, magnitude = (
+        optional([part[place] for part in map(specific, factors)], dtype) for place in range(3)
+    )  # all of them, or none
+    if a is not None and b is not None and magnitude is not None:
+        left, right = torch.cat([left, b], dim=1), torch.cat([right, a.mT], dim=1)
+        scale = torch.cat([scale, magnitude[:, None]], dim=1)
+    else:
+        right = right.contiguous()
+    weights = [cast(one.weight, dtype) for one in factors for _ in range(scale.shape[1])]
+    sides = zip(weights, apart(left, ranks), apart(right, ranks), strict=True)
+    norms = torch.stack([squares(*side, alpha) for side in sides]).view_as(scale).sqrt_().clamp_(min=NORM_FLOOR)
+    scale = scale / norms
+    moved = joined([(scale[:, of, None] * view(right)).flatten(1, 2) for view, of in blocks(ranks)])
+    return (scale.sum(dim=1), left, moved.mul_(alpha)), Terms(gram, outer, left, right, norms, scale)
+
+
+def specific(one: Factors) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return A, B and m_s."""
+    return one.specific_a, one.specific_b, one.specific_magnitude
+
+
+class Block(NamedTuple):
+    """The rows of terms of one rank among all R; a call returns them as [P, terms, r, width]."""
+
+    first: int
+    terms: int
+    rank: int
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        length = self.terms * self.rank
+        part = rows if rows.shape[1] == length else rows[:, self.first : self.first + length]
+        return part.unflatten(1, (self.terms, self.rank))
+
+
+def blocks(ranks: tuple[int, int]) -> list[tuple[Block, slice]]:
+    """Return the blocks of terms of one rank, each with their numbers among all terms."""
+    common, specific = ranks
+    if specific in (0, common):
+        terms = 1 if not specific else 2
+        return [(Block(0, terms, common), slice(0, terms))]
+    return [(Block(0, 1, common), slice(0, 1)), (Block(common, 1, specific), slice(1, 2))]
+
+
+def apart(rows: Tensor, ranks: tuple[int, int]) -> Sequence[Tensor]:
+    """Return the rows [r, width] of every term of every projection, the terms of a projection side by side."""
+    if len(blocks(ranks)) == 1:
+        return rows.view(-1, ranks[0], rows.shape[2]).unbind()
+    return [part for one in rows.unbind() for part in one.split(list(ranks))]
 
 
 def squares(weight: Tensor, left: Tensor, right: Tensor, alpha: float) -> Tensor:
@@ -80,44 +137,58 @@ def squares(weight: Tensor, left: Tensor, right: Tensor, alpha: float) -> Tensor
     return moved.mul_(moved).sum(dim=0)
 
 
-def joined(parts: list[Tensor]) -> Tensor:
-    """Return the rows of all blocks."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Return the rows, or the terms, of all blocks, [P, all of them, ...]."""
+    return parts[0] if len(parts) == 1 else torch.cat([*parts], dim=1)
 
 
-def gradients(one: Factors, gram: Tensor, terms: Terms, grads: Thin) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """Return the gradient of G and those of `one.own` from those of (u, U^T, V^T), in the dtype of `gram`."""
-    dtype, rank = gram.dtype, one.common.shape[1]
-    weight, (grad_u, *grad_rows) = cast(one.weight, dtype), grads
+def gradients(factors: Sequence[Factors], terms: Terms, grads: Thin) -> Gradients:
+    """Return the gradients of G and of the factors from those of (u, U^T, V^T), in the accumulation dtype."""
+    dtype, (grad_u, *grad_rows) = terms.gram.dtype, grads
+    (common_rank, _), alpha = ranks, _ = factors[0].ranks, factors[0].alpha
+    weights = [cast(one.weight, dtype) for one in factors]
     found = []
-    for rows, of, shape in blocks(one):
-        wide = [part[rows].view(shape) for part in (terms.left, terms.right, *grad_rows)]
-        found.append(block_gradients(weight, wide, terms.norms[of], terms.scale[of], grad_u, one.alpha))
-    left, right, grad_magnitudes = (joined([*each]) for each in zip(*found, strict=True))
-    common, own = left[:rank], right[:rank]
-    grad_gram, moved = (common @ cast(one.out_side, dtype)).T, gram @ common
-    grad_common, grad_out = (own.add_(moved).T, None) if one.common_out is None else (own.T, moved.T)
-    if one.specific_a is None:
-        return grad_gram, (grad_common, None, None, grad_magnitudes[0], None, grad_out)
-    return grad_gram, (grad_common, right[rank:].T, left[rank:], grad_magnitudes[0], grad_magnitudes[1], grad_out)
+    for view, of in blocks(ranks):
+        wide = [view(part) for part in (terms.left, terms.right, *grad_rows)]
+        found.append(block_gradients(weights, wide, terms.norms[:, of], terms.scale[:, of], grad_u, alpha))
+    left, right, magnitudes = (joined(each) for each in zip(*found, strict=True))
+    of_common, own = left[:, :common_rank], right[:, :common_rank]
+    outer = terms.right[:, :common_rank].mT if terms.outer is None else terms.outer
+    grad_gram, moved = torch.bmm(of_common, outer).mT, torch.bmm(terms.gram, of_common)
+    grad_common, grad_out = (own + moved, None) if terms.outer is None else (own, columns(moved))
+    grad_a = grad_b = grad_specific = None
+    if magnitudes.shape[1] == 2:
+        grad_a, grad_b, grad_specific = columns(right[:, common_rank:]), left[:, common_rank:], magnitudes[:, 1]
+    return Gradients(grad_gram, columns(grad_common), grad_a, grad_b, magnitudes[:, 0], grad_specific, grad_out)
+
+
+def columns(rows: Tensor) -> Tensor:
+    """Return rows [P, r, width] as [P, width, r], laid out like the factors they are gradients of."""
+    return rows.mT.contiguous()
 
 
 def block_gradients(
-    weight: Tensor, wide: Sequence[Tensor], norms: Tensor, scale: Tensor, grad_u: Tensor, alpha: float
+    weights: Sequence[Tensor], wide: Sequence[Tensor], norms: Tensor, scale: Tensor, grad_u: Tensor, alpha: float
 ) -> Thin:
-    """Return the gradients of U^T [rows, out], of [S^T; A^T] [rows, in] and of the magnitudes [terms, in] of a block.
+    """Return the gradients of U^T [P, rows, out], [S^T; A^T] [P, rows, in] and magnitudes [P, terms, in] of a block.
 
     `wide` are its rows of U^T and of [S^T; A^T], and the gradients of its rows of U and of V, alpha p right with p the
-    scale: [terms, r, out or in] each.
+    scale: [P, terms, r, out or in] each.
     """
     left, right, grad_left, grad_moved = wide
-    shape = left.shape[:2]
-    grad_scale = torch.add(grad_u, (right * grad_moved).sum(dim=1), alpha=alpha)
-    slope = torch.where(norms > NORM_FLOOR, scale / norms.square(), 0.0).mul_(grad_scale)[:, None]
+    grad_scale = torch.add(grad_u[:, None], (right * grad_moved).sum(dim=2), alpha=alpha)
+    slope = torch.where(norms > NORM_FLOOR, scale / norms.square(), 0.0).mul_(grad_scale)[:, :, None]
     weighted = slope * right
-    through = (weighted.flatten(0, 1) @ weight.T).view(*shape, -1)
-    through = torch.baddbmm(through, torch.bmm(weighted, right.mT), left, alpha=alpha)
-    pulled = (left.flatten(0, 1) @ weight).view(*shape, -1)
-    pulled = torch.baddbmm(pulled, torch.bmm(left, left.mT), right, alpha=alpha)
-    grad_right = (scale[:, None] * grad_moved).addcmul_(slope, pulled, value=-1.0).mul_(alpha)
-    return torch.sub(grad_left, through, alpha=alpha).flatten(0, 1), grad_right.flatten(0, 1), grad_scale / norms
+    sides = zip(weighted.flatten(1, 2).unbind(), left.flatten(1, 2).unbind(), weights, strict=True)
+    products = [(first @ weight.T, second @ weight) for first, second, weight in sides]
+    through, pulled = (torch.stack(each) for each in zip(*products, strict=True))
+    through, pulled = plus(through, weighted, right, left, alpha), plus(pulled, left, left, right, alpha)
+    grad_right = (scale[:, :, None] * grad_moved).addcmul_(slope, pulled, value=-1.0).mul_(alpha)
+    grad_left = torch.sub(grad_left, through, alpha=alpha)
+    return grad_left.flatten(1, 2), grad_right.flatten(1, 2), grad_scale / norms
+
+
+def plus(rows: Tensor, first: Tensor, second: Tensor, third: Tensor, alpha: float) -> Tensor:
+    """Return rows + alpha (first second^T) third of every term, [P, terms, r, width]."""
+    a, b, c = (part.flatten(0, 1) for part in (first, second, third))
+    return torch.baddbmm(rows.view_as(c), torch.bmm(a, b.mT), c, alpha=alpha).view_as(third)

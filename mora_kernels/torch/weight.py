@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,21 +18,21 @@ class Build(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, alpha: float, weight: Tensor, gram: Tensor, *own: Any) -> Thin:
-        thin, terms = thin_factors(Factors.of(weight, alpha, own), gram)
-        ctx.save_for_backward(weight, gram, *terms, *own)
+        (u, left, right), terms = thin_factors([Factors.of(weight, alpha, own)], gram[None])
+        ctx.save_for_backward(weight, *terms, *own)
         ctx.alpha = alpha
-        return thin
+        return u[0], left[0], right[0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        weight, gram, left, right, norms, scale, *own = ctx.saved_tensors
-        one = Factors.of(weight, ctx.alpha, own)
+        weight, gram, outer, left, right, norms, scale, *own = ctx.saved_tensors
+        u, *rows = (grad[None] for grad in grads)
         with full_precision(weight):
-            grad_gram, results = gradients(one, gram, Terms(left, right, norms, scale), grads)
-        pairs = zip(own, results, strict=True)
-        back = (None if value is None else value.to(like.dtype) for like, value in pairs)
-        return None, None, grad_gram, *back
+            terms = Terms(gram, outer, left, right, norms, scale)
+            grad_gram, *found = gradients([Factors.of(weight, ctx.alpha, own)], terms, (u, rows[0], rows[1]))
+        back = (None if value is None else value[0].to(like.dtype) for like, value in zip(own, found, strict=True))
+        return None, None, None if grad_gram is None else grad_gram[0], *back
 
 
 def compose(weight: Tensor, u: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
@@ -68,21 +67,3 @@ def effective_weight(one: Factors) -> Tensor:
     """Return equation (1) [out, in] in `weight`'s dtype."""
     with full_precision(one.weight):
         return Compose.apply(one.weight.detach(), *build(one))
-
-
-def shared_gradients(factors: Sequence[Factors], grams: Sequence[tuple[int, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-    """Return (other factor, its gradient) from the gradients of G of some projections, by index.
-
-    Projections that share the others share their G: its gradients are summed first.
-    """
-    total: dict[tuple[int, ...], tuple[Factors, Tensor]] = {}
-    for index, grad in grams:
-        one = factors[index]
-        key = tuple(map(id, one.other_common or ()))
-        if key:
-            total[key] = one, grad if key not in total else total[key][1] + grad
-    found = []
-    for one, grad in total.values():
-        both = grad + grad.T
-        found += [(other, cast(other, grad.dtype) @ both) for other in one.other_common or ()]
-    return found

@@ -10,8 +10,9 @@ import torch
 import torch.utils.checkpoint
 
 import mora
+from mora_kernels.kept import scope_of
 from mora_kernels.launches import counted
-from tests.mora.models import MODELS, SITES, embed, images, open_clip_model, randomise
+from tests.mora.models import MODELS, SITES, embed, images, open_clip_model, randomise, tokens
 from tests.savings.worlds import Samples, classifier
 
 families = pytest.mark.parametrize("family", MODELS)
@@ -273,3 +274,27 @@ def test_dropout_under_inference_mode():
     with torch.inference_mode():
         first, second = embed(model)[0], embed(model)[0]
     assert not torch.equal(first, second)
+
+
+@families
+def test_a_forward_call_of_a_model_builds_all_projections_together_and_keeps_nothing(family, monkeypatch):
+    from mora_kernels.torch.group import Engine
+
+    def call():
+        return model(images(), tokens()) if hasattr(model, "encode_image") else model(tokens(), images())
+
+    model, built, build = mora.patch(MODELS[family]()), [], Engine.build
+    monkeypatch.setattr(Engine, "build", lambda self, every, some: built.append([*some]) or build(self, every, some))
+    everything = [*range(len([*model.mora.projections()]))]
+    for number in (1, 2):
+        call()
+        assert built == [everything] * number
+    stop = next(model.mora.slots()).block.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        call()
+    stop.remove()
+    assert not model.mora.one_call.running and scope_of(model.mora.group) is None
+    twin = mora.unpatch(copy.deepcopy(model))
+    assert not twin._forward_hooks and not twin._forward_pre_hooks and not twin._forward_hooks_always_called
+    call()
+    assert built == [everything] * 4
