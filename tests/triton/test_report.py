@@ -18,7 +18,7 @@ import re, sys
 from mora_kernels.triton import machine_code, report
 from mora_kernels.triton.configs import choose
 report.main(["--json", "--targets", sys.argv[1]])
-for op, label, kernel, types, constants, _, rank in report.variants():
+for op, label, kernel, types, constants, rank in report.variants():
     if op != "dropout":
         continue
     options = choose(op, "sm_90", rank)
