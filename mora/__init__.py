@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mora.checkpoint import load_adapter, load_official, save_adapter, save_official
     from mora.classifier import MissingModalityClassifier
     from mora.config import PRESETS, MoraConfig
+    from mora.diagnosis import Diagnosis, diagnose
     from mora.keeping import forget, keeping
     from mora.linear import MoraLinear
     from mora.patch import disabled, merge, patch, unpatch
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PRESETS",
+    "Diagnosis",
     "Hidden",
     "MissingModalityClassifier",
     "MoraConfig",
@@ -42,6 +44,7 @@ __all__ = [
     "__version__",
     "adapter_parameters",
     "adapter_state_dict",
+    "diagnose",
     "disabled",
     "forget",
     "keeping",
@@ -64,6 +67,7 @@ NAMES = {
     "mora.checkpoint": ("load_adapter", "load_official", "save_adapter", "save_official"),
     "mora.classifier": ("MissingModalityClassifier",),
     "mora.config": ("PRESETS", "MoraConfig"),
+    "mora.diagnosis": ("Diagnosis", "diagnose"),
     "mora.keeping": ("forget", "keeping"),
     "mora.linear": ("MoraLinear",),
     "mora.patch": ("disabled", "merge", "patch", "unpatch"),

@@ -19,6 +19,7 @@ COMMANDS = [
     "data table",
     "train",
     "sweep",
+    "inspect",
     "evaluate",
     "predict",
     "merge",

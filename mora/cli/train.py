@@ -60,7 +60,16 @@ def add_model(group: Any) -> None:
     group.add_argument("--pretrained", metavar="TAG", help="open_clip's tag (openai ...) or a file of weights")
     group.add_argument("--preset", metavar="P", help="published recipe: mmimdb, food101 or hateful_memes")
     group.add_argument(
-        "--method", metavar="M", help="mora (default), mora-no-gram, mora-no-specific, lora, dora, bitfit or linear"
+        "--method",
+        metavar="M",
+        help="mora (default), mora-no-gram, mora-no-specific, lora, dora, bitfit, last-block, linear or zero-shot",
+    )
+    group.add_argument("--head", metavar="H", help="linear (default), pattern-bias or prototypes: docs/training.md")
+    group.add_argument(
+        "--missing-embedding",
+        metavar="E",
+        help="in the place of a missing one: that of a white image or an empty text (substitute, default), learned or "
+        "zero",
     )
     group.add_argument(
         "--rank", nargs="+", metavar="R", help="rank of the adapters, 4 (default), or by tower: image=8 text=4"

@@ -89,7 +89,7 @@ def train(job: Job, place: Path) -> Run:
         method=job.method,
         seed=job.seed,
         folder=folder,
-        parameters=result.parameters - sum(p.numel() for p in trainer.model.head.parameters()),
+        parameters=result.parameters - sum(p.numel() for p in trainer.model.own_parameters().values()),
         losses=[epoch["loss"] for epoch in epochs],
         validation=[epoch["validation"][trainer.task.metric] for epoch in epochs],
         best_epoch=result.best_epoch,

@@ -2,6 +2,7 @@
 
 config.json       everything that defines the run: data, backbone, method, recipe, tables, seeds, versions
 best/             adapter and head of the best validation epoch: safetensors and JSON
+start.safetensors the common factors of MoRA as they were drawn: what says how far they went
 checkpoints/      where `--resume` goes on
 metrics.jsonl     a line per epoch, for programs; train.log, for people
 """
@@ -15,12 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mora.adapters import adapter_state_dict
 from mora.checkpoint import load_adapter, save_adapter
 from mora.checkpoint.tensors import check_tensors, check_values, copy_whole, largest_file
 from mora.classifier import MissingModalityClassifier
 from mora.config import MoraConfig
+from mora.heads import LINEAR, SUBSTITUTE
 from mora.runs.backbone import Backbone, load_backbone, with_policy
 from mora.runs.methods import MORA_VARIANTS, adapt, trained_tensors
 from mora.runs.stored import check_config, check_result
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 CONFIG, BEST, CHECKPOINTS, METRICS, LOG = "config.json", "best", "checkpoints", "metrics.jsonl", "train.log"
+START = "start.safetensors"
 HEAD, RESULT, METHOD, METHOD_WEIGHTS = "head.safetensors", "result.json", "method.json", "method.safetensors"
 
 
@@ -116,7 +120,14 @@ def load_run(
             "differs), expected the same"
         )
     data = config["data"]
-    model = MissingModalityClassifier(backbone.model, len(data["classes"]), backbone.missing_image, backbone.empty_text)
+    model = MissingModalityClassifier(
+        backbone.model,
+        len(data["classes"]),
+        backbone.missing_image,
+        backbone.empty_text,
+        head=config.get("head", LINEAR),
+        missing_embedding=config.get("missing_embedding", SUBSTITUTE),
+    )
     load_best(best, model, config["method"], MoraConfig.from_dict(config["mora"]), config["lora_scale"])
     return LoadedRun(
         model=model.to(device).eval(),
@@ -160,7 +171,7 @@ def save_best(
     MoRA's adapters are those of `mora.save_adapter`; what other methods train is method.safetensors with method.json.
     Raises ValueError for what `load_best` would refuse, NaN or infinity; `folder` stays as it was.
     """
-    head = {f"head.{name}": tensor for name, tensor in model.head.state_dict().items()}
+    head = {f"head.{name}": tensor for name, tensor in model.head_state().items()}
     check_values(str(folder), {**trained_tensors(model.model, method), **head})
     with whole_folder(folder) as work:
         if method in MORA_VARIANTS:
@@ -170,8 +181,33 @@ def save_best(
             write_bytes(work / METHOD_WEIGHTS, weights)
             content = {"format": FORMAT, "method": method, "config": config.to_dict(), "sha256": digest(weights)}
             write_json(work / METHOD, content)
-        write_bytes(work / HEAD, pack_tensors(model.head.state_dict(), {"format": "mora-head"}))
+        write_bytes(work / HEAD, pack_tensors(model.head_state(), {"format": "mora-head"}))
         write_json(work / RESULT, result)
+
+
+def save_start(folder: Path, model: nn.Module, method: str) -> None:
+    """Write what the start of a run's adapters cannot be known from: the common factors, as they were drawn.
+
+    B starts at zero, magnitudes at the weight's column norms, and A is of no effect then. Methods whose start is the
+    pretrained model have nothing to write. 40 KB for ViT-B/16 at rank 4 in two layers.
+    """
+    if method in MORA_VARIANTS:
+        drawn = {name: t for name, t in adapter_state_dict(model).items() if name.startswith("common.")}
+        write_bytes(folder / START, pack_tensors(drawn, {"format": "mora-start"}))
+
+
+def read_start(folder: Path, model: nn.Module) -> dict[str, Tensor] | None:
+    """The common factors that a run's adapters started with; None where an earlier version kept none.
+
+    Raises ValueError for a file that does not fit the adapters of `model`.
+    """
+    if not (folder / START).is_file():
+        return None
+    named = adapter_state_dict(model).items()
+    shapes = shapes_of({name: tensor for name, tensor in named if name.startswith("common.")})
+    tensors, _ = read_tensors(folder / START, largest_file(shapes))
+    check_tensors(str(folder / START), tensors, shapes)
+    return tensors
 
 
 def load_best(
@@ -197,8 +233,8 @@ def load_best(
         if found != saved.get("sha256"):
             raise ValueError(f"{folder / METHOD_WEIGHTS}: its SHA-256 is not the one in {METHOD}, expected one save")
         copy_strictly(folder / METHOD_WEIGHTS, tensors, targets)
-    head, _ = read_tensors(folder / HEAD, largest_file(shapes_of(model.head.state_dict())))
-    copy_strictly(folder / HEAD, head, model.head.state_dict())
+    head, _ = read_tensors(folder / HEAD, largest_file(shapes_of(model.head_state())))
+    copy_strictly(folder / HEAD, head, model.head_state())
     if folder.stat().st_ino != began:
         raise ValueError(f"{folder}: a training replaced it while it was read, expected one epoch's files: try again")
 

@@ -13,9 +13,10 @@ from mora.adapters import is_patched, unwrap
 from mora.hooks import watched_itself
 from mora.savings.contents import contents
 from mora.savings.fast_path import as_in_training
-from mora.savings.options import Hidden, Savings
+from mora.savings.options import Hidden, Savings, chosen, padded
 from mora.savings.plan import Plan, plan_of
 from mora.savings.state import Kept, flags_of, frozen_state, kept, precision, state_of, switches_of, version
+from mora.savings.there import only_there
 from mora.towers.cutting import CutTower, evaluating
 from mora.towers.tower import Tower
 from mora_kernels.kept import scope_of
@@ -75,9 +76,15 @@ class Runner:
         return self.plans.get("training" if training else "eval", state, make)
 
     def embed(
-        self, model: nn.Module, given: Tensor | Hidden | None, present: Tensor, substitute: Tensor, training: bool
+        self,
+        model: nn.Module,
+        given: Tensor | Hidden | None,
+        present: Tensor,
+        substitute: Tensor,
+        training: bool,
+        alone: Tensor | None = None,
     ) -> Tensor:
-        """Embeddings [B, e]; rows where `present` is False are those of the substitute.
+        """Embeddings [B, e]; rows where `present` is False are those of the substitute, or `alone`.
 
         Args:
             model: the CLIP.
@@ -85,7 +92,12 @@ class Runner:
             present: bool [B].
             substitute: what stands for a missing input, one row of inputs.
             training: whether every row is to have dropout of its own.
+            alone: [1, e], in the place of the substitute's embedding.
         """
+        if alone is not None:
+            return only_there(
+                lambda rows: self.run(model, rows, substitute), given, present, substitute, training, alone
+            )
         if training or not self.savings.missing:
             return self.every_row(model, given, present, substitute)
         if given is not None and bool(present.all()):
@@ -276,17 +288,3 @@ class Runner:
             raise ValueError(
                 f"{self.modality}: got tokens of shape {got}, expected {tuple(rows.shape[:2])}, those of the rows"
             )
-
-
-def chosen(given: Tensor | Hidden, present: Tensor) -> Tensor | Hidden:
-    """The rows that are there."""
-    if isinstance(given, Tensor):
-        return given[present]
-    return Hidden(given.rows[present], None if given.tokens is None else given.tokens[present], given.filled)
-
-
-def padded(rows: Tensor, length: int) -> Tensor:
-    """Rows of tokens [B, L, ...] cut or filled with zeros to another length: nothing looks behind the end."""
-    if rows.shape[1] >= length:
-        return rows[:, :length]
-    return torch.cat([rows, rows.new_zeros(len(rows), length - rows.shape[1], *rows.shape[2:])], dim=1)

@@ -159,8 +159,9 @@ def score_test(
     untouched = None if backbone is None else copy.deepcopy(backbone)
     run = load_run(cell.folder, trainer.accelerator.device, untouched)
     tensors = trained_tensors(run.model.model, run.method)
-    trainer.engine.put({**tensors, **{f"head.{name}": p.detach() for name, p in run.model.head.named_parameters()}})
-    return trainer.engine.evaluate("test", lambda: False)
+    trainer.engine.put({**tensors, **{name: p.detach() for name, p in run.model.own_parameters().items()}})
+    scores = trainer.engine.evaluate("test", lambda: False)
+    return None if scores is None else scores.figures
 
 
 def ended(folder: Path) -> bool:

@@ -32,11 +32,13 @@ def test_it_learns_and_leaves_a_whole_folder(tmp_path):
     best = max(events(tmp_path / "run", "epoch"), key=lambda e: (e["validation"]["accuracy"], -e["epoch"]))
     assert (result.best_epoch, result.validation) == (best["epoch"], best["validation"])
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "config.json", "best", "checkpoints", "metrics.jsonl", "train.log", "result.json"
+        "config.json", "start.safetensors", "best", "checkpoints", "metrics.jsonl", "train.log", "result.json"
     }  # fmt: skip
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 2
     assert any("8 epochs of 8 steps of 8 rows" in line for line in console.lines)
-    assert (tmp_path / "run" / "train.log").read_text().count("epoch ") == 9
+    told = [line for line in (tmp_path / "run" / "train.log").read_text().splitlines() if "diagnosis: " not in line]
+    assert sum(line.count("epoch ") for line in told) == 9
+    assert any(line.startswith("diagnosis: adapters") for line in console.lines)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["data"]["classes"] == list(fakes.CLASSES) and config["train"]["epochs"] == 8
 
