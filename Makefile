@@ -1,4 +1,4 @@
-.PHONY: install check test kernels-report planted bench tables demo
+.PHONY: install check test kernels-report planted bench tables demo docs links
 
 install: ## everything a developer needs
 	pip install -e '.[dev]'
@@ -22,6 +22,12 @@ bench: ## time everything on this machine, beside what people use today
 
 tables: ## every table and plot of README and docs, from benchmarks/results
 	python -m benchmarks.tables
+
+docs: ## the site, from docs/, README and docstrings, into site/index.html; a warning is an error
+	sphinx-build -W --keep-going -q -b html -c docs/site . site
+
+links: ## every link to elsewhere that a page has, asked for: needs the network
+	sphinx-build -q -b linkcheck -c docs/site . site/links
 
 demo: ## adapt the built-in CLIP on the built-in data
 	mora demo

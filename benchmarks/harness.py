@@ -53,7 +53,7 @@ EFFORT = {
     "epoch": Effort(0.0, 3, 0),
     "savings": Effort(0.0, 3, 0),
 }
-SMOKE = Effort(0.0, 2, 1)
+SMOKE = Effort(0.0, 1, 0)
 WHOLE = Choice()
 GRAPH = "graph"
 SINGLE_LAYER = ("operations", "projection", "attention")

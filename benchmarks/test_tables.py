@@ -2,14 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import asdict
 
 import pytest
 
 from benchmarks import regression, rows, tables
 from benchmarks.environment import ROOT
+from tests.processes import Running
 
 
 def test_documents_and_plots_are_what_the_rows_make_of_them():
@@ -33,15 +32,20 @@ def test_every_row_says_where_it_comes_from():
         assert row["seconds"]["p20"] <= row["seconds"]["median"] <= row["seconds"]["p80"]
 
 
+def timed(*options):
+    """A run at full size, of one small case."""
+    os.chdir(ROOT)
+    given = ["benchmarks/test_operations.py", "--benchmark", "--device", "cpu", "-k", "gram and text and 512"]
+    return int(pytest.main([*given, "-p", "no:cacheprovider", *options]))
+
+
 def test_a_run_writes_rows_and_prints_them(tmp_path):
-    command = [sys.executable, "-m", "pytest", "benchmarks/test_operations.py", "--benchmark", "--device", "cpu"]
-    command += ["-k", "gram and text and 512", "--results", str(tmp_path), f"--benchmark-json={tmp_path / 'kept.json'}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    ended = Running(timed, "--results", str(tmp_path), f"--benchmark-json={tmp_path / 'kept.json'}").end()
+    assert ended.code == 0, ended.out + ended.err
     found = rows.read(tmp_path)
     assert {row["provider"] for row in found} == {"official", "torch"}
-    assert "x official" in done.stdout
-    assert f"{len(found)} rows appended" in done.stdout
+    assert "x official" in ended.out
+    assert f"{len(found)} rows appended" in ended.out
     kept = json.loads((tmp_path / "kept.json").read_text())["benchmarks"]
     assert {entry["name"] for entry in kept} == {"official", "torch"}
     medians = {entry["name"]: entry["stats"]["median"] for entry in kept}
@@ -52,16 +56,13 @@ def test_a_run_writes_rows_and_prints_them(tmp_path):
 def test_a_wrong_result_prints_and_writes_nothing(tmp_path):
     plugin = tmp_path / "wrong.py"
     plugin.write_text(
-        "import mora_kernels.torch as path\nright = path.gram\npath.gram = lambda factor: 1.01 * right(factor)\n"
+        "import mora_kernels.numerics as path\nright = path.gram\npath.gram = lambda factor: 1.01 * right(factor)\n"
     )
-    command = [sys.executable, "-m", "pytest", "-p", "wrong", "benchmarks/test_operations.py", "--benchmark"]
-    command += ["--device", "cpu", "-k", "gram and text and 512", "--results", str(tmp_path / "rows")]
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 1
-    assert "relative L2" in done.stdout
-    assert "refused: 1 case has wrong results" in done.stdout
-    assert " x official" not in done.stdout
+    ended = Running(timed, "-p", "wrong", "--results", str(tmp_path / "rows"), places=[tmp_path]).end()
+    assert ended.code == 1, ended.out + ended.err
+    assert "relative L2" in ended.out
+    assert "refused: 1 case has wrong results" in ended.out
+    assert " x official" not in ended.out
     assert not (tmp_path / "rows").exists()
 
 

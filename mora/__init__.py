@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mora.savings import Hidden, Savings
     from mora.savings.cache import PrefixCache
     from mora.summary import summary
+    from mora.sweeping.sweep import Sweep, sweep
     from mora.towers.custom import Tower
     from mora.training.trainer import train
     from mora.verify import verify
@@ -38,6 +39,7 @@ __all__ = [
     "MoraLinear",
     "PrefixCache",
     "Savings",
+    "Sweep",
     "Tower",
     "__version__",
     "adapter_parameters",
@@ -53,12 +55,13 @@ __all__ = [
     "save_adapter",
     "save_official",
     "summary",
+    "sweep",
     "train",
     "unpatch",
     "verify",
 ]
 
-# Imported on first use: `import mora` and `mora --help` wait for no torch, and only `train` needs its extra.
+# Imported on first use: `import mora` and `mora --help` wait for no torch; `train` and `sweep` alone need their extras.
 NAMES = {
     "mora.adapters": ("adapter_parameters", "adapter_state_dict"),
     "mora.checkpoint": ("load_adapter", "load_official", "save_adapter", "save_official"),
@@ -71,6 +74,7 @@ NAMES = {
     "mora.savings": ("Hidden", "Savings"),
     "mora.savings.cache": ("PrefixCache",),
     "mora.summary": ("summary",),
+    "mora.sweeping.sweep": ("Sweep", "sweep"),
     "mora.towers.custom": ("Tower",),
     "mora.training.trainer": ("train",),
     "mora.verify": ("verify",),

@@ -1,4 +1,4 @@
-"""A linear head on the embeddings of every tower, for samples that may lack a modality."""
+"""A head on the embeddings of every tower, for samples that may lack a modality."""
 
 from __future__ import annotations
 
@@ -11,8 +11,21 @@ from torch import Tensor, nn
 
 from mora.adapters import adapters_of, is_patched
 from mora.first_step import begin_training
+from mora.heads import (
+    HEADS,
+    LEARNED,
+    LINEAR,
+    MISSING_EMBEDDINGS,
+    SUBSTITUTE,
+    ZERO_SHOT,
+    classify,
+    first_tensor,
+    make_head,
+)
 from mora.savings.encoder import Encoder
 from mora.savings.options import Hidden, Savings
+from mora.system.checks import one_of
+from mora.towers.cutting import evaluating
 from mora_kernels.kept import keeping, scope_of
 
 
@@ -32,8 +45,15 @@ class MissingModalityClassifier(Encoder):
         savings: what is left out of the computation; by default all that is exact. `mora.Savings.none()`: nothing.
         missing: substitutes by modality, one input each: for other modalities than images and texts.
         towers: of a model of your own that is not patched, as `mora.patch` takes them.
+        head: "linear"; "pattern-bias", a bias vector per presence pattern (which modalities a row has); "prototypes",
+            cosines to learned class prototypes per pattern; "zero-shot", cosines to class names, not trained:
+            `mora.heads`.
+        missing_embedding: what stands in the place of a missing modality's embedding: "substitute", the substitute's;
+            "learned", a vector [e] per modality that begins there; "zero". Rows that lack it pass no block with the
+            last two.
 
-    Raises ValueError for an unknown model, a tower whose substitute is not known, or `num_classes` below 1.
+    Raises ValueError for an unknown model, a tower whose substitute is not known, an unknown word, or `num_classes`
+    below 1.
     """
 
     missing_image: Tensor
@@ -48,16 +68,21 @@ class MissingModalityClassifier(Encoder):
         savings: Savings | None = None,
         missing: Mapping[str, Tensor] | None = None,
         towers: Mapping[str, Any] | None = None,
+        head: str = LINEAR,
+        missing_embedding: str = SUBSTITUTE,
     ) -> None:
+        one_of("head", head, (*HEADS, ZERO_SHOT))
+        one_of("missing_embedding", missing_embedding, MISSING_EMBEDDINGS)
         if not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 1:
             raise ValueError(f"num_classes: got {num_classes!r}, expected an int of at least 1")
         super().__init__(model, savings, {"image": missing_image, "text": empty_text, **(missing or {})}, towers)
         clip = self.clip
-        parameter = next(clip.parameters())
-        dtype = torch.promote_types(parameter.dtype, torch.float32)
-        width = sum(tower.width(clip) for tower in self.towers.values())
-        self.head = nn.Linear(width, num_classes, device=parameter.device, dtype=dtype)
-        nn.init.normal_(self.head.weight, std=0.02)
+        widths = {modality: tower.width(clip) for modality, tower in self.towers.items()}
+        self.head: Any = make_head(head, widths, num_classes, next(clip.parameters()))
+        self.num_classes, self.head_kind, self.missing_embedding = num_classes, head, missing_embedding
+        self.learned = nn.ParameterDict()
+        if missing_embedding == LEARNED:
+            self.learned = nn.ParameterDict({m: nn.Parameter(self.embedded_substitute(m)[0]) for m in self.towers})
 
     def forward(
         self,
@@ -81,6 +106,19 @@ class MissingModalityClassifier(Encoder):
 
         Raises ValueError when a row lacks all, sizes do not agree, or a modality is no tower of the model.
         """
+        features, there = self.features(image, text, image_present, text_present, inputs, present)
+        return classify(self.head, features, there)
+
+    def features(
+        self,
+        image: Tensor | Hidden | None = None,
+        text: Tensor | Hidden | None = None,
+        image_present: Tensor | None = None,
+        text_present: Tensor | None = None,
+        inputs: Mapping[str, Tensor | Hidden | None] | None = None,
+        present: Mapping[str, Tensor | None] | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(what the head sees [B, sum of e], which rows have each modality bool [B]); arguments as of `forward`."""
         if self.training:
             begin_training(self.model)
         if inputs is None and present is None:
@@ -99,10 +137,10 @@ class MissingModalityClassifier(Encoder):
             rows = given.get(modality)
             if isinstance(rows, Hidden):
                 self.runners[modality].check(rows)
-            there[modality] = presence(name, modality, masks.get(modality), rows, batch, self.head.weight.device)
+            there[modality] = presence(name, modality, masks.get(modality), rows, batch, first_tensor(self.head).device)
         check_some(there, names.values())
         with self.one_call():
-            return self.head(self.embed(given, there))
+            return self.embed(given, there), there
 
     def one_call(self) -> AbstractContextManager[object]:
         """A block in which W_eff of all towers is built once, where nobody asked to keep it for longer."""
@@ -113,14 +151,50 @@ class MissingModalityClassifier(Encoder):
 
     def embed(self, given: Mapping[str, Tensor | Hidden | None], present: Mapping[str, Tensor]) -> Tensor:
         """The embeddings of every modality side by side, [B, sum of e], in the head's dtype."""
-        weight, embedded = self.head.weight, []
+        like, embedded = first_tensor(self.head), []
         for modality, runner in self.runners.items():
             rows = given.get(modality)
             dtype = rows.dtype if isinstance(rows, Tensor) else next(self.model.parameters()).dtype
-            substitute = self.substitute(modality, dtype)
-            embedded.append(runner.embed(self.model, rows, present[modality], substitute, self.training))
-        dtype = embedded[0].dtype if torch.is_autocast_enabled(weight.device.type) else weight.dtype
+            substitute, alone = self.substitute(modality, dtype), self.stand_in(modality)
+            embedded.append(runner.embed(self.model, rows, present[modality], substitute, self.training, alone))
+        dtype = embedded[0].dtype if torch.is_autocast_enabled(like.device.type) else like.dtype
         return torch.cat([embedding.to(dtype) for embedding in embedded], dim=-1)
+
+    def stand_in(self, modality: str) -> Tensor | None:
+        """What stands in the place of a missing embedding [1, e]; None where it is the substitute's."""
+        if self.missing_embedding == SUBSTITUTE:
+            return None
+        if self.missing_embedding == LEARNED:
+            return self.learned[modality][None]
+        return first_tensor(self.head).new_zeros(1, self.towers[modality].width(self.clip))
+
+    @torch.no_grad()
+    def embedded_missing(self, modality: str) -> Tensor:
+        """The embedding [1, e] of every row that lacks a modality, in eval, in the head's dtype."""
+        alone = self.stand_in(modality)
+        return self.embedded_substitute(modality) if alone is None else alone.detach()
+
+    @torch.no_grad()
+    def embedded_substitute(self, modality: str) -> Tensor:
+        """The embedding [1, e] of a substitute, in the head's dtype; in eval."""
+        with evaluating(self.model):
+            return self.embed_rows(modality, self.missing(modality)[None]).to(first_tensor(self.head).dtype)
+
+    def own_parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained beside the model, by name: "head.weight", "missing.image"."""
+        named = {f"head.{name}": parameter for name, parameter in self.head.named_parameters()}
+        return named | {f"missing.{modality}": parameter for modality, parameter in self.learned.items()}
+
+    @torch.no_grad()
+    def load_head(self, state: Mapping[str, Tensor]) -> None:
+        """Copy what `head_state` gave of a classifier of the same kind into this one."""
+        for name, target in self.head_state().items():
+            target.copy_(state[name])
+
+    def head_state(self) -> dict[str, Tensor]:
+        """Tensors of the head, and of what stands for missing embeddings where that is learned: what a file holds."""
+        learned = {f"missing.{modality}": parameter.detach() for modality, parameter in self.learned.items()}
+        return {**self.head.state_dict(), **learned}
 
 
 def batch_size(given: Mapping[str, Tensor | Hidden], towers: Iterable[str]) -> int:

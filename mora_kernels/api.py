@@ -32,9 +32,7 @@ def gram(factor: Tensor, backend: str = "auto") -> Tensor:
     """
     check_tensor("factor", factor, (None, None))
     if backend != "auto":
-        backends.explain(
-            backend, factor.device
-        )  # raises for one that is unknown or cannot run: they all compute the same
+        backends.explain(backend, factor.device)  # raises for one that cannot run here: all compute the same
     return numerics.gram(factor)
 
 
@@ -101,13 +99,13 @@ def mora_linear(
 ) -> Tensor:
     """y = dropout(x) W_eff^T + b, equation (2): what the adapted projection computes.
 
+    Arguments that are not listed are those of `effective_weight`.
+
     Args:
         x: [..., in]; leading dimensions are free, an empty batch is allowed.
         bias: b [out] or None.
         dropout_p: probability in [0, 1) of dropping an element of `x`, base path included; only when `training`.
         training: whether dropout acts.
-        weight, common, other_common, specific_a, specific_b, common_magnitude, specific_magnitude, alpha, backend,
-            common_out: as in `effective_weight`.
 
     Returns:
         [..., out] in the dtype `nn.Linear` would return: that of `x`, or autocast's where it is enabled.

@@ -67,7 +67,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ALLOCATORS:
         monkeypatch.setattr(torch, name, wrap(getattr(torch, name)))
-    for name in ("new_empty",):
+    for name in ("new_empty", "new_empty_strided"):
         monkeypatch.setattr(torch.Tensor, name, wrap(getattr(torch.Tensor, name)))
 
 

@@ -4,23 +4,31 @@ import functools
 
 import numpy as np
 import pytest
-from triton.language import block_type, pointer_type
+from triton._utils import validate_block_shape
+from triton.language import block_type, constexpr, pointer_type, tensor
+from triton.language import tuple as wrapped
 from triton.runtime import interpreter
 
 OPERATIONS = {"add": np.add, "sub": np.subtract, "mul": np.multiply}
 
 
 def quicken(patch: pytest.MonkeyPatch) -> None:
-    """Patch `triton.language` once a launch, name types once, and look for overflow in one step of numpy.
+    """Patch `triton.language` once a launch, name types and shapes once, look for overflow in one step of numpy.
 
-    Upstream, every call of a device function lists the whole of `triton.language` anew, and every sum of integers is
-    formed again by seven operators of the interpreter; whether it fits is then not asked unless in debugging.
+    Upstream, every call of a device function lists the whole of `triton.language` anew; every tensor wraps the sizes
+    of its shape one by one, and every operator compares them wrapped; and every sum of integers is formed again by
+    seven operators of the interpreter; whether it fits is then not asked unless in debugging.
     """
+    semantic = type(interpreter.interpreter_semantic)
     patch_once, launch_anew = once_a_launch(interpreter._patch_lang, interpreter.GridExecutor.__call__)
     patch.setattr(interpreter, "_patch_lang", patch_once)
     patch.setattr(interpreter.GridExecutor, "__call__", launch_anew)
     patch.setattr(interpreter, "_get_np_dtype", named_once(interpreter._get_np_dtype))
-    patch.setattr(type(interpreter.interpreter_semantic), "binary_op_sanitize_overflow_impl", fits)
+    patch.setattr(semantic, "binary_op_sanitize_overflow_impl", fits)
+    patch.setattr(semantic, "broadcast_impl_value", equal_shapes_first(semantic.broadcast_impl_value))
+    patch.setattr(block_type, "__init__", shaped)
+    patch.setattr(block_type, "name", property(lambda self: f"<{self.shape}, {self.element_ty}>"), raising=False)
+    patch.setattr(tensor, "__init__", filled)
 
 
 def named_once(name):
@@ -32,6 +40,46 @@ def named_once(name):
         return name(kind) if isinstance(kind, pointer_type) else scalar(kind)
 
     return of
+
+
+@functools.cache
+def validated(shape):
+    """(the shape of a type, of a tensor, the number of elements) as upstream makes them, once for each shape."""
+    kind = wrapped(list(shape))
+    return kind, wrapped([constexpr(size) for size in shape]), validate_block_shape(kind)
+
+
+def shaped(self, element_ty, shape) -> None:
+    """`block_type.__init__`."""
+    sizes = tuple(size.value if isinstance(size, constexpr) else size for size in shape)
+    if not sizes:
+        raise TypeError("0d block_type is forbidden")
+    self.element_ty = element_ty
+    self.shape, self.wrapped, self.numel = validated(sizes)
+
+
+NO_SIZES, ONE = wrapped([]), constexpr(1)
+
+
+def filled(self, handle, type) -> None:
+    """`tensor.__init__`."""
+    self.handle, self.type, self.dtype = handle, type, type.scalar
+    if type.is_block():
+        self.shape, self.numel = type.wrapped, constexpr(type.numel)
+    else:
+        self.shape, self.numel = NO_SIZES, ONE
+
+
+def equal_shapes_first(broadcast):
+    """Tensors of one shape are what upstream makes of them."""
+
+    def either(self, lhs, rhs):
+        one, other = lhs.type, rhs.type
+        if one.is_block() and other.is_block() and one.shape is other.shape:
+            return lhs, rhs
+        return broadcast(self, lhs, rhs)
+
+    return either
 
 
 def once_a_launch(patch, launch):

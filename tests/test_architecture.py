@@ -21,7 +21,7 @@ FLOORS = (
     ("mora.system",),
     ("mora.batch_norm", "mora.names", "mora.per_tower"),
     ("mora.config", "mora.tiny"),
-    ("mora.data", "mora.metrics"),
+    ("mora.data", "mora.metrics", "mora.patterns"),
     ("mora.start",),  # from here on what is put into a model
     ("mora.factors", "mora.shared_input"),
     ("mora.linear",),
@@ -31,12 +31,12 @@ FLOORS = (
     ("mora.first_step", "mora.liveness", "mora.pairing", "mora.summary", "mora.verify"),
     ("mora.patch",),
     ("mora.checkpoint",),
-    ("mora.savings",),
+    ("mora.heads", "mora.savings"),
     ("mora.classifier",),
     ("mora.runs",),
     ("mora.diagnosis",),
     ("mora.evaluation", "mora.training"),
-    ("mora.census", "mora.export"),
+    ("mora.census", "mora.export", "mora.sweeping"),
     ("mora.demo",),
     ("mora.cli",),
     ("mora",),  # the public names
@@ -106,7 +106,8 @@ def test_public_names():
     contract = {
         "MoraConfig", "PRESETS", "patch", "unpatch", "merge", "disabled", "adapter_parameters", "adapter_state_dict",
         "save_adapter", "load_adapter", "load_official", "save_official", "verify", "summary", "MoraLinear", "keeping",
-        "forget", "MissingModalityClassifier", "Hidden", "PrefixCache", "Savings", "Tower", "train", "__version__",
+        "forget", "MissingModalityClassifier", "Hidden", "PrefixCache", "Savings", "Sweep", "Tower",
+        "sweep", "train", "__version__",
         "diagnose", "Diagnosis",
     }  # fmt: skip
     assert set(mora.__all__) == contract

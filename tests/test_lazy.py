@@ -18,6 +18,7 @@ COMMANDS = [
     "data check",
     "data table",
     "train",
+    "sweep",
     "inspect",
     "evaluate",
     "predict",

@@ -7,9 +7,8 @@ the clock starts, as every epoch but the first has.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterable
-from pathlib import Path
+import functools
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mora
-from benchmarks import models
+from benchmarks import models, trained
 from benchmarks.case import Case, Provider, Shape
 from benchmarks.levels.attention import kept
+from benchmarks.providers import lora
 from benchmarks.providers.ours import why_not, within_keeping
 from benchmarks.sizes import DROPOUT, Scale
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING, missing_table
@@ -37,8 +37,7 @@ STEP_PROVIDERS = ("official", OFF, *PARTS, "patched, cached only", "patched, all
 PLAIN = "plain CLIP"
 KINDS = {"patched, 70 % both missing": "both", "patched, 70 % image missing": "image"}
 NOT_KEPT = {f"{name}, nothing kept": kind for name, kind in KINDS.items()}
-EPOCH_PROVIDERS = ("patched, savings off", "patched, savings on")
-PROVIDERS = (*STEP_PROVIDERS, PLAIN, *KINDS, *NOT_KEPT, *EPOCH_PROVIDERS)
+PROVIDERS = (*dict.fromkeys((*STEP_PROVIDERS, PLAIN, *KINDS, *NOT_KEPT, *trained.FIELDS)),)
 CLASSES, RATE, LONGEST = 101, 0.7, 24
 # Both towers in float32 against float64, relative L2; a gradient has passed through twelve blocks twice.
 TOLERANCE = {torch.float32: 1e-4}
@@ -49,11 +48,14 @@ def shapes(scale: Scale) -> list[Shape]:
     name = "toy" if scale.smoke else "ViT-B/16"
     step, inference = (8, 10) if scale.smoke else (8, 20) if scale.device == "cpu" else (256, 1000)
     common = {"library": "Hugging Face", "missing": RATE}
-    rows = 24 if scale.smoke else 640
+    epochs: list[Shape] = [{"model": "tiny", "rows": 24 if scale.smoke else 640, "batch": 32}]
+    if not scale.smoke:
+        rows, batch = (16, 8) if scale.device == "cpu" else (1024, 256)
+        epochs.append({"model": name, "rows": rows, "batch": batch})
     return [
         {"work": STEP, "model": name, **common, "batch": step, "dropout": DROPOUT},
         {"work": INFERENCE, "model": name, **common, "batch": inference},
-        {"work": EPOCH, "model": "tiny", "missing": RATE, "rows": rows, "batch": 32, "dropout": DROPOUT},
+        *({"work": EPOCH, "missing": RATE, "dropout": DROPOUT, **each} for each in epochs),
     ]
 
 
@@ -244,76 +246,9 @@ def eval_provider(
 
 def epoch(shape: Shape, scale: Scale) -> Case:
     """An epoch after the first, with its validation, on the built-in data."""
-    folder = tempfile.TemporaryDirectory()
-    off, on = (
-        Epoch(shape, scale, Path(folder.name) / name, **fields)
-        for name, fields in (("off", {"savings": "none", "cache": "off"}), ("on", {"cache": "memory"}))
-    )
-    oracle: Callable[[], Tensor] = lambda: off.logits(wide=True)  # noqa: E731
-    providers = {
-        name: trained.provider(oracle, folder) for name, trained in zip(EPOCH_PROVIDERS, (off, on), strict=True)
-    }
-    return Case(NAME, shape, EPOCH_PROVIDERS[0], providers, others(providers))
-
-
-class Epoch:
-    """A trainer whose rows are kept already, where it keeps any."""
-
-    def __init__(self, shape: Shape, scale: Scale, out: Path, **fields: Any) -> None:
-        from mora.system.signals import Stop
-        from mora.training import TrainConfig, Trainer
-        from mora.training.folder import RunFolder
-
-        config = TrainConfig.make(
-            data="openmoji", out=out, missing=f"both:{shape['missing']}", batch=shape["batch"], limit=shape["rows"],
-            epochs=10_000, dropout=shape["dropout"], device=scale.device, log_every=10_000, last_layers=2, lr=1e-5,
-            **fields,
-        )  # fmt: skip
-        self.trainer = Trainer(config, console=Quiet())
-        self.trainer.place = RunFolder(self.trainer.folder, False, self.trainer.accelerator, self.trainer.log)
-        self.trainer.place.__enter__()  # held as long as the process lives
-        self.trainer.place.open(self.trainer.description, self.trainer.engine, self.trainer.course)
-        self.trainer.stop = Stop()
-        self.trainer.keep_rows()
-        self.rows = min(8, shape["rows"])
-
-    def run(self) -> None:
-        """Every training row once, then validation."""
-        self.trainer.progress.done = 0
-        self.trainer.train_epoch()
-        self.trainer.engine.evaluate("validation", self.trainer.stop.asked)
-
-    def logits(self, wide: bool = False) -> Tensor:
-        """Logits of the first validation rows; `wide` by the official sequence of operations in float64."""
-        import copy
-
-        from benchmarks.providers.official import make_official
-
-        engine = self.trainer.engine
-        batch = engine.to_device(next(engine.batches("validation", [list(range(self.rows))])))
-        model = engine.model.eval()
-        with torch.no_grad():
-            if not wide:
-                return engine.forward(model, batch)
-            model = copy.deepcopy(model).double()
-            make_official(model.model)
-            return engine.forward(model, {**batch, "image": batch["image"].double()})
-
-    def provider(self, oracle: Callable[[], Tensor], folder: object) -> Provider:
-        """The epoch, after its logits were compared; `folder` is kept as long as the provider is."""
-
-        def check(folder: object = folder) -> None:
-            assert_parity("logits", self.logits(), oracle(), TOLERANCE)
-
-        owned = tuple(self.trainer.model.parameters())
-        run = within_keeping(self.trainer.model, self.run)  # as `Trainer.fit` does
-        return Provider(run, check, owned=lambda: owned, eager=False, capturable=False)
-
-
-class Quiet:
-    """A console that says nothing."""
-
-    is_terminal = False
-
-    def print(self, *_: object, **__: object) -> None:
-        """Nothing."""
+    absent = {trained.LORA: lora.ABSENT} if lora.ABSENT else {}
+    ways = {name: trained.Trained(name, shape, scale.device) for name in trained.FIELDS if name not in absent}
+    official = functools.cache(ways[trained.OFF].formula)
+    oracles = {name: ways[name].formula if name == trained.LORA else official for name in ways}
+    providers = {name: way.provider(oracles[name], TOLERANCE) for name, way in ways.items()}
+    return Case(NAME, shape, trained.OFFICIAL, providers, {**others(providers), **absent})

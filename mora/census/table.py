@@ -52,7 +52,7 @@ def markdown(rows: Sequence[Row]) -> str:
     lines = [f"**{total(rows)}**, each shrunk to two blocks on random weights ({of})."]
     for library in LIBRARIES:
         own = [row for row in rows if row.library == library]
-        lines += ["", f"### {library}", "", *table_of(own)] if own else []
+        lines += ["", f"## {library}", "", *table_of(own)] if own else []
     return "\n".join(lines)
 
 

@@ -139,6 +139,11 @@ def save_official(
     if config.variant != "official":
         raise ValueError(f"model: got variant {config.variant!r}, expected 'official': that format has no other")
     ranks = official_ranks(adapters)
+    if isinstance(classifier, nn.Module) and not isinstance(classifier, nn.Linear):
+        raise ValueError(
+            f"classifier: got a head of kind {type(classifier).__name__}, expected an nn.Linear: that format has no "
+            "other head"
+        )
     weight, bias = (classifier.weight, classifier.bias) if isinstance(classifier, nn.Linear) else classifier
     content: dict[str, Any] = {}
     ours = adapter_state_dict(model)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mora.cli import data, demo, doctor, evaluate, inspect, merge, predict, train
+from mora.cli import data, demo, doctor, evaluate, inspect, merge, predict, sweep, train
 from mora.cli.parser import Parser
 from mora.system.messages import one_line
 from mora.system.signals import heard
@@ -19,20 +19,14 @@ from mora.version import __version__
 
 # RuntimeError: what torch and the kernels say, in words, of devices and memory.
 FORESEEN = (ValueError, ImportError, OSError, RuntimeError)
-COMMANDS = (demo, data, train, inspect, evaluate, predict, merge, doctor)
+COMMANDS = (demo, data, train, sweep, inspect, evaluate, predict, merge, doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors of the user are one line on stderr and exit code 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     speak_any_encoding()
-    parser = Parser(prog="mora", description="Adapt a CLIP to samples that lack their image or their text.")
-    parser.add_argument("--version", action="version", version=f"mora-kernels {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="command", title="commands", parser_class=Parser)
-    for command in COMMANDS:
-        command.add(commands)
-    for declared in commands.choices.values():
-        declared.add_argument("--traceback", action="store_true", default=False, help="show where an error came from")
+    parser = make_parser()
     options = parser.parse_args(given)
     if options.command is None:
         parser.print_help()
@@ -59,6 +53,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mora {options.command}: {in_words(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def make_parser() -> Parser:
+    """The parser of `mora` with every subcommand, which docs/commands.md is made from."""
+    parser = Parser(prog="mora", description="Adapt a CLIP to samples that lack their image or their text.")
+    parser.add_argument("--version", action="version", version=f"mora-kernels {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="command", title="commands", parser_class=Parser)
+    for command in COMMANDS:
+        command.add(commands)
+    for declared in commands.choices.values():
+        declared.add_argument("--traceback", action="store_true", default=False, help="show where an error came from")
+    return parser
 
 
 def speak_any_encoding() -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Adapt a CLIP to a data set in which images or texts are missing, keep the best validation epoch and
 test it once. On several GPUs or machines: accelerate launch -m mora.cli train ..., or torchrun likewise."""
+NOT_FIELDS = ("run", "command", "traceback")
 EPILOG = """examples:
   mora train --data openmoji --out runs/first --missing both:0.7 --epochs 5
   mora train --data datasets/Food101 --out runs/food --backbone ViT-B-16-quickgelu --pretrained openai \\
@@ -36,16 +37,21 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--out", required=True, metavar="RUN", help="run folder to make")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in RUN")
-    parser.add_argument(
+    add_missing(parser)
+    add_model(parser.add_argument_group("model"))
+    add_recipe(parser.add_argument_group("recipe"))
+    add_machine(parser.add_argument_group("data and machine"))
+    parser.set_defaults(run=run)
+
+
+def add_missing(group: Any) -> None:
+    """What is taken away."""
+    group.add_argument(
         "--missing",
         metavar="M",
         help="simulated absence: both:0.7, text:R, image:R (R: the share that is MISSING), a table's file, or several: "
         "train=both:0.7,validation=both:0.7,test=image:0.5 (default: none)",
     )
-    add_model(parser.add_argument_group("model"))
-    add_recipe(parser.add_argument_group("recipe"))
-    add_machine(parser.add_argument_group("data and machine"))
-    parser.set_defaults(run=run)
 
 
 def add_model(group: Any) -> None:
@@ -54,7 +60,16 @@ def add_model(group: Any) -> None:
     group.add_argument("--pretrained", metavar="TAG", help="open_clip's tag (openai ...) or a file of weights")
     group.add_argument("--preset", metavar="P", help="published recipe: mmimdb, food101 or hateful_memes")
     group.add_argument(
-        "--method", metavar="M", help="mora (default), mora-no-gram, mora-no-specific, lora, dora, bitfit or linear"
+        "--method",
+        metavar="M",
+        help="mora (default), mora-no-gram, mora-no-specific, lora, dora, bitfit, last-block, linear or zero-shot",
+    )
+    group.add_argument("--head", metavar="H", help="linear (default), pattern-bias or prototypes: docs/training.md")
+    group.add_argument(
+        "--missing-embedding",
+        metavar="E",
+        help="in the place of a missing one: that of a white image or an empty text (substitute, default), learned or "
+        "zero",
     )
     group.add_argument(
         "--rank", nargs="+", metavar="R", help="rank of the adapters, 4 (default), or by tower: image=8 text=4"
@@ -138,7 +153,7 @@ def run(options: argparse.Namespace, command: str) -> None:
     """Run `mora train`; ValueError, ImportError or OSError for what the user can mend."""
     from mora.training import train
 
-    given = {name: value for name, value in vars(options).items() if name not in ("run", "command", "traceback")}
+    given = {name: value for name, value in vars(options).items() if name not in NOT_FIELDS}
     for name in ("rank", "alpha", "targets", "last_layers", "layers"):
         if name in given:
             given[name] = one_or_each(name, given[name])

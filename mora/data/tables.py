@@ -177,7 +177,7 @@ def table_digest(values: Tensor, metadata: Mapping[str, str]) -> str:
     return digest(values.numpy().tobytes() + json.dumps(rest).encode())
 
 
-def save_table(table: MissingTable, folder: Path) -> Path:
+def save_table(table: MissingTable, folder: str | Path) -> Path:
     """Write a drawn table as safetensors under `file_name`; everything it depends on is in the file's metadata."""
     if table.seed is None or table.fingerprint is None:
         raise ValueError("table: got one that was read from a published file, expected one from draw_table")
@@ -195,7 +195,7 @@ def save_table(table: MissingTable, folder: Path) -> Path:
         "values": "0 complete, 1 text missing, 2 image missing; the rate counts what is missing",
     }
     metadata["sha256"] = table_digest(values, metadata)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / table.file_name
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    path = Path(folder) / table.file_name
     write_bytes(path, pack_tensors({"missing": values}, metadata))
     return path

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from mora.demo.run import with_bar
-from mora.demo.runs import Job
-from mora.demo.settings import CHOSEN, METHODS, Choice, Settings
+from mora.demo.runs import ROWS
+from mora.demo.settings import METHODS, Settings
 from mora.runs.methods import MORA_VARIANTS
+from mora.sweeping.sweep import Sweep
 from mora.system.files import write_json
 from mora.system.machine import versions
 
@@ -28,45 +27,26 @@ LORA_RATES, MORA_RATES = (1e-3, 3e-3, 1e-2, 3e-2), (3e-3, 1e-2, 3e-2, 1e-1)
 MORA_SCALES, LORA_SCALES = (0.001, 0.01, 0.1), (1.0, 2.0, 4.0)
 
 
-class Cell(NamedTuple):
-    """One setting to try, with the seeds that try it."""
-
-    method: str
-    settings: Settings
-    seeds: tuple[int, ...]
-
-
-def cells_of(methods: tuple[str, ...], given: Settings) -> list[Cell]:
-    """Every cell: the head's for "frozen", twelve for each other method."""
-    cells = []
-    for method in methods:
-        if method == "frozen":
-            settings = [replace(given, head_learning_rate=rate) for rate in HEAD_LEARNING_RATES]
-            cells += [Cell(method, one, HEAD_SEEDS) for one in settings]
-            continue
-        ours = method in MORA_VARIANTS
-        for rate in MORA_RATES if ours else LORA_RATES:
-            for scale in MORA_SCALES if ours else LORA_SCALES:
-                choices = {**CHOSEN, method: Choice(rate, scale)}
-                cells.append(Cell(method, replace(given, choices=choices), SEEDS))
-    return cells
+def plan_of(method: str, given: Settings, place: Path) -> Sweep:
+    """What is tried with one method, in `place`: three settings for "frozen", twelve for each other one."""
+    base = given.config(method, 0, place / method, place / ROWS)
+    if method == "frozen":
+        return Sweep(base, {"head_lr": HEAD_LEARNING_RATES}, HEAD_SEEDS)
+    ours = method in MORA_VARIANTS
+    scales = {"alpha": MORA_SCALES} if ours else {"lora_scale": LORA_SCALES}
+    return Sweep(base, {"lr": MORA_RATES if ours else LORA_RATES, **scales}, SEEDS)
 
 
-def search(cells: list[Cell], jobs_at_once: int) -> list[dict[str, Any]]:
-    """Per cell: method, learning rate, scale, and the mean over its seeds of the best validation accuracy, in %."""
-    from rich.console import Console
-
-    jobs = [Job(cell.settings, cell.method, seed, tested=False) for cell in cells for seed in cell.seeds]
-    with tempfile.TemporaryDirectory(prefix="mora-grid-") as place:
-        runs = iter(with_bar(Console(), jobs, Path(place), jobs_at_once))
+def search(methods: tuple[str, ...], given: Settings) -> list[dict[str, Any]]:
+    """Per setting: method, learning rate, scale, and the mean over its seeds of the best validation accuracy, in %."""
     results = []
-    for cell in cells:
-        accuracy = sum(next(runs).best for _ in cell.seeds) / len(cell.seeds)
-        rate, scale = cell.settings.choice(cell.method)
-        rate = rate or cell.settings.head_learning_rate
-        results.append(
-            {"method": cell.method, "learning_rate": rate, "scale": scale, "accuracy": round(100 * accuracy, 1)}
-        )
+    with tempfile.TemporaryDirectory(prefix="mora-grid-") as place:
+        for method in methods:
+            outcome = plan_of(method, given, Path(place)).run(given.jobs, test=False)
+            for setting in outcome.settings:
+                rate, scale = [*setting.values.values(), 0.0][:2]
+                accuracy = None if setting.spread is None else round(100 * setting.spread.mean, 1)
+                results.append({"method": method, "learning_rate": rate, "scale": scale, "accuracy": accuracy})
     return results
 
 
@@ -79,7 +59,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     given = parser.parse_args()
-    results = search(cells_of(tuple(given.methods), Settings(epochs=given.epochs, limit=given.limit)), given.jobs)
+    settings = Settings(epochs=given.epochs, limit=given.limit, jobs=given.jobs)
+    results = search(tuple(given.methods), settings)
     found = {
         "command": "python -m mora.demo.grid",
         "versions": versions(),

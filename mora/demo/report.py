@@ -10,12 +10,12 @@ import torch
 
 from mora.data.tables import table_seed
 from mora.demo.outcome import Outcome, count, remarks
-from mora.demo.settings import LABELS, cores
+from mora.demo.settings import LABELS
 from mora.evaluation.report import print_table as print_any
-from mora.evaluation.tables import Table
+from mora.evaluation.tables import Table, by_pattern
 from mora.metrics import spread
 from mora.runs.methods import MORA_VARIANTS
-from mora.system.machine import installed
+from mora.system.machine import cores, installed
 from mora.system.markup import code
 from mora.version import __version__
 
@@ -85,6 +85,8 @@ def results(outcome: Outcome) -> str:
         "Mean accuracy over the classes, in %:",
         Table("", ["method", *columns.values()], macro, set()).markdown(),
     ]
+    if (apart := by_pattern(outcome.results)) is not None:
+        parts += ["By what a row has, in %:", apart.markdown()]
     return "\n\n".join(parts)
 
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import json
-import multiprocessing
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import torch
 
 from mora.data.dataset import Dataset
 from mora.data.open import open_dataset
@@ -21,21 +17,20 @@ from mora.demo.settings import DATA, LABELS, Settings
 from mora.evaluation.grid import Result, cells, conditions_of
 from mora.runs.run import METRICS, load_run
 from mora.savings import PrefixCache, sample_parts
+from mora.sweeping.workers import LostProcessError, each
 from mora.training.batches import Inputs
 from mora.training.trainer import Trainer
 
 KINDS = ("image", "text", "both")  # what the test part lacks, beside nothing
-PRELOADED = ("accelerate", "open_clip", "peft", "torchmetrics.classification")
 ROWS = "rows"  # the folder of the frozen blocks' rows, which all runs share
 
 
 class Job(NamedTuple):
-    """One run to do: settings (they may differ between the jobs of a grid), method, seed, and whether it is tested."""
+    """One run to do."""
 
     settings: Settings
     method: str
     seed: int
-    tested: bool = True
 
 
 @dataclass(frozen=True)
@@ -94,12 +89,12 @@ def train(job: Job, place: Path) -> Run:
         method=job.method,
         seed=job.seed,
         folder=folder,
-        parameters=result.parameters - sum(p.numel() for p in trainer.model.head.parameters()),
+        parameters=result.parameters - sum(p.numel() for p in trainer.model.own_parameters().values()),
         losses=[epoch["loss"] for epoch in epochs],
         validation=[epoch["validation"][trainer.task.metric] for epoch in epochs],
         best_epoch=result.best_epoch,
         seconds=result.seconds,
-        results=score(job, folder, place / ROWS) if job.tested else [],
+        results=score(job, folder, place / ROWS),
     )
 
 
@@ -116,47 +111,19 @@ def score(job: Job, folder: Path, rows: Path) -> list[Result]:
     return cells(run, dataset, conditions(job.settings), seeds, label=LABELS[job.method], cache=cache)
 
 
-@contextmanager
-def one_thread(device: str) -> Iterator[None]:
-    """PyTorch on one CPU thread within the block; on a GPU nothing changes."""
-    before = torch.get_num_threads()
-    try:
-        if device == "cpu":
-            torch.set_num_threads(1)
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def starting() -> Any:
-    """How processes start: from one that has imported everything, where the system can; importing takes long."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, *PRELOADED])
-    return context
-
-
 def train_all(jobs: list[Job], place: Path, at_once: int, told: Callable[[Run], Any]) -> list[Run]:
     """Every job's run, in order; `told` hears of each when it is over.
 
     On the CPU there are `at_once` processes, a thread each, so that results do not depend on how many ran beside them;
-    with one, or on a GPU, jobs run here one after another.
+    with one, or on a GPU, jobs run here one after another. Raises ChildProcessError when a process died.
     """
-    device = jobs[0].settings.device
-    at_once = min(at_once, len(jobs)) if device == "cpu" else 1
-    if at_once == 1:
-        runs = []
-        with one_thread(device):
-            for job in jobs:
-                runs.append(train(job, place))
-                told(runs[-1])
-        return runs
-    pool = concurrent.futures.ProcessPoolExecutor(at_once, starting(), torch.set_num_threads, (1,))
-    try:
-        futures = [pool.submit(train, job, place) for job in jobs]
-        for future in concurrent.futures.as_completed(futures):
-            told(future.result())
-        return [future.result() for future in futures]
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    cpu = jobs[0].settings.device == "cpu"
+    runs: dict[int, Run] = {}
+    for number, run in each(
+        partial(train, place=place), jobs, min(at_once, len(jobs)) if cpu else 1, 1 if cpu else None
+    ):
+        if isinstance(run, LostProcessError):
+            raise run
+        runs[number] = run
+        told(run)
+    return [runs[number] for number in range(len(jobs))]

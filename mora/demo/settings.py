@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ from mora.config import MoraConfig
 from mora.data.missing import KINDS
 from mora.runs.methods import MORA_VARIANTS
 from mora.system.checks import one_of
+from mora.system.machine import cores
 from mora.training.config import TrainConfig
 
 DATA = "openmoji"
@@ -45,12 +45,6 @@ LABELS = {
     "mora-no-gram": "MoRA, no Gram",
     "mora-no-specific": "MoRA, no specific",
 }
-
-
-def cores() -> int:
-    """CPU cores this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from mora.classifier import MissingModalityClassifier
 from mora.data.dataset import Dataset, Sample
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
 from mora.data.views import Corrupted
+from mora.heads import classify, first_tensor
 from mora.keeping import keeping
 from mora.savings import Hidden, PrefixCache
 from mora.system.workers import leave_signals
@@ -72,7 +73,7 @@ class Embeddings:
         image_row: int64 [N], the row of `image` that each sample shows.
         labels: int64 [N] or float32 [N, C].
         groups: int64 [N] where several samples show one image, else None.
-        head: the classifier's linear layer.
+        head: the classifier's.
     """
 
     image: Tensor
@@ -80,7 +81,7 @@ class Embeddings:
     image_row: Tensor
     labels: Tensor
     groups: Tensor | None
-    head: nn.Linear
+    head: nn.Module
 
     def __len__(self) -> int:
         return len(self.image_row)
@@ -91,12 +92,14 @@ class Embeddings:
 
         `lacks` [N] says what each sample lacks: 0 nothing, 1 its text, 2 its image; see `mora.data.per_sample`.
         """
-        device = self.head.weight.device
+        device = first_tensor(self.head).device
         for index in torch.arange(len(self)).split(HEAD_ROWS):
             image = self.image_row[index].masked_fill(lacks[index] == IMAGE_MISSING, len(self.image) - 1)
             text = index.masked_fill(lacks[index] == TEXT_MISSING, len(self.text) - 1)
             features = torch.cat([self.image[image], self.text[text]], dim=-1)
-            yield index, self.head(features.to(device))
+            present = {"image": lacks[index] != IMAGE_MISSING, "text": lacks[index] != TEXT_MISSING}
+            there = {modality: mask.to(device) for modality, mask in present.items()}
+            yield index, classify(self.head, features.to(device), there)
 
 
 @torch.no_grad()
@@ -125,8 +128,8 @@ def embed(
     wanted = first_of_each(image_row, available != IMAGE_MISSING)
     there = {"image": wanted, "text": available != TEXT_MISSING}
     with keeping(model):
-        image = substitute(model, "image").repeat(int(image_row.max()) + 2, 1)
-        text = substitute(model, "text").repeat(len(dataset) + 1, 1)
+        image = model.embedded_missing("image").cpu().repeat(int(image_row.max()) + 2, 1)
+        text = model.embedded_missing("text").cpu().repeat(len(dataset) + 1, 1)
         batches = read(run, dataset, there, batch, workers) if cache is None else kept(cache, there, batch)
         for count, rows in batches:
             for modality, (index, given) in rows.items():
@@ -190,13 +193,8 @@ def first_of_each(rows: Tensor, there: Tensor) -> Tensor:
 
 def tower(model: MissingModalityClassifier, modality: str, rows: Tensor | Hidden) -> Tensor:
     """Embeddings [B, e] of one modality in the head's dtype, on the CPU."""
-    weight = model.head.weight
-    return model.embed_rows(modality, rows.to(weight.device)).to("cpu", weight.dtype)
-
-
-def substitute(model: MissingModalityClassifier, modality: str) -> Tensor:
-    """The embedding [1, e] of what stands for a missing image or text."""
-    return tower(model, modality, model.missing(modality)[None])
+    like = first_tensor(model.head)
+    return model.embed_rows(modality, rows.to(like.device)).to("cpu", like.dtype)
 
 
 def check_presence(dataset: Dataset, samples: list[Prepared], there: Mapping[str, Tensor]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from mora.data.dataset import Dataset
@@ -13,6 +15,7 @@ from mora.data.missing import COMPLETE, IMAGE_MISSING, KINDS, TEXT_MISSING
 from mora.data.tables import Missing, MissingTable, draw_table, per_sample
 from mora.evaluation.embeddings import Embeddings, embed
 from mora.metrics import Metric
+from mora.patterns import scores_by_pattern
 from mora.savings import PrefixCache
 from mora.system.files import digest
 
@@ -41,6 +44,7 @@ class Result:
         metric: name of the headline figure.
         figures: every figure by name, a share of 1.
         lacks_sha256: of what each sample lacked.
+        patterns: by presence pattern ("complete", "image only", "text only"), its "rows" and their figures.
     """
 
     model: str
@@ -59,6 +63,7 @@ class Result:
     metric: str
     figures: dict[str, float]
     lacks_sha256: str
+    patterns: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def value(self) -> float:
@@ -172,10 +177,10 @@ def score(
     label: str | None,
 ) -> Result:
     """The result of one table, and of what each sample lacks under it."""
-    metric = Metric(run.metric, len(run.classes), run.multi_label)
-    for index, logits in embeddings.logits(lacks):
-        groups = None if embeddings.groups is None else embeddings.groups[index]
-        metric.update(logits, embeddings.labels[index], groups)
+    new = partial(Metric, run.metric, len(run.classes), run.multi_label)
+    logits = torch.cat([part.float().cpu() for _, part in embeddings.logits(lacks)])
+    metric, there = new(), {"image": lacks != IMAGE_MISSING, "text": lacks != TEXT_MISSING}
+    metric.update(logits, embeddings.labels, embeddings.groups)
     counts = {value: int((lacks == value).sum()) for value in (COMPLETE, TEXT_MISSING, IMAGE_MISSING)}
     missing = table.missing
     return Result(
@@ -195,6 +200,7 @@ def score(
         metric=run.metric,
         figures=metric.compute(),
         lacks_sha256=digest(lacks.numpy().tobytes()),
+        patterns=scores_by_pattern(new, logits, embeddings.labels, there, embeddings.groups),
     )
 
 

@@ -71,7 +71,7 @@ def predict(
         check_text(text)
     if top is not None and (not is_whole(top) or top < 1):
         raise ValueError(f"top: got {top!r}, expected a whole number of at least 1")
-    device = run.model.head.weight.device
+    device = run.model.device
     logits = run.model.eval()(
         None if image is None else run.preprocess(read(image))[None].to(device),
         None if text is None else run.tokenize([text]).to(device),

@@ -13,7 +13,8 @@ from typing import Any
 from mora.data.missing import KINDS
 from mora.evaluation import plot
 from mora.evaluation.grid import NOTHING, Result
-from mora.evaluation.tables import Summary, Table, everything, percent, tables
+from mora.evaluation.tables import Summary, Table, by_pattern, everything, percent, tables
+from mora.patterns import names_in
 from mora.system.folders import write_together
 from mora.system.machine import versions
 from mora.system.markup import cell, code, plain
@@ -61,16 +62,18 @@ def write(evaluation: Evaluation, folder: Path) -> list[Path]:
 
 def as_csv(evaluation: Evaluation) -> str:
     """A row per model, condition and seed; every figure in a column of its own, as a share of 1."""
-    figures = Summary(evaluation.results).figures()
+    figures, patterns = Summary(evaluation.results).figures(), names_in(r.patterns for r in evaluation.results)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*COLUMNS, *figures, "lacks_sha256"])
+    apart = [f"value_{name.replace(' ', '_').replace(',', '')}" for name in patterns]
+    writer.writerow([*COLUMNS, *figures, *apart, "lacks_sha256"])
     for r in evaluation.results:
         fixed = (
             cell(r.model), r.method, cell(r.data), r.split, r.kind, r.rate, r.both_ratio, r.seed,
             r.table and cell(r.table), r.rows, r.complete, r.text_missing, r.image_missing, r.metric, r.value,
         )  # fmt: skip
-        writer.writerow([*fixed, *(r.figures.get(name) for name in figures), r.lacks_sha256])
+        own = [r.patterns.get(name, {}).get(r.metric) for name in patterns]
+        writer.writerow([*fixed, *(r.figures.get(name) for name in figures), *own, r.lacks_sha256])
     return text.getvalue()
 
 
@@ -115,6 +118,8 @@ def markdown(evaluation: Evaluation) -> str:
     main = tables(evaluation.results)
     parts.append("\n\n".join(f"## {capital(table.title)}\n\n{table.markdown()}" for table in main))
     parts.append(reading(evaluation, any(table.best for table in main)))
+    if (apart := by_pattern(evaluation.results)) is not None:
+        parts.append(f"## {capital(apart.title)}\n\n{apart.markdown()}")
     parts.append(f"## Every figure\n\n{everything(evaluation.results).markdown()}")
     parts.append(f"## Models\n\n{models_table(evaluation).markdown()}")
     parts.append(provenance(evaluation))
@@ -207,7 +212,8 @@ def capital(text: str) -> str:
 def print_tables(console: Any, evaluation: Evaluation) -> None:
     """The main tables in the terminal, the best of each column in bold."""
     console.print(printable(f"{title(evaluation)}; {spread_of(evaluation)}"), highlight=False, markup=False)
-    for table in tables(evaluation.results):
+    apart = by_pattern(evaluation.results)
+    for table in [*tables(evaluation.results), *([] if apart is None else [apart])]:
         console.print(f"\n{capital(table.title)}", highlight=False)
         print_table(console, table._replace(headings=[name.replace(" % ", " %\n") for name in table.headings]))
     for line in changed(evaluation):

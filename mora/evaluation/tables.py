@@ -9,6 +9,7 @@ from mora.data.missing import KINDS
 from mora.data.tables import Missing
 from mora.evaluation.grid import NOTHING, Result
 from mora.metrics import Spread, spread
+from mora.patterns import names_in
 from mora.system.markup import plain
 
 FIGURES = {
@@ -184,6 +185,24 @@ def everything(results: Sequence[Result]) -> Table:
             ]
         )
     return Table("Every figure", headings, rows, set(), words=2 if several else 1)
+
+
+def by_pattern(results: Sequence[Result]) -> Table | None:
+    """The headline figure of the rows of each presence pattern; None where all rows have the same."""
+    summary, names = Summary(results), names_in(result.patterns for result in results)
+    if len(names) < 2:
+        return None
+    several = len(summary.models) > 1
+    rows = []
+    for (model, kind, rate), cell in summary.cells.items():
+        shown = []
+        for name in names:
+            values = [r.patterns[name][r.metric] for r in cell if r.metric in r.patterns.get(name, {})]
+            shown.append(show(spread(values) if values else None, len(values)))
+        share = "" if kind == NOTHING else f"{100 * rate:g} %"
+        rows.append([*([model] if several else []), lacking(kind), share, *shown])
+    headings = [*(["model"] if several else []), "what is missing", "of the rows", *names]
+    return Table(f"{FIGURES[summary.metric]}: by what a row has", headings, rows, set(), words=2 if several else 1)
 
 
 def percentages(rates: Sequence[float]) -> list[str]:

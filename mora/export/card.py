@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from mora.evaluation.tables import FIGURES, Table, percent
 from mora.export.formats import HUGGING_FACE, MERGES, merges_of
+from mora.export.head_code import head_code
+from mora.patterns import names_in
 from mora.runs.backbone import TINY
+from mora.runs.methods import UNSIZED
 from mora.system.markup import Markdown, code, plain
 from mora.system.messages import printable
 
@@ -25,7 +28,7 @@ tokenizer = open_clip.get_tokenizer(f"local-dir:{{folder}}"{merges})
 image = preprocess(Image.new("RGB", (640, 640), "white"))[None]  # your image; a missing one is white
 text = tokenizer(["a text"])  # your text; a missing one is ""{policy}
 with torch.no_grad():
-    features = torch.cat([clip.eval().encode_image(image), clip.encode_text(text)], dim=-1)
+    parts = [clip.eval().encode_image(image), clip.encode_text(text)]
 """
 HUGGING_FACE_CODE = """import json, torch
 from PIL import Image
@@ -37,12 +40,9 @@ clip, tokenizer = CLIPModel.from_pretrained(folder), CLIPTokenizer.from_pretrain
 image = CLIPImageProcessor.from_pretrained(folder)(Image.new("RGB", (640, 640), "white"), return_tensors="pt")
 text = tokenizer(["a text"], padding="max_length", truncation=True, return_tensors="pt")["input_ids"]{policy}
 with torch.no_grad():  # a missing image is white, a missing text is ""
-    outputs = clip.get_image_features(**image), clip.get_text_features(text)
-features = torch.cat([output.pooler_output for output in outputs], dim=-1)
+    parts = [clip.get_image_features(**image).pooler_output, clip.get_text_features(text).pooler_output]
 """
-HEAD_CODE = """head = load_file(f"{folder}/classifier.safetensors")
-logits = features @ head["weight"].T + head["bias"]
-classes = json.load(open(f"{folder}/classifier.json"))["classes"]
+CLASSES_CODE = """classes = json.load(open(f"{folder}/classifier.json"))["classes"]
 """
 ANSWERS = {
     False: "print(classes[logits.argmax()])",
@@ -65,14 +65,14 @@ DATA_LICENCES = {
 }
 
 
-def snippet(library: str, multi_label: bool, token_policy: str, merges: bool) -> str:
+def snippet(library: str, multi_label: bool, token_policy: str, merges: bool, head: str, missing_embedding: str) -> str:
     """The code that loads the folder and classifies one sample."""
     policy = POLICY if token_policy == "official" else ""
     if library == HUGGING_FACE:
         program = HUGGING_FACE_CODE.format(policy=policy)
     else:
         program = OPEN_CLIP_CODE.format(policy=policy, merges=f', bpe_path=f"{{folder}}/{MERGES}"' if merges else "")
-    return program + HEAD_CODE + ANSWERS[multi_label]
+    return program + head_code(head, missing_embedding) + CLASSES_CODE + ANSWERS[multi_label]
 
 
 def model_card(run: LoadedRun, about: dict[str, Any]) -> str:
@@ -83,11 +83,12 @@ def model_card(run: LoadedRun, about: dict[str, Any]) -> str:
     library = "transformers" if about["library"] == HUGGING_FACE else "open_clip"
     front = f"---\nlicense: {hub}\nlibrary_name: {library}\ntags:\n- clip\n- missing-modality\n- mora\n---"
     merges = merges_of(run.backbone) is not None
-    program = snippet(about["library"], run.multi_label, about["token_policy"], merges)
+    kinds = about["head"], about["missing_embedding"]
+    program = snippet(about["library"], run.multi_label, about["token_policy"], merges, *kinds)
     parts = [
         front,
         f"# {name}: {plain(backbone)}, adapted by {run.method}, merged",
-        f"A plain CLIP and a linear head that sort samples into {len(run.classes)} classes of {name}"
+        f"A plain CLIP and a head ({about['head']}) that sort samples into {len(run.classes)} classes of {name}"
         f"{', several per sample' if run.multi_label else ''}, when the image or the text may be missing. The adapters "
         "are folded into the weights: nothing of mora is needed to use it.",
         f"## Use\n\n```python\n{program}\n```",
@@ -138,6 +139,10 @@ def scores(run: LoadedRun, about: dict[str, Any]) -> str:
         [FIGURES.get(name, name), *(f"{100 * f[name]:.2f}" if name in f else "" for f in parts.values())]
         for name in names
     ]
+    metric, apart = run.metric, about["by_pattern"]
+    for name in names_in(apart.values()):
+        values = [apart.get(part, {}).get(name, {}).get(metric) for part in parts]
+        rows.append([f"{FIGURES[metric]}, {name}", *("" if v is None else f"{100 * v:.2f}" for v in values)])
     table = Table("Scores", ["in %", *parts], rows, set()).markdown()
     return f"{table}\n\nThe validation part chose the epoch ({about['best_epoch']}), so it is optimistic; one training."
 
@@ -146,7 +151,7 @@ def training(run: LoadedRun) -> Table:
     """Method and recipe."""
     adapters, recipe = run.mora_config.to_dict(), run.config.get("train", {})
     rows = [["method", run.method]]
-    if run.method not in ("linear", "bitfit"):
+    if run.method not in UNSIZED:
         blocks = (
             f"last {adapters['last_layers']}" if adapters["first_layer"] is None else f"{adapters['first_layer']} on"
         )
@@ -170,6 +175,7 @@ def training(run: LoadedRun) -> Table:
     wanted = ("epochs", "batch", "accumulation", "lr", "head_lr", "weight_decay", "warmup", "precision", "seed")
     rows += [[name.replace("_", " "), str(recipe[name])[:40]] for name in wanted if recipe.get(name) is not None]
     rows += [[name.replace("_", " "), str(recipe[name])[:40]] for name in ("patches", "word_drop") if recipe.get(name)]
+    rows += [["head", run.model.head_kind], ["missing embedding", run.model.missing_embedding]]
     rows += [["token policy", run.config["token_policy"]], ["processes", str(run.config.get("processes", 1))]]
     return Table("Training", ["", "value"], rows, set(), words=2)
 

@@ -13,9 +13,11 @@ from mora.classifier import MissingModalityClassifier
 from mora.export import card
 from mora.export.formats import FORMATS, OPEN_CLIP, READERS, WRITERS
 from mora.metrics import THRESHOLD
+from mora.patterns import patterns_of
 from mora.runs.backbone import Backbone
 from mora.runs.methods import fold
 from mora.runs.run import RESULT, LoadedRun, load_run
+from mora.runs.stored import each, is_figures
 from mora.system.checks import one_of
 from mora.system.files import pack_tensors, read_json, write_bytes, write_json
 from mora.system.folders import remove_leftovers, whole_folder
@@ -63,7 +65,7 @@ def merge_into(folder: Path, model: str | os.PathLike[str] | LoadedRun, format: 
     adapted = patterns(run.model, image, text)
     plain = fold(run.model.model, run.method, run.mora_config)
     with whole_folder(folder) as work:
-        found = write_plain(work, plain, run.model.head, run.backbone, format, adapted, image, text)
+        found = write_plain(work, plain, run.model, run.backbone, format, adapted, image, text)
         about = description(run, format, found)
         write_json(work / ABOUT, about)
         write_bytes(work / CARD, card.model_card(run, about).encode())
@@ -81,7 +83,7 @@ def check_free(folder: Path) -> None:
 def write_plain(
     folder: Path,
     plain: nn.Module,
-    head: nn.Linear,
+    classifier: MissingModalityClassifier,
     backbone: Backbone,
     format: str,
     adapted: Tensor,
@@ -93,10 +95,17 @@ def write_plain(
     Raises ValueError when they are farther than `TOLERANCE` allows.
     """
     WRITERS[format](folder, plain, backbone)
-    write_bytes(folder / HEAD, pack_tensors(head.state_dict(), {"format": "pt"}))
+    write_bytes(folder / HEAD, pack_tensors(classifier.head_state(), {"format": "pt"}))
     loaded = READERS[format](folder, backbone)
-    again = MissingModalityClassifier(loaded.model, head.out_features, loaded.missing_image, loaded.empty_text).eval()
-    again.head.load_state_dict(head.state_dict())
+    again = MissingModalityClassifier(
+        loaded.model,
+        classifier.num_classes,
+        loaded.missing_image,
+        loaded.empty_text,
+        head=classifier.head_kind,
+        missing_embedding=classifier.missing_embedding,
+    ).eval()
+    again.load_head(classifier.head_state())
     logits = patterns(again, image.cpu(), text.cpu())
     found = {
         "max_difference": float((logits - adapted).abs().max()),
@@ -114,7 +123,7 @@ def write_plain(
 
 def probes(model: MissingModalityClassifier) -> tuple[Tensor, Tensor]:
     """Random images [8, 3, H, W] and texts [8, L], always the same."""
-    device = model.head.weight.device
+    device = model.device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         image, text = (model.towers[modality].random(model.model, PROBES) for modality in ("image", "text"))
@@ -130,7 +139,8 @@ def patterns(model: MissingModalityClassifier, image: Tensor, text: Tensor) -> T
 
 def description(run: LoadedRun, format: str, found: dict[str, Any]) -> dict[str, Any]:
     """The content of classifier.json: what is needed to use the model, and where it comes from."""
-    result = run.folder / RESULT
+    finished = read_json(run.folder / RESULT) if (run.folder / RESULT).is_file() else {}
+    apart = finished.get("patterns", {})
     here = ("out", "cache_folder")  # of this machine
     training = {name: value for name, value in run.config.get("train", {}).items() if name not in here}
     return {
@@ -141,12 +151,16 @@ def description(run: LoadedRun, format: str, found: dict[str, Any]) -> dict[str,
         "threshold": THRESHOLD if run.multi_label else None,
         "metric": run.metric,
         "features": "[image embedding; text embedding], projected, not normalised",
+        "head": run.model.head_kind,
+        "patterns": [list(pattern) for pattern in patterns_of(run.model.towers)],
+        "missing_embedding": run.model.missing_embedding,
         "missing_image": "a white image",
         "missing_text": "",
         "token_policy": run.config["token_policy"],
         "best_epoch": run.result.get("epoch"),
         "validation": run.result.get("validation", {}),
-        "test": read_json(result).get("test") if result.is_file() else None,
+        "test": finished.get("test"),
+        "by_pattern": apart if each(each(is_figures))(apart) else {},
         "merged_against_adapted": found,
         "mora_version": __version__,
         "run": {**run.config, "train": training},

@@ -17,7 +17,9 @@ from mora.towers.find import towers_of
 from mora.towers.slots import Slot
 
 MORA_VARIANTS = {"mora": "official", "mora-no-gram": "no-gram", "mora-no-specific": "no-specific"}
-METHODS = ("linear", "lora", "dora", "bitfit", *MORA_VARIANTS)
+ZERO_SHOT, LINEAR, BITFIT, LAST_BLOCK = "zero-shot", "linear", "bitfit", "last-block"
+UNSIZED = (ZERO_SHOT, LINEAR, BITFIT, LAST_BLOCK)  # ranks, targets and blocks of the configuration mean nothing to them
+METHODS = (LINEAR, "lora", "dora", BITFIT, LAST_BLOCK, *MORA_VARIANTS, ZERO_SHOT)
 
 
 def adapt(model: Any, method: str, config: MoraConfig, lora_scale: float = 1.0) -> dict[str, nn.Parameter]:
@@ -27,8 +29,9 @@ def adapt(model: Any, method: str, config: MoraConfig, lora_scale: float = 1.0) 
 
     Args:
         model: an open_clip or Hugging Face CLIP, not patched.
-        method: "linear" trains nothing here (the head alone); "lora" and "dora" are PEFT's, on the projections and at
-            the ranks of `config`; "bitfit" trains every bias of both towers; "mora" and its ablations are `mora.patch`.
+        method: "linear" trains nothing here (the head alone), "zero-shot" nor a head; "lora" and "dora" are PEFT's, on
+            the projections and at the ranks of `config`; "bitfit" trains every bias of both towers, "last-block" all of
+            the last block of each; "mora" and its ablations are `mora.patch`.
         config: ranks, targets, blocks and dropout; alpha and init are MoRA's alone.
         lora_scale: `lora_alpha / rank` of LoRA and DoRA.
 
@@ -43,7 +46,10 @@ def adapt(model: Any, method: str, config: MoraConfig, lora_scale: float = 1.0) 
     model.requires_grad_(False)
     if method in ("lora", "dora"):
         add_lora(model, config, lora_scale, dora=method == "dora")
-    elif method == "bitfit":
+    elif method == LAST_BLOCK:
+        for tower in towers_of(model).values():
+            tower.blocks(model)[-1].requires_grad_(True)
+    elif method == BITFIT:
         for name, parameter in model.named_parameters():
             # not SigLIP's logit_bias, which is of neither tower and has no part in the embeddings
             parameter.requires_grad_(name.endswith("bias") and name != "logit_bias")

@@ -23,6 +23,7 @@ from mora.checkpoint import load_adapter, save_adapter
 from mora.checkpoint.tensors import check_tensors, check_values, copy_whole, largest_file
 from mora.classifier import MissingModalityClassifier
 from mora.config import MoraConfig
+from mora.heads import LINEAR, SUBSTITUTE
 from mora.runs.backbone import Backbone, load_backbone, with_policy
 from mora.runs.methods import MORA_VARIANTS, adapt, trained_tensors
 from mora.runs.stored import check_config, check_result
@@ -119,7 +120,14 @@ def load_run(
             "differs), expected the same"
         )
     data = config["data"]
-    model = MissingModalityClassifier(backbone.model, len(data["classes"]), backbone.missing_image, backbone.empty_text)
+    model = MissingModalityClassifier(
+        backbone.model,
+        len(data["classes"]),
+        backbone.missing_image,
+        backbone.empty_text,
+        head=config.get("head", LINEAR),
+        missing_embedding=config.get("missing_embedding", SUBSTITUTE),
+    )
     load_best(best, model, config["method"], MoraConfig.from_dict(config["mora"]), config["lora_scale"])
     return LoadedRun(
         model=model.to(device).eval(),
@@ -163,7 +171,7 @@ def save_best(
     MoRA's adapters are those of `mora.save_adapter`; what other methods train is method.safetensors with method.json.
     Raises ValueError for what `load_best` would refuse, NaN or infinity; `folder` stays as it was.
     """
-    head = {f"head.{name}": tensor for name, tensor in model.head.state_dict().items()}
+    head = {f"head.{name}": tensor for name, tensor in model.head_state().items()}
     check_values(str(folder), {**trained_tensors(model.model, method), **head})
     with whole_folder(folder) as work:
         if method in MORA_VARIANTS:
@@ -173,7 +181,7 @@ def save_best(
             write_bytes(work / METHOD_WEIGHTS, weights)
             content = {"format": FORMAT, "method": method, "config": config.to_dict(), "sha256": digest(weights)}
             write_json(work / METHOD, content)
-        write_bytes(work / HEAD, pack_tensors(model.head.state_dict(), {"format": "mora-head"}))
+        write_bytes(work / HEAD, pack_tensors(model.head_state(), {"format": "mora-head"}))
         write_json(work / RESULT, result)
 
 
@@ -225,8 +233,8 @@ def load_best(
         if found != saved.get("sha256"):
             raise ValueError(f"{folder / METHOD_WEIGHTS}: its SHA-256 is not the one in {METHOD}, expected one save")
         copy_strictly(folder / METHOD_WEIGHTS, tensors, targets)
-    head, _ = read_tensors(folder / HEAD, largest_file(shapes_of(model.head.state_dict())))
-    copy_strictly(folder / HEAD, head, model.head.state_dict())
+    head, _ = read_tensors(folder / HEAD, largest_file(shapes_of(model.head_state())))
+    copy_strictly(folder / HEAD, head, model.head_state())
     if folder.stat().st_ino != began:
         raise ValueError(f"{folder}: a training replaced it while it was read, expected one epoch's files: try again")
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from mora.config import MoraConfig
 from mora.data.tables import Missing
+from mora.heads import HEADS, MISSING_EMBEDDINGS, ZERO_SHOT
 from mora.metrics import KINDS
 from mora.runs.backbone import TOKEN_POLICIES
 from mora.runs.methods import METHODS
@@ -99,6 +100,13 @@ RULES = (
     Rule("method", lambda value: value in METHODS, f"one of {', '.join(METHODS)}"),
     Rule("token_policy", lambda value: value in TOKEN_POLICIES, f"one of {', '.join(TOKEN_POLICIES)}"),
     Rule("lora_scale", lambda value: is_number(value) and value > 0, "a number above 0"),
+    Rule("head", lambda value: value in (*HEADS, ZERO_SHOT), f"one of {', '.join((*HEADS, ZERO_SHOT))}", True),
+    Rule(
+        "missing_embedding",
+        lambda value: value in MISSING_EMBEDDINGS,
+        f"one of {', '.join(MISSING_EMBEDDINGS)}",
+        True,
+    ),
     Rule("tables", each(is_table), "missing tables by split", True),
     Rule("train", lambda value: isinstance(value, dict), "an object", True),
     Rule("versions", each(is_text), "versions by package", True),
@@ -107,6 +115,7 @@ RULES = (
 RESULT_RULES = (
     Rule("epoch", is_count, "a whole number", True),
     Rule("validation", is_figures, "numbers by name", True),
+    Rule("patterns", each(each(is_number)), "figures by pattern", True),
     Rule("test", lambda value: value is None or is_figures(value), "numbers by name", True),
 )
 

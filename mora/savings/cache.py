@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mora.savings.encoder import Encoder, by_modality, refusal, whole
 from mora.savings.entry import CLAIMS, Claims, open_entry
-from mora.savings.fingerprint import prefix_state, versions
+from mora.savings.fingerprint import prefix_state, versions, weights_sum
 from mora.savings.options import Hidden
 from mora.savings.room import SHARE, amount, free_disk, free_memory
 from mora.savings.state import State, frozen_state, precision
@@ -85,7 +85,7 @@ class PrefixCache:
         free = free_memory() if self.folder is None else free_disk(self.folder)
         self.cap = int(SHARE * free) if cap is None else cap
         self.check_room()
-        self.contents = prefix_state(model)
+        self.contents, self.sum = prefix_state(model), weights_sum(model)
         self.stores, self.claims = self.open(layouts, parts)
         self.state = self.now()
 
@@ -192,11 +192,11 @@ class PrefixCache:
     def check(self, contents: bool = False, computing: bool = False) -> None:
         """ValueError unless the frozen blocks are what they were when the cache was made, as far as autograd counts.
 
-        `contents` looks at every byte (seconds for 100 million weights): after something that may have written frozen
-        weights uncounted, and once an epoch in `mora train`. `computing`: in the same precision, too.
+        `contents` looks at every byte: after something that may have written frozen weights uncounted, and once an
+        epoch in `mora train`. `computing`: in the same precision, too.
         """
         now, before = (state if computing else (state[0], state[2]) for state in (self.now(), self.state))
-        if now != before or (contents and prefix_state(self.model)["weights"] != self.contents["weights"]):
+        if now != before or (contents and weights_sum(self.model) != self.sum):
             raise ValueError("cache: a frozen weight, its place or the precision changed, expected it as it was")
 
     def missing(self, index: Tensor) -> Tensor:

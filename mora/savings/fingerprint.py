@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mora.savings.contents import digest_of
 from mora.savings.determinism import probes, why_random
 from mora.savings.encoder import Encoder
 from mora.savings.store import content
@@ -29,18 +30,10 @@ def prefix_state(model: Encoder) -> dict[str, Any]:
     """
     clip = model.clip
     cuts = {modality: model.plan(modality).first for modality in model.towers}
-    stacks = {modality: tower.blocks(clip) for modality, tower in model.towers.items()}
-    above = [block for modality, first in cuts.items() for block in stacks[modality][first:]]
-    left_out = {id(tensor) for block in above for tensor in (*block.parameters(), *block.buffers())}
-    below = {
-        name: tensor
-        for name, tensor in (*clip.named_parameters(), *clip.named_buffers())
-        if id(tensor) not in left_out and not name.startswith("mora.")
-    }
-    blocks = [block for modality, first in cuts.items() for block in stacks[modality][:first]]
+    blocks = [block for modality, first in cuts.items() for block in model.towers[modality].blocks(clip)[:first]]
     device = model.device
     return {
-        "weights": tensors_state(below),
+        "weights": tensors_state(weights_below(model)),
         "blocks": digest(repr(block) for block in blocks),
         "class": f"{type(clip).__module__}.{type(clip).__qualname__}",
         "config": digest([repr(getattr(clip, "config", None))]),
@@ -50,6 +43,24 @@ def prefix_state(model: Encoder) -> dict[str, Any]:
         "tf32": torch.backends.cuda.matmul.allow_tf32 if device.type == "cuda" else False,
         "substitutes": tensors_state({modality: model.missing(modality) for modality in cuts}),
     }
+
+
+def weights_below(model: Encoder) -> dict[str, Tensor]:
+    """Every weight and buffer that is not known to be above the cut of its tower, by name."""
+    clip = model.clip
+    above = [block for m, tower in model.towers.items() for block in tower.blocks(clip)[model.plan(m).first :]]
+    left_out = {id(tensor) for block in above for tensor in (*block.parameters(), *block.buffers())}
+    return {
+        name: tensor
+        for name, tensor in (*clip.named_parameters(), *clip.named_buffers())
+        if id(tensor) not in left_out and not name.startswith("mora.")
+    }
+
+
+def weights_sum(model: Encoder) -> bytes | str:
+    """What changes when one byte of the weights below the cuts does: XXH3 in the CPU's memory, SHA-256 elsewhere."""
+    below = weights_below(model)
+    return digest_of(below.values()) or tensors_state(below)
 
 
 def sample_parts(

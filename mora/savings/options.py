@@ -87,3 +87,17 @@ PARTS = tuple(field.name for field in fields(Savings) if field.name != "multiple
 def listed(names: Iterable[str]) -> str:
     """Names separated by commas, as `Savings.parse` reads them."""
     return ",".join(names)
+
+
+def chosen(given: Tensor | Hidden, present: Tensor) -> Tensor | Hidden:
+    """The rows that are there."""
+    if isinstance(given, Tensor):
+        return given[present]
+    return Hidden(given.rows[present], None if given.tokens is None else given.tokens[present], given.filled)
+
+
+def padded(rows: Tensor, length: int) -> Tensor:
+    """Rows of tokens [B, L, ...] cut or filled with zeros to another length: nothing looks behind the end."""
+    if rows.shape[1] >= length:
+        return rows[:, :length]
+    return torch.cat([rows, rows.new_zeros(len(rows), length - rows.shape[1], *rows.shape[2:])], dim=1)

@@ -13,11 +13,13 @@ from mora.adapters import is_patched, unwrap
 from mora.hooks import watched_itself
 from mora.savings.contents import contents
 from mora.savings.fast_path import as_in_training
-from mora.savings.options import Hidden, Savings
+from mora.savings.options import Hidden, Savings, chosen, padded
 from mora.savings.plan import Plan, plan_of
 from mora.savings.state import Kept, flags_of, frozen_state, kept, precision, state_of, switches_of, version
+from mora.savings.there import only_there
 from mora.towers.cutting import CutTower, evaluating
 from mora.towers.tower import Tower
+from mora_kernels.kept import scope_of
 
 
 class Runner:
@@ -49,6 +51,11 @@ class Runner:
         """Whether rows come with the tokens of their inputs, which may end before the context does."""
         return isinstance(self.tower, CutTower) and self.tower.trims
 
+    @property
+    def cuts(self) -> bool:
+        """Whether inputs run in two parts, prefix and suffix, where the tower can be cut: the same up to rounding."""
+        return self.savings.pooled or self.savings.trimmed or self.savings.lean
+
     def clip(self, model: nn.Module) -> Any:
         """The CLIP inside wrappers that `mora.patch` is seen through."""
         return unwrap(model) if is_patched(model) else model
@@ -69,9 +76,15 @@ class Runner:
         return self.plans.get("training" if training else "eval", state, make)
 
     def embed(
-        self, model: nn.Module, given: Tensor | Hidden | None, present: Tensor, substitute: Tensor, training: bool
+        self,
+        model: nn.Module,
+        given: Tensor | Hidden | None,
+        present: Tensor,
+        substitute: Tensor,
+        training: bool,
+        alone: Tensor | None = None,
     ) -> Tensor:
-        """Embeddings [B, e]; rows where `present` is False are those of the substitute.
+        """Embeddings [B, e]; rows where `present` is False are those of the substitute, or `alone`.
 
         Args:
             model: the CLIP.
@@ -79,7 +92,12 @@ class Runner:
             present: bool [B].
             substitute: what stands for a missing input, one row of inputs.
             training: whether every row is to have dropout of its own.
+            alone: [1, e], in the place of the substitute's embedding.
         """
+        if alone is not None:
+            return only_there(
+                lambda rows: self.run(model, rows, substitute), given, present, substitute, training, alone
+            )
         if training or not self.savings.missing:
             return self.every_row(model, given, present, substitute)
         if given is not None and bool(present.all()):
@@ -94,13 +112,21 @@ class Runner:
         """The substitute's embedding [1, e]: once per call, or per state of the model where values are kept."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.run(model, substitute[None], substitute)
+        make = lambda: self.run_substitute(model, substitute)  # noqa: E731
 
         def state() -> tuple[Any, ...]:
             return state_of(model), precision(substitute.device), version(substitute), model.training
 
-        name = (id(self), "embedding", torch.is_inference_mode_enabled())
-        make = lambda: self.run(model, substitute[None], substitute)  # noqa: E731
+        name, scope = (id(self), "embedding", torch.is_inference_mode_enabled()), scope_of(model)
+        if scope is not None and scope.lasting:  # its counters moved: the bytes did as well
+            return kept(model, name, state, make)
         return kept(model, name, state, lambda: self.same_contents("embedding", model, substitute, make))
+
+    def run_substitute(self, model: nn.Module, substitute: Tensor) -> Tensor:
+        """The substitute's embedding [1, e], from where frozen blocks left it: after a step they are what they were."""
+        if self.cuts and not (plan := self.plan(model, substitute)).whole and plan.frozen:
+            return self.run(model, self.frozen_substitute(model, substitute), substitute)
+        return self.run(model, substitute[None], substitute)
 
     def every_row(self, model: nn.Module, given: Tensor | Hidden | None, present: Tensor, substitute: Tensor) -> Tensor:
         """Embeddings [B, e] with every row, present or not, through the blocks that are trained."""
@@ -234,7 +260,7 @@ class Runner:
             return self.tower.encode(model, given)
         plan = self.plan(model, substitute)
         if isinstance(given, Tensor):
-            if plan.whole or not (self.savings.pooled or self.savings.trimmed or self.savings.lean):
+            if plan.whole or not self.cuts:
                 return self.tower.encode(model, given)
             given = self.prefix(model, given, substitute)
         elif plan.whole:
@@ -262,17 +288,3 @@ class Runner:
             raise ValueError(
                 f"{self.modality}: got tokens of shape {got}, expected {tuple(rows.shape[:2])}, those of the rows"
             )
-
-
-def chosen(given: Tensor | Hidden, present: Tensor) -> Tensor | Hidden:
-    """The rows that are there."""
-    if isinstance(given, Tensor):
-        return given[present]
-    return Hidden(given.rows[present], None if given.tokens is None else given.tokens[present], given.filled)
-
-
-def padded(rows: Tensor, length: int) -> Tensor:
-    """Rows of tokens [B, L, ...] cut or filled with zeros to another length: nothing looks behind the end."""
-    if rows.shape[1] >= length:
-        return rows[:, :length]
-    return torch.cat([rows, rows.new_zeros(len(rows), length - rows.shape[1], *rows.shape[2:])], dim=1)

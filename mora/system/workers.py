@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from mora.system.machine import cores
 from mora.system.signals import ENDING
 
 PER_CORE = 8
@@ -17,10 +17,10 @@ LOST = re.compile(r"DataLoader worker \(pid(?:\(s\))? (?P<pids>[\d, ]+)\)(?: is 
 
 def check_workers(workers: int | None) -> None:
     """Raise ValueError for more processes than `PER_CORE` for each core that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if workers is not None and workers > PER_CORE * cores:
+    there = cores()
+    if workers is not None and workers > PER_CORE * there:
         raise ValueError(
-            f"workers: got {workers}, expected at most {PER_CORE * cores}: {PER_CORE} for each of the {cores} cores"
+            f"workers: got {workers}, expected at most {PER_CORE * there}: {PER_CORE} for each of the {there} cores"
         )
 
 

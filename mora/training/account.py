@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -10,7 +10,7 @@ from mora.system.signals import Stopped
 from mora.training.checkpoints import Progress
 from mora.training.config import TrainConfig
 from mora.training.describe import where
-from mora.training.engine import Step
+from mora.training.engine import Scores, Step
 from mora.training.log import Log, clock
 from mora.training.result import Result
 
@@ -56,18 +56,32 @@ class Account:
             told = {f"train/{name}": value for name, value in values.items() if value is not None}
             self.track(told, progress.step)
 
-    def epoch(self, progress: Progress, figures: dict[str, float], better: bool, spent: float) -> None:
+    def epoch(self, progress: Progress, scores: Scores, better: bool, spent: float) -> None:
         """An epoch that is over: its mean loss and its validation."""
-        loss = progress.loss[0] / progress.loss[1]
-        self.log.event("epoch", epoch=progress.epoch, step=progress.step, loss=loss, validation=figures, seconds=spent)
+        loss, (figures, patterns) = progress.loss[0] / progress.loss[1], scores
+        self.log.event(
+            "epoch", epoch=progress.epoch, step=progress.step, loss=loss, validation=figures, patterns=patterns,
+            seconds=spent,
+        )  # fmt: skip
         told = {"train/epoch_loss": loss, **{f"validation/{key}": value for key, value in figures.items()}}
+        told |= {
+            f"validation/{self.metric}, {name}": own[self.metric]
+            for name, own in patterns.items()
+            if self.metric in own
+        }
         self.track(told, progress.step)
         mark = " (best)" if better else ""
         self.log.say(
             f"epoch {progress.epoch}/{self.config.epochs}  loss {loss:.4f}  validation {self.metric} "
-            f"{100 * figures[self.metric]:.2f} %{mark}  {clock(spent)} spent, "
+            f"{100 * figures[self.metric]:.2f} %{self.apart(patterns)}{mark}  {clock(spent)} spent, "
             f"{clock(self.log.left(progress.step))} left"
         )
+
+    def apart(self, patterns: Mapping[str, Mapping[str, float]]) -> str:
+        """The score of each presence pattern, in words; "" where all rows have the same."""
+        name = self.metric
+        shown = [f"{pattern} {100 * own[name]:.2f}" for pattern, own in patterns.items() if name in own]
+        return f" ({', '.join(shown)})" if len(patterns) > 1 and shown else ""
 
     def stopped(self, stopped: Stopped, progress: Progress, written: int | None) -> None:
         """Where the run stopped, and how it goes on; `written` is the step of its last checkpoint."""
@@ -80,11 +94,12 @@ class Account:
         """What the best epoch reached."""
         name, test = self.metric, result.test
         if test is not None:
-            self.log.event("test", epoch=result.best_epoch, test=test)
-        shown = f", test {100 * test[name]:.2f} %" if test is not None else ""
+            self.log.event("test", epoch=result.best_epoch, test=test, patterns=result.patterns["test"])
+        apart = {split: self.apart(patterns) for split, patterns in result.patterns.items()}
+        shown = f", test {100 * test[name]:.2f} %{apart['test']}" if test is not None else ""
         self.log.say(
-            f"best epoch {result.best_epoch}: validation {name} {100 * result.validation[name]:.2f} %{shown}; "
-            f"{clock(result.seconds)}; {result.folder}"
+            f"best epoch {result.best_epoch}: validation {name} {100 * result.validation[name]:.2f} %"
+            f"{apart['validation']}{shown}; {clock(result.seconds)}; {result.folder}"
         )
 
     def diagnosed(self, words: Iterable[str]) -> None:

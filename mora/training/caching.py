@@ -91,7 +91,7 @@ def why_not(config: TrainConfig, model: MissingModalityClassifier, preprocess: A
     """Why no rows are kept, in words; "" when they are. ValueError where they were asked for by name."""
     if config.cache == "off":
         return "off"
-    if config.epochs == 1 and config.cache == "auto":
+    if config.epochs == 1 and config.cache == "auto" and config.cache_folder is None:
         return "one epoch reads every row once"
     reason = refusal(model) or why_random(preprocess)
     if reason and config.cache != "auto":
@@ -104,9 +104,12 @@ def make_caches(
 ) -> tuple[dict[str, PrefixCache], str]:
     """(a cache by split, why there is none): in memory where that is enough for all, else in files.
 
+    With a folder of one's own, which other runs may share, files come first.
+
     Raises ValueError when they do not fit where they were asked for.
     """
-    kinds = {"auto": ("memory", "disk") if processes == 1 else ("disk",)}.get(config.cache, (config.cache,))
+    auto = ("memory", "disk") if config.cache_folder is None else ("disk", "memory")
+    kinds = {"auto": auto if processes == 1 else ("disk",)}.get(config.cache, (config.cache,))
     reasons = []
     for kind in kinds:
         caches: dict[str, PrefixCache] = {}

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from mora.config import PRESETS, MoraConfig
 from mora.data.dataset import ON_BROKEN
 from mora.data.tables import FORM, Missing, by_split
+from mora.heads import HEADS, LINEAR, MISSING_EMBEDDINGS, SUBSTITUTE, ZERO_SHOT
 from mora.metrics import KINDS
 from mora.runs.methods import METHODS
 from mora.savings.options import Savings
@@ -56,6 +57,8 @@ class TrainConfig:
         backbone: "tiny" or a name of open_clip.
         pretrained: open_clip's tag, or a file of weights.
         method: one of `mora.runs.methods.METHODS`.
+        head: "linear", "pattern-bias" or "prototypes": see `mora.MissingModalityClassifier`.
+        missing_embedding: what stands for the embedding of a missing modality: "substitute", "learned" or "zero".
         mora: ranks, targets, blocks, dropout (for every method) and what is MoRA's own.
         lora_scale: `lora_alpha / rank` of LoRA and DoRA.
         missing: simulated absence per split: "none", "both:0.7" (kind:rate, a rate counts what is missing;
@@ -86,7 +89,7 @@ class TrainConfig:
         savings: what is left out of the computation: "all", "none", or some of "pooled", "missing", "trimmed", "lean"
             (`mora.Savings`).
         cache: where rows past the frozen blocks are kept for the next epoch: "memory", "disk", "off", or "auto", memory
-            where they fit, else disk where they fit, else nowhere.
+            where they fit, else disk where they fit, else nowhere; with a `cache_folder`, disk first.
         cache_dtype: of these rows: "exact", "float16" or "bfloat16".
         cache_gb: the most they may take, in 10^9 bytes; None is half of the free memory or disk.
         cache_folder: where they are kept on disk, for other runs too; None is a folder in the user's cache folder.
@@ -97,6 +100,8 @@ class TrainConfig:
     backbone: str = "tiny"
     pretrained: str | None = None
     method: str = "mora"
+    head: str = LINEAR
+    missing_embedding: str = SUBSTITUTE
     mora: MoraConfig = field(default_factory=MoraConfig)
     lora_scale: float = 1.0
     missing: str | Mapping[str, str] = "none"
@@ -142,6 +147,8 @@ class TrainConfig:
         if self.tables is not None and not Path(self.tables).is_dir():
             raise ValueError(f"tables: got {self.tables}, which is no folder, expected one of missing tables")
         one_of("method", self.method, METHODS)
+        one_of("head", self.head, HEADS)
+        one_of("missing_embedding", self.missing_embedding, MISSING_EMBEDDINGS)
         one_of("precision", self.precision, PRECISIONS)
         one_of("token_policy", self.token_policy, TOKEN_CHOICES)
         one_of("on_broken", self.on_broken, ON_BROKEN)
@@ -153,6 +160,9 @@ class TrainConfig:
             raise ValueError(f"mora: got {type(self.mora).__name__}, expected a MoraConfig")
         if self.mora.variant != "official":
             raise ValueError(f"variant: got {self.mora.variant!r}, expected method='mora-{self.mora.variant}' instead")
+        if self.method == ZERO_SHOT and (self.head, self.missing_embedding) != (LINEAR, SUBSTITUTE):
+            got = self.head if self.head != LINEAR else self.missing_embedding
+            raise ValueError(f"head, missing_embedding: got {got!r} with method {ZERO_SHOT!r}, expected neither")
         self._check_numbers()
         object.__setattr__(self, "missing", by_split(self.missing, check_missing))
 
@@ -183,6 +193,11 @@ class TrainConfig:
         if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
             raise ValueError(f"betas: got {self.betas!r}, expected two numbers")
         object.__setattr__(self, "betas", tuple(check_number("betas", beta, 0, 1) for beta in self.betas))
+
+    @property
+    def head_kind(self) -> str:
+        """The head of the run: `head`, but for a method that brings its own."""
+        return ZERO_SHOT if self.method == ZERO_SHOT else self.head
 
     @classmethod
     def make(cls, preset: str | None = None, **given: Any) -> TrainConfig:

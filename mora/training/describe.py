@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from mora.heads import LINEAR, SUBSTITUTE
 from mora.runs.backbone import Backbone
 from mora.system.files import digest
 from mora.system.machine import versions
@@ -41,6 +42,8 @@ def describe(
             "sha256": backbone.fingerprint(),
         },
         "method": config.method,
+        "head": config.head_kind,
+        "missing_embedding": config.missing_embedding,
         "mora": config.mora.to_dict(),
         "lora_scale": config.lora_scale,
         "token_policy": policy,
@@ -54,9 +57,10 @@ def describe(
 def identity(description: Mapping[str, Any]) -> dict[str, Any]:
     """By dotted name, what a run to be continued must have as it was."""
     wanted = ("train", "data", "backbone", "tables", "token_policy", "processes")
+    later = {"train.head": LINEAR, "train.missing_embedding": SUBSTITUTE}  # what runs of before these fields did
     free = {*(f"train.{name}" for name in FREE_ON_RESUME), "data.source", "backbone.pretrained"}
     pairs = (pair for part in wanted for pair in flat(part, description.get(part)))
-    return {key: value for key, value in pairs if key not in free}
+    return {key: value for key, value in pairs if key not in free and later.get(key) != value}
 
 
 def run_digest(description: Mapping[str, Any]) -> str:
@@ -120,7 +124,8 @@ def introduction(
         f"{config.method} on {config.backbone}: {count:,} trained parameters (head included), "
         f"{100 * count / total:.2f} % of {total:,}; {config.precision}, {place} x {processes}",
         f"{dataset.name}, {len(dataset.classes)} classes: {rows}",
-        f"{config.epochs} epochs of {steps} steps of {config.batch * config.accumulation * processes} rows",
+        ("nothing is trained: the names of the classes are the prompts" if not trained else "")
+        or f"{config.epochs} epochs of {steps} steps of {config.batch * config.accumulation * processes} rows",
     ]
     lines += [
         f"left out of {name}: {len(split.dataset.broken):,} images that cannot be read: {listed(split.dataset.broken)}"

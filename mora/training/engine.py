@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mora.classifier import MissingModalityClassifier
+from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
+from mora.patterns import scores_by_pattern
 from mora.savings import Hidden
 from mora.savings.cache import PrefixCache
 from mora.training.batches import Share, loader
@@ -44,6 +47,13 @@ class Step(NamedTuple):
     skipped: bool
 
 
+class Scores(NamedTuple):
+    """Figures of a split, and of the rows of each presence pattern in it (`mora.patterns.scores_by_pattern`)."""
+
+    figures: dict[str, float]
+    patterns: dict[str, dict[str, float]]
+
+
 class Engine:
     """The trainable state of one run, on this process's device.
 
@@ -71,8 +81,9 @@ class Engine:
             accelerator.num_processes,
             accelerator.process_index,
         )
-        self.trained = {**adapters, **{f"head.{name}": p for name, p in model.head.named_parameters()}}
-        optimizer = make_optimizer(adapters.values(), model.head.parameters(), config)
+        own = model.own_parameters()
+        self.trained = {**adapters, **own}
+        optimizer = make_optimizer(adapters.values(), own.values(), config)
         self.schedule = make_schedule(optimizer, steps, config.warmup)
         self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
         self.task = splits["train"].dataset
@@ -144,7 +155,7 @@ class Engine:
         return explain(where, loss, self.trained, batch, ids)
 
     @torch.no_grad()
-    def evaluate(self, split: str, stopping: Callable[[], bool]) -> dict[str, float] | None:
+    def evaluate(self, split: str, stopping: Callable[[], bool]) -> Scores | None:
         """Metrics of the model as it is on a split; every process takes a part of the rows.
 
         None when `stopping`, asked before every batch, says that one of the processes is to end.
@@ -172,9 +183,11 @@ class Engine:
             return None
         index, logits, labels = (torch.cat(column) for column in zip(*everything, strict=True))
         order = index.argsort()
-        metric = Metric(dataset.metric, len(dataset.classes), dataset.multi_label)
-        metric.update(logits[order], labels[order], dataset.groups())
-        return metric.compute()
+        new = partial(Metric, dataset.metric, len(dataset.classes), dataset.multi_label)
+        metric, groups, lacks = new(), dataset.groups(), self.splits[split].inputs.lacks
+        metric.update(logits[order], labels[order], groups)
+        there = {"image": lacks != IMAGE_MISSING, "text": lacks != TEXT_MISSING}
+        return Scores(metric.compute(), scores_by_pattern(new, logits[order], labels[order], there, groups))
 
     def batches(self, split: str, rows: list[list[int]]) -> Iterator[dict[str, Tensor]]:
         """Batches of a split, decoded by worker processes where there are any."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mora.runs.run import RESULT
@@ -15,13 +15,14 @@ class Result:
 
     Attributes:
         folder: the run folder; `mora.runs.run.load_run` opens it.
-        best_epoch: the epoch that was kept, from 1.
+        best_epoch: the epoch that was kept, from 1; 0 where nothing is trained.
         validation: metrics of that epoch.
         test: metrics of that epoch on the test split; None where there is none.
         epochs: passes over the training split.
         parameters: trained, head included.
         skipped: steps that the gradient scaler left out.
         seconds: of training and evaluation, interruptions not counted.
+        patterns: metrics of the rows of each presence pattern and their number, of "validation" and "test".
     """
 
     folder: Path
@@ -32,6 +33,7 @@ class Result:
     parameters: int
     skipped: int
     seconds: float
+    patterns: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
     def write(self) -> None:
         """Write result.json into the run folder."""
@@ -43,7 +45,7 @@ class Result:
         path = folder / RESULT
         if not path.is_file():
             return None
-        found = {**read_json(path), "folder": folder}
+        found = {"patterns": {}, **read_json(path), "folder": folder}  # earlier versions wrote none
         if set(found) != set(cls.__dataclass_fields__):
             raise ValueError(f"{path}: got {', '.join(sorted(found))}, expected {', '.join(cls.__dataclass_fields__)}")
         return cls(**found)

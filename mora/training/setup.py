@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,13 +76,17 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def open_splits(config: TrainConfig, size: int) -> dict[str, Dataset]:
-    """The data set's splits by name; ValueError without train or validation, or for what cannot be trained on."""
+def open_splits(config: TrainConfig, size: int, wanted: Sequence[str] = SPLITS) -> dict[str, Dataset]:
+    """The data set's splits by name; ValueError without train or validation, or for what cannot be trained on.
+
+    Of those that are there only the `wanted` ones are opened.
+    """
     there = splits_of(config.data, extra_columns=config.extra_columns)
     refuse_incomplete(config.data, there)
     datasets = {
         split: open_dataset(config.data, split, on_broken=config.on_broken, size=size, **options_of(config))
         for split in there
+        if split in wanted
     }
     refuse_untrainable(datasets)
     return datasets

@@ -25,11 +25,12 @@ from mora.system.workers import check_workers, lost_workers
 from mora.training import setup
 from mora.training.account import Account
 from mora.training.batches import epoch_order, shares
+from mora.training.beginning import begin_head, name_classes
 from mora.training.caching import keep_rows
 from mora.training.checkpoints import Progress, State, pack, write_checkpoint
 from mora.training.config import TrainConfig
 from mora.training.describe import describe, introduction, run_digest
-from mora.training.engine import Engine, Step
+from mora.training.engine import Engine, Scores, Step
 from mora.training.folder import RunFolder, check_folder, refuse_held
 from mora.training.log import LOGS, Log
 from mora.training.processes import anywhere, lost_processes, on_main
@@ -74,8 +75,9 @@ class Trainer:
         self.description = describe(config, self.backbone, self.splits, policy, processes)
         self.model = MissingModalityClassifier(
             self.backbone.model, len(self.task.classes), self.backbone.missing_image, self.backbone.empty_text,
-            Savings.parse(config.savings),
+            Savings.parse(config.savings), head=config.head_kind, missing_embedding=config.missing_embedding,
         )  # fmt: skip
+        name_classes(self.model, self.task, self.splits["train"].inputs.tokenize)
         adapters = adapt(self.model.model, config.method, config.mora, config.lora_scale)
         self.rows = len(self.splits["train"].dataset)
         passes = math.ceil(self.rows / (config.batch * processes))
@@ -124,12 +126,12 @@ class Trainer:
             save_start(self.folder, self.model.clip, self.config.method)
         self.introduce(state)
         try:
-            self.keep_rows()
-            self.log.start(self.steps, self.progress.step)
-            self.stop.waiting = True
-            while self.progress.epoch <= self.config.epochs:
-                self.train_epoch()
-                self.end_epoch()
+            if self.engine.trained:
+                self.fit_epochs(state is None)
+            else:
+                figures, patterns = self.evaluate("validation")
+                self.progress.best = {"epoch": 0, "validation": figures, "patterns": patterns}
+                self.save_best()
             result = self.finish()
         except KeyboardInterrupt as error:  # in a thread that no signal reaches it comes as it is
             stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
@@ -139,6 +141,18 @@ class Trainer:
             self.log.stop()
         self.accelerator.end_training()
         return result
+
+    def fit_epochs(self, new: bool) -> None:
+        """The epochs that are left."""
+        self.keep_rows()
+        if new:
+            with self.accelerator.autocast():
+                begin_head(self.engine)
+        self.log.start(self.steps, self.progress.step)
+        self.stop.waiting = True
+        while self.progress.epoch <= self.config.epochs:
+            self.train_epoch()
+            self.end_epoch()
 
     def introduce(self, state: State | None) -> None:
         """Say what is going to happen."""
@@ -193,13 +207,13 @@ class Trainer:
     def end_epoch(self) -> None:
         """Validate, keep the best, write a checkpoint."""
         progress, name = self.progress, self.task.metric
-        figures = self.evaluate("validation")
+        figures, patterns = scores = self.evaluate("validation")
         better = progress.best is None or figures[name] > progress.best["validation"][name]
         if better:
-            progress.best = {"epoch": progress.epoch, "validation": figures}
+            progress.best = {"epoch": progress.epoch, "validation": figures, "patterns": patterns}
             self.best = self.engine.copies()
             self.save_best()
-        self.account.epoch(progress, figures, better, self.spent())
+        self.account.epoch(progress, scores, better, self.spent())
         progress.epoch, progress.done, progress.loss = progress.epoch + 1, 0, [0.0, 0.0]
         self.checkpoint()
 
@@ -212,14 +226,14 @@ class Trainer:
         due = time.perf_counter() - self.saved > 60 * self.config.checkpoint_minutes
         return anywhere(self.accelerator, due and self.log.main, self.stop.asked())
 
-    def evaluate(self, split: str) -> dict[str, float]:
+    def evaluate(self, split: str) -> Scores:
         """Metrics of a split; Stopped, with a checkpoint of the last step, when a signal comes meanwhile."""
-        figures = self.engine.evaluate(split, self.stop.asked)
-        if figures is None:
+        scores = self.engine.evaluate(split, self.stop.asked)
+        if scores is None:
             if self.progress.epoch <= self.config.epochs:
                 self.checkpoint()
             raise Stopped(self.stop.number or signal.SIGTERM)
-        return figures
+        return scores
 
     def checkpoint(self) -> None:
         """Write everything that decides how the run goes on."""
@@ -259,7 +273,10 @@ class Trainer:
         test = self.evaluate("test") if "test" in self.splits else None
         count = sum(parameter.numel() for parameter in self.engine.trained.values())
         best = progress.best["epoch"], progress.best["validation"]
-        result = Result(self.folder, *best, test, self.config.epochs, count, progress.skipped, self.spent())
+        patterns = {"validation": progress.best.get("patterns", {})} | ({} if test is None else {"test": test.patterns})
+        figures = None if test is None else test.figures
+        epochs = self.config.epochs if self.engine.trained else 0
+        result = Result(self.folder, *best, figures, epochs, count, progress.skipped, self.spent(), patterns)
         self.account.finished(result)
         if self.accelerator.is_main_process:
             result.write()

@@ -99,12 +99,16 @@ def check_progress(values: object, course: Course) -> None:
     if (best is None) != (epoch == 1):
         raise ValueError(f"progress.best: got {shown(best)} in epoch {epoch}, expected one from the second epoch on")
     if best is not None:
-        same_names("progress.best", best, {"epoch", "validation"})
+        own = {"patterns"} & {*best} if isinstance(best, dict) else set()  # earlier versions wrote none
+        same_names("progress.best", best, {"epoch", "validation", *own})
         whole("progress.best.epoch", best["epoch"], 1, epoch - 1)
         if not isinstance(best["validation"], dict) or course.metric not in best["validation"]:
             raise ValueError(f"progress.best.validation: got {shown(best['validation'])}, expected {course.metric}")
         for name, value in best["validation"].items():
             finite(f"progress.best.validation.{name}", value)
+        for name, figures in mapping("progress.best.patterns", best.get("patterns", {})).items():
+            for one, value in mapping(f"progress.best.patterns.{name}", figures).items():
+                finite(f"progress.best.patterns.{name}.{one}", value)
 
 
 def check_groups(groups: object, engine: Engine) -> None:
@@ -220,6 +224,13 @@ def check_tensor(name: str, tensor: Tensor, wanted: Tensor) -> None:
         raise ValueError(f"{name}: got {got}, expected {expected}")
     if not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"{name}: got NaN or infinite elements, expected finite ones")
+
+
+def mapping(where: str, value: object) -> Mapping[str, Any]:
+    """The value; ValueError unless it is a mapping."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where}: got {shown(value)}, expected an object")
+    return value
 
 
 def same_names(where: str, values: object, names: set[str]) -> None:

@@ -121,7 +121,7 @@ def test_conditions_by_split() -> None:
 @pytest.mark.parametrize("missing", [BOTH, Missing("text", 0.5), Missing("both", 0.7, 0.25), Missing()])
 def test_files_tell_everything(tmp_path: Path, train: Dataset, missing: Missing) -> None:
     table = draw_table(train, missing, seed=7)
-    path = save_table(table, tmp_path / "tables")
+    path = save_table(table, str(tmp_path / "tables"))
     again = load_table(path, train)
     assert torch.equal(again.values, table.values) and again.values.dtype == torch.float32
     assert (again.missing, again.seed, again.split, again.fingerprint) == (missing, 7, "train", train.fingerprint)

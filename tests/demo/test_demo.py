@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 import mora
 from mora.cli import main
 from mora.demo import grid, report
-from mora.demo.grid import cells_of
 from mora.demo.outcome import Outcome, remarks
 from mora.demo.run import demo
 from mora.demo.runs import KINDS, Run
@@ -236,14 +235,14 @@ def test_the_table_fits_80_columns_whatever_the_numbers():
 
 
 def test_the_grid_gives_every_method_the_same_number_of_trials():
-    cells = cells_of(METHODS, Settings(epochs=2))
-    counts = {method: sum(cell.method == method for cell in cells) for method in METHODS}
+    plans = {method: grid.plan_of(method, Settings(epochs=2), Path("place")) for method in METHODS}
+    counts = {method: plan.combinations for method, plan in plans.items()}
     assert counts.pop("frozen") == 3
     assert set(counts.values()) == {12}
-    rates = {m: max(cell.settings.choice(m).learning_rate for cell in cells if cell.method == m) for m in counts}
-    assert rates == {m: 0.1 if m.startswith("mora") else 0.03 for m in counts}
-    names = [cell.settings.name(cell.method, seed) for cell in cells for seed in cell.seeds]
-    assert len(set(names)) == len(names)
+    assert {m: max(plans[m].fields["lr"]) for m in counts} == {m: 0.1 if m.startswith("mora") else 0.03 for m in counts}
+    assert not set(grid.SEEDS) & set(range(100)) and plans["frozen"].seeds == grid.HEAD_SEEDS
+    scales = {m: set(plans[m].fields) - {"lr"} for m in counts}
+    assert scales == {m: {"alpha"} if m.startswith("mora") else {"lora_scale"} for m in counts}
 
 
 def test_the_grid_writes_what_the_tables_are_made_from(tmp_path, monkeypatch, capsys):

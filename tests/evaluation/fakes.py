@@ -59,19 +59,34 @@ class InMemory(Dataset):
         )
 
 
-def write_run(folder, method="mora", metric="accuracy", token_policy="official", seed=0, name="tiny"):
+def write_run(
+    folder,
+    method="mora",
+    metric="accuracy",
+    token_policy="official",
+    seed=0,
+    name="tiny",
+    head="linear",
+    missing_embedding="substitute",
+):
     """A run folder as `mora train` leaves it, with a model that is not trained but far from its start."""
     count, multi_label = METRICS[metric]
     backbone = load_backbone(name)
     sha256 = backbone.fingerprint()
     config = MoraConfig(rank=2, alpha=0.05, last_layers=2)
     torch.manual_seed(seed)
-    classifier = MissingModalityClassifier(backbone.model, count, backbone.missing_image, backbone.empty_text)
+    classifier = MissingModalityClassifier(
+        backbone.model, count, backbone.missing_image, backbone.empty_text, head=head,
+        missing_embedding=missing_embedding,
+    )  # fmt: skip
     trained = adapt(backbone.model, method, config, 1.0)
     with torch.no_grad():
         for parameter in trained.values():
             parameter.add_(0.05 * torch.randn_like(parameter))
-        classifier.head.weight.mul_(10)
+        for tensor in classifier.head_state().values() if head != "linear" else ():
+            tensor.add_(0.5 * torch.randn_like(tensor))
+        if head == "linear":
+            classifier.head.weight.mul_(10)
     folder.mkdir(parents=True, exist_ok=True)
     write_config(
         folder,
@@ -93,6 +108,8 @@ def write_run(folder, method="mora", metric="accuracy", token_policy="official",
             },
             "mora": config.to_dict(),
             "method": method,
+            "head": head,
+            "missing_embedding": missing_embedding,
             "lora_scale": 1.0,
             "token_policy": token_policy,
             "tables": {"train": {"missing": "both:0.7", "seed": seed}},

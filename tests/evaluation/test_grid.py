@@ -54,6 +54,20 @@ def test_logits_are_those_of_the_direct_forward(runs, kind, rate, groups):
     assert_parity("logits", logits, forward(run, dataset, lacks), TABLE)
 
 
+@pytest.mark.parametrize(
+    ("head", "missing"), [("pattern-bias", "learned"), ("prototypes", "zero"), ("zero-shot", "substitute")]
+)
+def test_logits_of_heads_that_know_the_pattern_are_those_of_the_direct_forward(tmp_path, head, missing):
+    run, dataset = load_run(write_run(tmp_path / "run", head=head, missing_embedding=missing)), InMemory()
+    lacks = torch.tensor([0, 1, 2] * 4)
+    logits = torch.cat([part for _, part in embed(run, dataset, batch=4).logits(lacks)])
+    assert_parity("logits", logits, forward(run, dataset, lacks), TABLE)
+    result = evaluate(run, dataset, "both:0.5", seed=1)
+    right = {name: own["accuracy"] * own["rows"] for name, own in result.patterns.items()}
+    assert sum(own["rows"] for own in result.patterns.values()) == 12 and next(iter(right)) == "complete"
+    assert sum(right.values()) == pytest.approx(12 * result.value)
+
+
 @pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "auroc"])
 def test_every_cell_is_the_metric_of_a_forward_pass(runs, metric):
     run = runs[metric]

@@ -82,11 +82,19 @@ def test_a_grid_of_two_models(runs, squares, tmp_path, capsys):
     assert mean["accuracy"]["mean"] == pytest.approx(sum(both) / 2)
     assert mean["accuracy"]["deviation"] == pytest.approx(abs(both[0] - both[1]) / 2**0.5)
 
+    last = content["cells"][-1]
+    assert {n: own["rows"] for n, own in last["patterns"].items()} == {
+        "complete": last["complete"], "image only": last["text_missing"], "text only": last["image_missing"]
+    }  # fmt: skip
+    assert float(rows[-1]["value_text_only"]) == last["patterns"]["text only"]["accuracy"]
+
     report = (out / "report.md").read_text()
     shown = f"{50 * sum(both):.2f} ± {100 * abs(both[0] - both[1]) / 2**0.5:.2f}"
     assert shown in report
     assert shown.replace(" ", "") in terminal
     for said in (
+        "by what a row has",
+        "| complete | image only | text only |",
         "A rate counts what is MISSING",
         "35 % lack their text",
         "By nature 1 samples have no text",

@@ -21,7 +21,7 @@ from mora_kernels.testing import assert_parity
 from tests.evaluation.fakes import write_run
 
 TABLE = {torch.float32: 1e-5}
-METHODS = ("mora", "mora-no-gram", "mora-no-specific", "lora", "dora", "bitfit", "linear")
+METHODS = ("mora", "mora-no-gram", "mora-no-specific", "lora", "dora", "bitfit", "last-block", "linear")
 WITHOUT_MORA = """
 import sys
 class Absent:
@@ -104,6 +104,41 @@ def test_the_card_s_code_runs_and_answers_as_the_run_did(
         assert answer == run.classes[int(expected.argmax())]
     else:
         assert answer == str([c for c, z in zip(run.classes, expected[0], strict=True) if z > 0])
+
+
+HEADS = [
+    ("pattern-bias", "substitute", "open_clip"),
+    ("pattern-bias", "learned", "hugging_face"),
+    ("prototypes", "zero", "open_clip"),
+    ("linear", "learned", "open_clip"),
+    ("zero-shot", "substitute", "open_clip"),
+]
+
+
+@pytest.mark.parametrize(("head", "missing_embedding", "library"), HEADS)
+def test_the_card_s_code_knows_every_head(tmp_path, monkeypatch, head, missing_embedding, library):
+    """With both modalities and with either; the folder holds what stands for a missing embedding."""
+    run = load_run(write_run(tmp_path / "run", "linear", head=head, missing_embedding=missing_embedding))
+    image, text = run.model.missing_image[None], run.tokenize(["a text"])
+    with torch.no_grad():
+        expected = {
+            (True, True): run.model(image, text),
+            (True, False): run.model(image),
+            (False, True): run.model(text=text),
+        }
+    assert merge_run(run, tmp_path / "merged", library)["changed_predictions"] == 0
+    about = json.loads((tmp_path / "merged/classifier.json").read_text())
+    assert (about["head"], about["missing_embedding"]) == (head, missing_embedding)
+    assert about["patterns"] == [["image"], ["text"], ["image", "text"]]
+    code = code_of(tmp_path / "merged")
+    monkeypatch.chdir(tmp_path / "merged")
+    for there, wanted in expected.items():
+        names, given = {}, code.replace("there = [True, True]", f"there = {[*there]}")
+        assert there == (True, True) or given != code
+        if missing_embedding == "substitute" and not there[1]:
+            given = given.replace('"a text"', '""')
+        exec(given, names)
+        assert_parity("logits", names["logits"], wanted, TABLE)
 
 
 def test_it_loads_without_mora(tmp_path):

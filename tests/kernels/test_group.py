@@ -16,7 +16,6 @@ from mora_kernels.kept import forget, keeping
 from mora_kernels.launches import counted
 from mora_kernels.testing import LINEAR_TOLERANCE, assert_parity, make_factors
 
-pytestmark = pytest.mark.usefixtures("poisoned")
 BACKENDS = ["torch", "triton", "reference"]
 BUILT = ["torch", "triton"]
 

@@ -8,6 +8,7 @@ from mora_kernels.launches import counted
 from mora_kernels.testing import assert_parity
 from tests.mora.models import SITES, embed, randomise
 
+pytestmark = pytest.mark.usefixtures("poisoned")
 families = pytest.mark.parametrize("family", SITES)
 TABLE = {torch.float32: 2e-5}
 

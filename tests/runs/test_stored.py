@@ -33,6 +33,8 @@ FIELDS = {
     "mora.last_layers": {*range(14)} - {1, 13},
     "mora.backend": {*range(14)},
     "method": {*range(14)},
+    "head": {*range(14)},
+    "missing_embedding": {*range(14)},
     "token_policy": {*range(14)},
     "lora_scale": {*range(14)} - {1},
     "tables": {*range(14)} - {9},
@@ -82,7 +84,14 @@ def test_a_field_that_is_absent_is_named(run, tmp_path, name):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("epoch", "x"), ("validation", [1]), ("validation", {"a": "b"}), ("validation", {"a": 10**400}), ("test", 3)],
+    [
+        ("epoch", "x"),
+        ("validation", [1]),
+        ("validation", {"a": "b"}),
+        ("validation", {"a": 10**400}),
+        ("test", 3),
+        ("patterns", {"complete": {"rows": "x"}}),
+    ],
 )
 def test_a_wrong_result_is_named(run, tmp_path, name, value):
     shutil.copytree(run, tmp_path / "run")

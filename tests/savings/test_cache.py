@@ -1,7 +1,6 @@
 """Stored rows: never stale, never half-written, shared, capped, and no sample is read twice."""
 
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -23,6 +22,7 @@ from mora.towers import towers_of
 from mora.training.batches import Inputs
 from tests.evaluation import fakes as squares
 from tests.mora.models import MODELS
+from tests.processes import FRESH, begin
 from tests.savings.worlds import FAMILIES, Samples, classifier
 from tests.training import fakes
 
@@ -261,9 +261,8 @@ def work(folder, log):
 
 @pytest.fixture(scope="module")
 def processes():
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.savings.test_cache", "mora.savings.cache"])
-    return context
+    begin()
+    return FRESH
 
 
 def reads(log):

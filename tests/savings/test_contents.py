@@ -1,5 +1,7 @@
 """The row that stands for missing images is computed again exactly when anything it depends on is not what it was."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -85,11 +87,29 @@ def test_any_change_is_seen(lone, change, train):
     torch.testing.assert_close(after, call(model, samples, train), rtol=1e-4, atol=1e-5)
 
 
-def test_an_adapter_that_moved_is_seen_in_eval(lone):
+@pytest.mark.parametrize("keep", [True, False])
+def test_an_adapter_that_moved_is_seen_in_eval_and_its_frozen_blocks_do_not_run_again(lone, keep):
     samples, model = warm(lone, False)
+    moved, fresh = model, classifier("open_clip")
+    with mora.keeping(model) if keep else nullcontext():
+        before = call(model, samples, False)
+        lone()
+        for each in (moved, fresh):
+            with torch.no_grad():
+                dict(mora.adapter_parameters(each.model))["common.0.text"].mul_(2)
+        after = call(model, samples, False)
+        assert lone() == 0
+    assert not torch.equal(before, after)
+    assert torch.equal(after, call(fresh, samples, False))
+
+
+def test_what_no_counter_saw_is_seen_in_eval(lone):
+    samples, model = warm(lone, False)
+    before = call(model, samples, False)
     dict(mora.adapter_parameters(model.model))["common.0.text"].data.mul_(2)
     after = call(model, samples, False)
-    assert lone() == 1
+    assert not torch.equal(before, after)
+    lone()
     with mora.disabled(model.model):
         call(model, samples, False)
         assert lone() == 1

@@ -1,16 +1,19 @@
 """Two processes on gloo are one process with twice the batch; so is accumulation."""
 
 import json
+import os
+import signal
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
 
 from mora.system.files import read_tensors
+from tests.processes import Running
 from tests.training import fakes
+
+RECIPE = dict(dropout=0.0, epochs=3, lr=1e-3, accumulation=2, checkpoint_minutes=1e-4)
 
 
 def losses(folder):
@@ -43,57 +46,51 @@ def test_accumulation_equals_a_larger_batch(tmp_path, rows):
     close(tmp_path / "one", tmp_path / "two")
 
 
-SCRIPT = """
-import os, sys, torch
-torch.set_num_threads(1)
-from tests.training import fakes
-out, rows, stop, resume = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "resume"
-trainer = fakes.trainer(out, fakes.splits(rows, natural=True), batch=4, dropout=0.0, epochs=3, lr=1e-3, accumulation=2,
-                        checkpoint_minutes=1e-4)
-if stop:
+def train(rank, port, out, rows, stop, resume):
+    """What torchrun would tell a process, and the training; process 1 is killed before the step `stop`."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+    trainer = fakes.trainer(out, fakes.splits(rows, natural=True), batch=4, **RECIPE)
     take = trainer.engine.step
+
     def stopping(*given):
-        if trainer.progress.step == stop:
-            if trainer.accelerator.process_index == 1:
-                os.kill(os.getpid(), 9)
+        if trainer.progress.step == stop and rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
         return take(*given)
-    trainer.engine.step = stopping
-trainer.fit(resume=resume)
-"""
+
+    if stop:
+        trainer.engine.step = stopping
+    trainer.fit(resume=resume)
 
 
-def two(out, rows, stop=0, resume=False):
-    """Train in two processes that torchrun starts; the second is killed before the step `stop`."""
+def two(out, rows, stop=0, resume=False, **environment):
+    """Train in two processes, the second of which is killed before the step `stop`; what the first said at its end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    script = out.parent / "script.py"
-    script.write_text(SCRIPT)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
-    command = [*launch, str(script), str(out), str(rows), str(stop), "resume" if resume else "new"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
-    assert (done.returncode == 0) == (not stop), done.stderr[-3000:]
-    return done.stderr
+    running = [Running(train, rank, port, out, rows, stop, resume, environment=environment) for rank in range(2)]
+    first, second = (each.end() for each in running)
+    assert second.code == (-signal.SIGKILL if stop else 0), second.err[-3000:]
+    assert (first.code == 0) == (not stop), first.err[-3000:]
+    return first.err
 
 
-def test_two_processes_equal_one_with_twice_the_batch_and_resume(tmp_path, monkeypatch):
+def test_two_processes_equal_one_with_twice_the_batch_and_resume(tmp_path):
     """33 rows: the last forward pass leaves the second process without any; it is killed mid-epoch, all are resumed.
 
     `auto` keeps rows on disk when several processes train: each computes a part, all read everything.
     """
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     data = fakes.splits(33, natural=True)
     fakes.trainer(tmp_path / "one", data, batch=16, dropout=0.0, epochs=3, lr=1e-3).fit()
+    home = {"XDG_CACHE_HOME": str(tmp_path / "home")}
     began = time.perf_counter()
-    said = two(tmp_path / "two", 33, stop=4)
-    assert time.perf_counter() - began < 60 + 60  # the start of torchrun and of both processes included
-    assert "lost another one" in said or "SIGTERM" in said, said[-3000:]
-    two(tmp_path / "two", 33, resume=True)
+    said = two(tmp_path / "two", 33, stop=4, **home)
+    assert time.perf_counter() - began < 60 + 60  # the start of both processes included
+    assert "process 0 of 2 lost another one" in said, said[-3000:]
+    two(tmp_path / "two", 33, resume=True, **home)
     close(tmp_path / "one", tmp_path / "two")
     assert "prefixes" in (tmp_path / "two" / "train.log").read_text()
     assert len(list((tmp_path / "home" / "mora" / "prefixes").iterdir())) == 2
     assert json.loads((tmp_path / "two" / "config.json").read_text())["train"]["cache"] == "auto"
     with pytest.raises(ValueError, match="processes: .*started with 2, this call has 1"):
-        fakes.trainer(
-            tmp_path / "two", data, batch=4, dropout=0.0, epochs=3, lr=1e-3, accumulation=2, checkpoint_minutes=1.0
-        ).fit(resume=True)
+        fakes.trainer(tmp_path / "two", data, batch=4, **{**RECIPE, "checkpoint_minutes": 1.0}).fit(resume=True)

@@ -4,7 +4,6 @@
 """
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -17,6 +16,7 @@ from mora.system import lock
 from mora.system.files import read_tensors
 from mora.training import Trainer, load_run
 from mora.training.checkpoints import checkpoint_files
+from tests.processes import FRESH, begin
 from tests.training import fakes
 
 RECIPE = dict(epochs=4, batch=4, checkpoint_minutes=1e-4, accumulation=2)
@@ -49,10 +49,8 @@ def work(folder, fields):
 @pytest.fixture(scope="module")
 def processes():
     """Fresh processes that have imported everything already."""
-    context = multiprocessing.get_context("forkserver")
-    trained = ["mora.training.trainer", "mora.metrics", "accelerate", "torchmetrics.classification"]
-    context.set_forkserver_preload(["tests.training.fakes", *trained])
-    return context
+    begin()
+    return FRESH
 
 
 @pytest.fixture(scope="module")

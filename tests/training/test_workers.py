@@ -5,8 +5,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import subprocess
-import sys
 import time
 from multiprocessing.reduction import ForkingPickler
 
@@ -21,35 +19,29 @@ from mora.system import workers
 from mora.training.batches import Inputs
 from mora.training.caching import CachedInputs
 from tests.data import synthetic
+from tests.processes import Running, begin
 from tests.savings import worlds
 from tests.training import fakes
 
+
+@pytest.fixture
+def start_method():
+    """Sets how processes start from here on."""
+    before = multiprocessing.get_start_method()
+    begin()
+    yield lambda method: multiprocessing.set_start_method(method, force=True)
+    multiprocessing.set_start_method(before, force=True)
+
+
 # As on macOS and Windows, and on Linux from Python 3.14 on.
-SCRIPT = """
-import multiprocessing, sys
-from mora.cli import main
-if __name__ == "__main__":
-    multiprocessing.set_start_method(sys.argv[1])
-    multiprocessing.set_forkserver_preload(["mora.training.trainer", "mora.data.sources.manifest", "open_clip"])
-    sys.exit(main(sys.argv[2:]))
-"""
-
-
-def started(method, tmp_path, *arguments):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, script, method, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
-
-
 @pytest.mark.parametrize("method", os.environ.get("MORA_START_METHODS", "forkserver").split(","))
-def test_workers_that_are_not_forked(tmp_path, method):
+def test_workers_that_are_not_forked(tmp_path, capsys, start_method, method):
     """Decoding, the fill of the cache and cached rows on disk, all through worker processes."""
     data, run = synthetic.manifest(tmp_path), tmp_path / "run"
-    common = ["--data", data, "--workers", "1"]
-    options = ["--epochs", "2", "--batch", "16", "--device", "cpu", "--cache", "disk", "--cache-folder", tmp_path / "c"]
-    done = started(method, tmp_path, "train", *common, "--out", run, *options)
-    assert done.returncode == 0, done.stderr[-3000:]
+    start_method(method)
+    options = ["--data", data, "--workers", "1", "--out", run, "--cache", "disk", "--cache-folder", tmp_path / "c"]
+    code = main(["train", *map(str, options), "--epochs", "2", "--batch", "16", "--device", "cpu"])
+    assert code == 0, capsys.readouterr().err
     assert (run / "result.json").is_file()
 
 
@@ -134,22 +126,27 @@ def test_the_number_of_workers_is_bounded_by_the_cores(tmp_path, capsys, command
     assert not (tmp_path / "out").exists()
 
 
+def grouped(arguments):
+    """The command, in a group of processes of its own."""
+    os.setsid()
+    return main(arguments)
+
+
 def test_a_signal_to_the_whole_group_loses_no_step(tmp_path):
     """As schedulers, terminals and service managers send it: the workers live until the checkpoint is written."""
     number = signal.SIGTERM
     data, run = synthetic.manifest(tmp_path), tmp_path / "run"
     given = ["--data", data, "--out", run, "--device", "cpu", "--workers", "2", "--batch", "8", "--epochs", "100000"]
-    given += ["--log-every", "1", "--cache", "off"]
-    command = [sys.executable, "-m", "mora.cli", "train", *map(str, given)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    running = Running(grouped, ["train", *map(str, given), "--log-every", "1", "--cache", "off"])
     lines = 0
     while lines < 4:
         time.sleep(0.05)
-        assert process.poll() is None, process.stderr.read()
+        assert running.process.is_alive(), running.end()
         lines = (run / "metrics.jsonl").read_text().count("\n") if (run / "metrics.jsonl").is_file() else 0
-    os.killpg(process.pid, number)
-    said = process.communicate(timeout=60)[1].splitlines()
-    assert process.returncode == 128 + number, said
+    os.killpg(running.process.pid, number)
+    ended = running.end(60)
+    said = ended.err.splitlines()
+    assert ended.code == 128 + number, said
     assert f"stopped by {number.name} after step" in said[-1] and "--resume goes on" in said[-1], said
     assert list((run / "checkpoints").glob("*.safetensors"))
 

@@ -8,7 +8,6 @@ import mora_kernels
 from mora_kernels.testing import LINEAR_TOLERANCE, WEIGHT_TOLERANCE, ProjectionInputs, assert_parity
 from tests.triton.cases import CASES, make
 
-pytestmark = pytest.mark.usefixtures("poisoned")
 DTYPES = [torch.float32, torch.float16]
 SPECIFIC = ("specific_a", "specific_b", "specific_magnitude")
 

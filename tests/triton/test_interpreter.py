@@ -45,6 +45,13 @@ def test_the_last_number_that_fits_and_the_first_that_does_not(operation, x, y):
         kernel[(1,)](*others, out, 3, operation=operation)
 
 
+def test_shapes_that_upstream_refuses_are_refused():
+    assert str(tl.block_type(tl.float32, [2, tl.constexpr(4)])) == "<['2', '4'], fp32>"
+    for shape, error in (([], TypeError), ([3], ValueError), ([2, 1 << 20], ValueError), ([2.0], TypeError)):
+        with pytest.raises(error):
+            tl.block_type(tl.float32, shape)
+
+
 def results():
     factors = make("rank-33").to(torch.float16, factors=torch.float32)
     torch.manual_seed(3)

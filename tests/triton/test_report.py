@@ -13,19 +13,36 @@ import mora_kernels.triton.configs as configs
 TARGETS = tuple(os.environ.get("MORA_TARGETS", "sm_90,gfx942").split(","))
 
 
+ADDRESSES = """
+import re, sys
+from mora_kernels.triton import machine_code, report
+from mora_kernels.triton.configs import choose
+report.main(["--json", "--targets", sys.argv[1]])
+for op, label, kernel, types, constants, _, rank in report.variants():
+    if op != "dropout":
+        continue
+    options = choose(op, "sm_90", rank)
+    launch = {name: options.pop(name) for name in ("num_warps", "num_stages")}
+    code = machine_code.compile_kernel(kernel, types, {**constants, **options}, "sm_90", **launch).asm["ttir"]
+    for offsets in re.findall(r"tt.addptr .*, tensor<\\d+x\\d+x(i\\d+)>", code):
+        print(label, offsets)
+"""
+
+
 @pytest.fixture(scope="module")
 def reports():
-    """Target -> rows; compiled in processes of their own, where Triton is not interpreted. Triton caches the code."""
+    """Target -> rows, and the lines of `ADDRESSES`; compiled in a process where Triton is not interpreted.
+
+    Triton caches the code.
+    """
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    command = [sys.executable, "-m", "mora_kernels.triton.report", "--json", "--targets"]
-    runs = {
-        pair: subprocess.Popen([*command, pair], env=environment, stdout=subprocess.PIPE, text=True)
-        for pair in (",".join(TARGETS[::2]), ",".join(TARGETS[1::2]))
-        if pair
-    }
-    lines = [json.loads(line) for run in runs.values() for line in run.communicate()[0].splitlines()]
-    assert not any(run.returncode for run in runs.values())
-    return {target: [row for row in lines if row["target"] == target] for target in TARGETS}
+    command = [sys.executable, "-c", ADDRESSES, ",".join(TARGETS)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    lines = run.stdout.splitlines()
+    rows = [json.loads(line) for line in lines if line.startswith("{")]
+    found = {target: [row for row in rows if row["target"] == target] for target in TARGETS}
+    return {**found, "addresses": [line for line in lines if not line.startswith("{")]}
 
 
 @pytest.mark.timeout(600)
@@ -53,6 +70,13 @@ def test_matrix_units_where_the_precision_allows_them(reports, target):
     for row in reports[target]:
         due = row["precision"] != "-" and (target == "gfx942" or row["precision"] == "tf32x3")
         assert bool(row["matrix"]) == due, row
+
+
+@pytest.mark.timeout(600)
+def test_dropout_addresses_elements_in_64_bits(reports):
+    """[M, N] of x may have more than 2^31 elements; M and N are 32-bit numbers, their product is not."""
+    lines = reports["addresses"]
+    assert len(lines) >= 16 and all(line.endswith(" i64") for line in lines), lines
 
 
 def test_an_unknown_gpu_gets_the_default():

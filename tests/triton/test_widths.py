@@ -8,7 +8,6 @@ from mora_kernels import Group
 from mora_kernels.testing import LINEAR_TOLERANCE, assert_parity
 from tests.kernels.test_widths import CASES, Site, linear, make, results, weigh
 
-pytestmark = pytest.mark.usefixtures("poisoned")
 OPS = torch.ops.mora_kernels
 SIZES = [(5, 40), (66, 5), (70, 40), (40, 70)]  # out, in: one tile or part of it, and several with a tail
 EVERY = [(*size, case, torch.float32) for size in SIZES for case in CASES]

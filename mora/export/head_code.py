@@ -1,0 +1,46 @@
+"""The code in a model card that makes logits of the two embeddings, `parts`, for each kind of head."""
+
+from __future__ import annotations
+
+from mora.heads import BIAS, LEARNED, LINEAR, PROTOTYPES, SUBSTITUTE, ZERO_SHOT
+
+LOAD = """head = load_file(f"{folder}/classifier.safetensors")
+"""
+THERE = """there = [True, True]  # whether the image is there, and the text
+"""
+INSTEAD = {
+    LEARNED: """missing = [head["missing.image"][None], head["missing.text"][None]]
+parts = [part if has else instead for part, has, instead in zip(parts, there, missing)]
+""",
+    "zero": """parts = [part if has else torch.zeros_like(part) for part, has in zip(parts, there)]
+""",
+}
+JOINED = """features = torch.cat(parts, dim=-1)
+"""
+PATTERN = """pattern = there[0] + 2 * there[1] - 1
+"""
+LOGITS = {
+    LINEAR: """logits = features @ head["weight"].T + head["bias"]
+""",
+    BIAS: """logits = features @ head["weight"].T + head["bias"][pattern]
+""",
+    PROTOTYPES: """normalize = torch.nn.functional.normalize
+cosines = normalize(features - head["center"][pattern], dim=-1) @ normalize(head["prototypes"][pattern], dim=-1).T
+logits = head["log_scale"].exp() * cosines + head["bias"][pattern]
+""",
+    ZERO_SHOT: """normalize = torch.nn.functional.normalize
+directions = [normalize(part, dim=-1) for part, has in zip(parts, there) if has]
+logits = head["scale"] * (sum(directions) / len(directions)) @ head["classes"].T
+""",
+}
+
+
+def head_code(head: str, missing_embedding: str) -> str:
+    """From `parts` to `logits`."""
+    program = LOAD
+    if (head, missing_embedding) != (LINEAR, SUBSTITUTE):
+        program += THERE
+    program += INSTEAD.get(missing_embedding, "")
+    program += JOINED if head != ZERO_SHOT else ""
+    program += PATTERN if head in (BIAS, PROTOTYPES) else ""
+    return program + LOGITS[head]

@@ -1,0 +1,1 @@
+"""Search over the configuration of a training: `mora.sweep`, `mora.Sweep`, and the folder they leave behind."""
