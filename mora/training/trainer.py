@@ -47,9 +47,7 @@ class Trainer:
         datasets: splits of your own ("train", "validation", perhaps "test"), instead of `config.data`.
         console: a `rich` console to speak to.
 
-    Raises:
-        ValueError: the configuration does not fit the model, the data or the machine.
-        ImportError: a package of the extra `train` is absent.
+    Raises ValueError for what does not fit model, data or machine, ImportError without the extra `train`.
     """
 
     def __init__(
@@ -101,8 +99,7 @@ class Trainer:
             resume: go on from the last checkpoint of the run folder; from the beginning where there is none.
 
         Raises:
-            ValueError: the folder holds a run and `resume` is False, or another run than this, or is being written by
-                another one; NaN or infinity.
+            ValueError: the folder holds a run and `resume` is False, or another run, or is written by one; NaN.
             OSError: the folder cannot be written, or a process that reads images was killed.
             KeyboardInterrupt: a signal asked to end; the message says where it stopped.
         """
@@ -122,7 +119,7 @@ class Trainer:
         self.account.start_trackers(None if state is None else state.progress.step)
         if state is not None:
             self.restore(state)
-        elif self.accelerator.is_main_process:
+        elif self.log.main:
             save_start(self.folder, self.model.clip, self.config.method)
         self.introduce(state)
         try:
