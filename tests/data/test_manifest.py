@@ -267,14 +267,14 @@ def test_commas_quotes_lines_and_blanks_survive(tmp_path: Path) -> None:
         assert blank[1].text is None
 
 
-@pytest.mark.parametrize(("start", "suffix"), [("```csv\n", ".csv"), ("```json\n", ".jsonl")])
+@pytest.mark.parametrize(("start", "suffix"), [("```text\nimage,", ".csv"), ("```json\n", ".jsonl")])
 def test_the_documented_example_opens(tmp_path: Path, start: str, suffix: str) -> None:
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
     (tmp_path / "photos").mkdir()
     for index in (1, 2):
         (tmp_path / "photos" / f"{index}.jpg").write_bytes(synthetic.picture(0, index))
     path = tmp_path / f"catalogue{suffix}"
-    path.write_text(page.split(start, 1)[1].split("```")[0])
+    path.write_text((start + page.split(start, 1)[1]).split("```")[1].split("\n", 1)[1])
     train, test = open_dataset(path, "train"), open_dataset(path, "test")
     assert train.classes == ("coats", "sale", "shoes")
     assert train.available().tolist() == [0, 1] and test.available().tolist() == [2]
