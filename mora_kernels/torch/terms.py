@@ -89,9 +89,12 @@ def thin_factors(factors: Sequence[Factors], gram: Tensor) -> tuple[Thin, Terms]
         scale = torch.cat([scale, magnitude[:, None]], dim=1)
     else:
         right = right.contiguous()
-    weights = [cast(one.weight, dtype) for one in factors for _ in range(scale.shape[1])]
-    sides = zip(weights, apart(left, ranks), apart(right, ranks), strict=True)
-    norms = torch.stack([squares(*side, alpha) for side in sides]).view_as(scale).sqrt_().clamp_(min=NORM_FLOOR)
+    sides = zip(apart(left, ranks), apart(right, ranks), strict=True)
+    sums: list[Tensor] = []
+    for one in factors:
+        weight = cast(one.weight, dtype)  # one at a time: all of a model's in half precision would fill the memory
+        sums += [squares(weight, *next(sides), alpha) for _ in range(scale.shape[1])]
+    norms = torch.stack(sums).view_as(scale).sqrt_().clamp_(min=NORM_FLOOR)
     scale = scale / norms
     moved = joined([(scale[:, of, None] * view(right)).flatten(1, 2) for view, of in blocks(ranks)])
     return (scale.sum(dim=1), left, moved.mul_(alpha)), Terms(gram, outer, left, right, norms, scale)
@@ -144,9 +147,9 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
 
 def gradients(factors: Sequence[Factors], terms: Terms, grads: Thin) -> Gradients:
     """Return the gradients of G and of the factors from those of (u, U^T, V^T), in the accumulation dtype."""
-    dtype, (grad_u, *grad_rows) = terms.gram.dtype, grads
-    (common_rank, _), alpha = ranks, _ = factors[0].ranks, factors[0].alpha
-    weights = [cast(one.weight, dtype) for one in factors]
+    grad_u, *grad_rows = grads
+    ranks, alpha = factors[0].ranks, factors[0].alpha
+    common_rank, weights = ranks[0], [one.weight for one in factors]
     found = []
     for view, of in blocks(ranks):
         wide = [view(part) for part in (terms.left, terms.right, *grad_rows)]
@@ -179,8 +182,10 @@ def block_gradients(
     grad_scale = torch.add(grad_u[:, None], (right * grad_moved).sum(dim=2), alpha=alpha)
     slope = torch.where(norms > NORM_FLOOR, scale / norms.square(), 0.0).mul_(grad_scale)[:, :, None]
     weighted = slope * right
-    sides = zip(weighted.flatten(1, 2).unbind(), left.flatten(1, 2).unbind(), weights, strict=True)
-    products = [(first @ weight.T, second @ weight) for first, second, weight in sides]
+    products = []
+    for first, second, weight in zip(weighted.flatten(1, 2), left.flatten(1, 2), weights, strict=True):
+        wide_weight = cast(weight, first.dtype)
+        products.append((first @ wide_weight.T, second @ wide_weight))
     through, pulled = (torch.stack(each) for each in zip(*products, strict=True))
     through, pulled = plus(through, weighted, right, left, alpha), plus(pulled, left, left, right, alpha)
     grad_right = (scale[:, :, None] * grad_moved).addcmul_(slope, pulled, value=-1.0).mul_(alpha)
