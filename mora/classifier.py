@@ -22,11 +22,11 @@ from mora.heads import (
     first_tensor,
     make_head,
 )
+from mora.keeping import one_call
 from mora.savings.encoder import Encoder
 from mora.savings.options import Hidden, Savings
 from mora.system.checks import one_of
 from mora.towers.cutting import evaluating
-from mora_kernels.kept import keeping, scope_of
 
 
 class MissingModalityClassifier(Encoder):
@@ -144,10 +144,7 @@ class MissingModalityClassifier(Encoder):
 
     def one_call(self) -> AbstractContextManager[object]:
         """A block in which W_eff of all towers is built once, where nobody asked to keep it for longer."""
-        clip = self.clip
-        if torch.compiler.is_compiling() or not is_patched(clip) or scope_of(clip) is not None:
-            return nullcontext()
-        return keeping([clip, adapters_of(clip).group], lasting=False)
+        return one_call(self.clip, adapters_of(self.clip).group) if is_patched(self.clip) else nullcontext()
 
     def embed(self, given: Mapping[str, Tensor | Hidden | None], present: Mapping[str, Tensor]) -> Tensor:
         """The embeddings of every modality side by side, [B, sum of e], in the head's dtype."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
-from mora.hooks import library_hook
+from mora.hooks import Calls
 from mora.linear import MoraLinear
 from mora_kernels import Group, kept
 
@@ -61,50 +60,29 @@ def check(model: object) -> None:
         raise TypeError(f"model: got {type(model).__name__}, expected a patched CLIP or a classifier on one")
 
 
-class OneCall:
+def one_call(model: nn.Module, group: Group) -> AbstractContextManager[object]:
+    """A block in which all projections of a model are built once, where nobody asked to keep them for longer."""
+    if torch.compiler.is_compiling() or kept.scope_of(group) is not None:
+        return nullcontext()
+    return kept.keeping([model, group], lasting=False)
+
+
+class OneCall(Calls):
     """Lets all projections of a patched model be built together, once for a forward call: that has one set of weights.
 
     A tower that is called past the model's own `forward` (`encode_image`) builds its projections block by block.
     """
 
     def __init__(self, group: Group) -> None:
+        super().__init__()
         self.group = group
-        self._threads = threading.local()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"group": self.group}
+    def open(self, module: nn.Module) -> ExitStack:
+        """A block for one call."""
+        block = ExitStack()
+        block.enter_context(one_call(module, self.group))
+        return block
 
-    def __setstate__(self, content: dict[str, Any]) -> None:
-        self.__init__(**content)  # type: ignore[misc]
-
-    @property
-    def running(self) -> list[ExitStack]:
-        """The calls that are running in this thread, the innermost last."""
-        return self._threads.__dict__.setdefault("running", [])
-
-    def watch(self, model: nn.Module) -> None:
-        """See when a forward call of `model` begins and ends."""
-        model.register_forward_pre_hook(self.begin, prepend=True)
-        model.register_forward_hook(self.end, always_call=True)
-
-    def leave(self, model: nn.Module) -> None:
-        """No longer see it."""
-        for hooks in (model._forward_pre_hooks, model._forward_hooks):
-            for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self]:
-                del hooks[key]
-                model._forward_hooks_always_called.pop(key, None)
-
-    @library_hook
-    def begin(self, model: nn.Module, *_: Any) -> None:
-        """Open a block for one call, where none is open."""
-        if not torch.compiler.is_compiling():
-            block = ExitStack()
-            if kept.scope_of(self.group) is None:
-                block.enter_context(kept.keeping([model, self.group], lasting=False))
-            self.running.append(block)
-
-    @library_hook
-    def end(self, *_: Any) -> None:
-        """Close it."""
-        if not torch.compiler.is_compiling() and self.running:
-            self.running.pop().close()
+    def close(self, call: ExitStack) -> None:
+        """End it."""
+        call.close()

@@ -68,7 +68,7 @@ def patch(
     model.mora = adapters.train(model.training)
     await_first_step(model, adapters)
     adapters.load_hook = model.register_load_state_dict_pre_hook(keep_adapters_of_a_base_checkpoint)
-    adapters.one_call.watch(model)
+    adapters.one_call.watch(model, first=True)
     return model
 
 

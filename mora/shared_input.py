@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -10,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from mora.hooks import library_hook
+from mora.hooks import Calls
 from mora.switch import Switch
 from mora_kernels import Group
 
@@ -38,7 +37,7 @@ class Call:
         self.waiting: dict[int, Tensor] = {}
 
 
-class SharedInput:
+class SharedInput(Calls):
     """The adapted ones of q, k, v of one attention, in training with dropout.
 
     The attention calls them one after another with the same tensor. The first call computes all of them, every
@@ -47,19 +46,12 @@ class SharedInput:
     """
 
     def __init__(self, members: Sequence[Projection]) -> None:
+        super().__init__()
         self.members = members
-        self._threads = threading.local()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"members": self.members}
-
-    def __setstate__(self, content: dict[str, Any]) -> None:
-        self.__init__(**content)  # type: ignore[misc]
-
-    @property
-    def calls(self) -> list[Call]:
-        """The forward calls of the attention that are running in this thread, the innermost last."""
-        return self._threads.__dict__.setdefault("calls", [])
+    def open(self, module: nn.Module) -> Call:
+        """A call that has seen no input yet."""
+        return Call()
 
     @contextmanager
     def calling(self) -> Iterator[None]:
@@ -69,30 +61,6 @@ class SharedInput:
             yield
         finally:
             self.calls.pop()  # and what nobody asked for
-
-    def watch(self, attention: nn.Module) -> None:
-        """See when an attention that is not this library's begins and ends a forward call."""
-        attention.register_forward_pre_hook(self.begin)
-        attention.register_forward_hook(self.end, always_call=True)
-
-    def leave(self, attention: nn.Module) -> None:
-        """No longer see it."""
-        for hooks in (attention._forward_pre_hooks, attention._forward_hooks):
-            for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self]:
-                del hooks[key]
-                attention._forward_hooks_always_called.pop(key, None)
-
-    @library_hook
-    def begin(self, *_: Any) -> None:
-        """Open a call."""
-        if not torch.compiler.is_compiling():
-            self.calls.append(Call())
-
-    @library_hook
-    def end(self, *_: Any) -> None:
-        """Close it."""
-        if not torch.compiler.is_compiling() and self.calls:
-            self.calls.pop()
 
     def share(self, member: Projection) -> bool:
         """Whether others will ask for a result of the same input."""

@@ -293,7 +293,7 @@ def test_a_forward_call_of_a_model_builds_all_projections_together_and_keeps_not
     with pytest.raises(ZeroDivisionError):
         call()
     stop.remove()
-    assert not model.mora.one_call.running and scope_of(model.mora.group) is None
+    assert not model.mora.one_call.calls and scope_of(model.mora.group) is None
     twin = mora.unpatch(copy.deepcopy(model))
     assert not twin._forward_hooks and not twin._forward_pre_hooks and not twin._forward_hooks_always_called
     call()
