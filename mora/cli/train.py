@@ -62,7 +62,8 @@ def add_model(group: Any) -> None:
     group.add_argument(
         "--method",
         metavar="M",
-        help="mora (default), mora-no-gram, mora-no-specific, lora, dora, bitfit, last-block, linear or zero-shot",
+        help="mora (default), mora-no-gram, mora-fixed-gram, mora-no-specific, lora, dora, bitfit, last-block, linear "
+        "or zero-shot",
     )
     group.add_argument("--head", metavar="H", help="linear (default), pattern-bias or prototypes: docs/training.md")
     group.add_argument(
