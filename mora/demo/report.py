@@ -113,8 +113,8 @@ def merging(outcome: Outcome) -> str:
             "## Cost",
             cost_table(outcome.costs).markdown(),
             "Milliseconds a sample: both towers and the head, batches of 32, "
-            f"{count(torch.get_num_threads(), 'thread')}, adapted and merged. A training is over the rows past the frozen "
-            "blocks, which ran once for all.",
+            f"{count(torch.get_num_threads(), 'thread')}, adapted and merged. A training is over the rows past the "
+            "frozen blocks, which ran once for all.",
             f"`merged/` holds the {LABELS[run.method]} run of the first task with the best validation accuracy (seed "
             f"{run.seed}) as a plain CLIP. On {found['rows']} random rows, a third of them without image, a third "
             "without text, its logits differ from the adapted model's by at most "
