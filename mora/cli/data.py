@@ -16,6 +16,7 @@ SOURCE = (
     "openmoji, openmoji-badges, a folder in the official layout or saved by datasets, or a CSV / JSONL / Parquet "
     "manifest"
 )
+MISSING = "what to take away: KIND:RATE with KIND text, image or both; RATE counts what is missing"
 
 
 def add(commands: Commands) -> None:
