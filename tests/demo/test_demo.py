@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import mora
 from mora.cli import main
 from mora.demo import curve, plan, report, study
+from mora.demo import run as run_module
 from mora.demo.methods import LABELS, METHODS, OURS
 from mora.demo.outcome import TaskOutcome, remarks
 from mora.demo.run import demo
@@ -54,15 +55,23 @@ def frozen_rows():
 def finished(tmp_path_factory, frozen_rows):
     out = tmp_path_factory.mktemp("demo")
     (out / "report.md").write_text("an older report")
-    console, prefix = quiet(), CutTower.prefix
+    console, prefix, costs, timing = quiet(), CutTower.prefix, run_module.costs, []
 
     def counting(self, model, inputs, first, *others, **named):
-        if self.modality == "image" and len(inputs) > PROBES:  # no substitute, no trial, no proof of a merge
+        # no substitute, no trial, no proof of a merge, nothing of what a sample costs
+        if self.modality == "image" and len(inputs) > PROBES and not timing:
             frozen_rows[first] += len(inputs)
         return prefix(self, model, inputs, first, *others, **named)
 
+    def apart(*given):
+        timing.append(True)
+        found = costs(*given)
+        timing.clear()
+        return found
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CutTower, "prefix", counting)
+        patch.setattr(run_module, "costs", apart)
         outcome = demo(Settings(out=out, **SMALL), "mora demo --a-test", console)
     return out, outcome, console.file.getvalue()
 
