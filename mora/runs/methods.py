@@ -17,7 +17,12 @@ from mora.system.machine import need
 from mora.towers.find import towers_of
 from mora.towers.slots import Slot
 
-MORA_VARIANTS = {"mora": "official", "mora-no-gram": "no-gram", "mora-no-specific": "no-specific"}
+MORA_VARIANTS = {
+    "mora": "official",
+    "mora-no-gram": "no-gram",
+    "mora-fixed-gram": "fixed-gram",
+    "mora-no-specific": "no-specific",
+}
 ZERO_SHOT, LINEAR, BITFIT, LAST_BLOCK = "zero-shot", "linear", "bitfit", "last-block"
 PROMPTED = (MMP, DCP)
 # Ranks, targets and blocks of the configuration mean nothing to them.
