@@ -33,7 +33,10 @@ def add(commands: Commands) -> None:
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument(
-        "--data", required=True, metavar="D", help="openmoji, a data folder, or a CSV / JSONL / Parquet"
+        "--data",
+        required=True,
+        metavar="D",
+        help="openmoji (or -badges), a data folder, or a CSV / JSONL / Parquet",
     )
     parser.add_argument("--out", required=True, metavar="RUN", help="run folder to make")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in RUN")
