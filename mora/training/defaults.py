@@ -14,10 +14,10 @@ from mora.runs.methods import LAST_BLOCK, LINEAR, MORA_VARIANTS
 
 HEAD_LR = 1e-2
 LR = {
-    **dict.fromkeys(MORA_VARIANTS, 3e-2),
+    **dict.fromkeys(MORA_VARIANTS, 0.1),
     "lora": 3e-2,
     "dora": 3e-2,
-    LAST_BLOCK: 1e-3,
+    LAST_BLOCK: 3e-3,
 }
 ADAPTERS = {"alpha": 0.1, "init": "identity"}
 NO_IDENTITY = "mora-no-specific"  # the common term alone has no such start
