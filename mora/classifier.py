@@ -23,6 +23,8 @@ from mora.heads import (
     make_head,
 )
 from mora.keeping import one_call
+from mora.patterns import pattern_index
+from mora.prompts import prompts_of
 from mora.savings.encoder import Encoder
 from mora.savings.options import Hidden, Savings
 from mora.system.checks import one_of
@@ -149,11 +151,14 @@ class MissingModalityClassifier(Encoder):
     def embed(self, given: Mapping[str, Tensor | Hidden | None], present: Mapping[str, Tensor]) -> Tensor:
         """The embeddings of every modality side by side, [B, sum of e], in the head's dtype."""
         like, embedded = first_tensor(self.head), []
+        prompted = prompts_of(self.clip) is not None
+        patterns = pattern_index(torch.stack([*present.values()], dim=1)) if prompted else None
         for modality, runner in self.runners.items():
             rows = given.get(modality)
             dtype = rows.dtype if isinstance(rows, Tensor) else next(self.model.parameters()).dtype
             substitute, alone = self.substitute(modality, dtype), self.stand_in(modality)
-            embedded.append(runner.embed(self.model, rows, present[modality], substitute, self.training, alone))
+            there = present[modality]
+            embedded.append(runner.embed(self.model, rows, there, substitute, self.training, alone, patterns))
         dtype = embedded[0].dtype if torch.is_autocast_enabled(like.device.type) else like.dtype
         return torch.cat([embedding.to(dtype) for embedding in embedded], dim=-1)
 
@@ -173,9 +178,11 @@ class MissingModalityClassifier(Encoder):
 
     @torch.no_grad()
     def embedded_substitute(self, modality: str) -> Tensor:
-        """The embedding [1, e] of a substitute, in the head's dtype; in eval."""
+        """The embedding [1, e] of a substitute, in the head's dtype; in eval, with everything else there."""
+        prompts, like = prompts_of(self.clip), first_tensor(self.head)
+        patterns = None if prompts is None else torch.tensor([prompts.lacking(modality)], device=like.device)
         with evaluating(self.model):
-            return self.embed_rows(modality, self.missing(modality)[None]).to(first_tensor(self.head).dtype)
+            return self.embed_rows(modality, self.missing(modality)[None], patterns).to(like.dtype)
 
     def own_parameters(self) -> dict[str, nn.Parameter]:
         """What is trained beside the model, by name: "head.weight", "missing.image"."""

@@ -27,7 +27,7 @@ FLOORS = (
     ("mora.linear",),
     ("mora.keeping",),
     ("mora.towers",),
-    ("mora.adapters",),  # the verbs on a model
+    ("mora.adapters", "mora.prompts"),  # the verbs on a model
     ("mora.first_step", "mora.liveness", "mora.pairing", "mora.summary", "mora.verify"),
     ("mora.patch",),
     ("mora.checkpoint",),

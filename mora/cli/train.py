@@ -65,8 +65,8 @@ def add_model(group: Any) -> None:
     group.add_argument(
         "--method",
         metavar="M",
-        help="mora (default), mora-no-gram, mora-fixed-gram, mora-no-specific, lora, dora, bitfit, last-block, linear "
-        "or zero-shot",
+        help="mora (default), mora-no-gram, mora-fixed-gram, mora-no-specific, lora, dora, bitfit, last-block, mmp, "
+        "dcp, linear or zero-shot",
     )
     group.add_argument("--head", metavar="H", help="linear (default), pattern-bias or prototypes: docs/training.md")
     group.add_argument(
@@ -103,6 +103,12 @@ def add_model(group: Any) -> None:
     group.add_argument("--init", metavar="I", help="identity (default; starts as the pretrained model) or official")
     group.add_argument("--backend", metavar="B", help="auto (default), reference, torch or triton")
     group.add_argument("--lora-scale", type=float, metavar="S", help="lora_alpha / rank (default: 1)")
+    group.add_argument(
+        "--prompt-length", type=int, metavar="N", help="prompts before a sample, mmp and dcp (default: 36)"
+    )
+    group.add_argument(
+        "--prompt-depth", type=int, metavar="N", help="first blocks with prompts of their own (default: 6)"
+    )
 
 
 def add_recipe(group: Any) -> None:

@@ -11,14 +11,16 @@ from torch import nn
 
 from mora.classifier import MissingModalityClassifier
 from mora.config import MoraConfig
-from mora.diagnosis.behaviour import Batch
+from mora.diagnosis.behaviour import Batch, Encode
 from mora.diagnosis.diagnose import behaviour, encoder, patched_diagnosis
 from mora.diagnosis.history import history_of
 from mora.diagnosis.peft import peft_projections
 from mora.diagnosis.report import Diagnosis
+from mora.prompts import prompts_of
 from mora.runs.methods import MORA_VARIANTS
 from mora.runs.run import LoadedRun, read_start
 from mora.system.checks import is_whole
+from mora.towers.tower import fitting
 
 WORDS_AT_END = 4  # sentences that a training ends with
 
@@ -54,9 +56,17 @@ def of_method(
     if method in MORA_VARIANTS:
         return patched_diagnosis(model.clip, batch, model, read_start(folder, model.clip), ranks)
     before = encoder(model.clip if pretrained is None else pretrained, model.towers)
-    seen = behaviour(model.clip, model.towers, encoder(model.clip, model.towers), before, batch, model)
+    seen = behaviour(model.clip, model.towers, adapted(model), before, batch, model)
     projections = peft_projections(model.clip, config, ranks) if method in ("lora", "dora") else ()
     return Diagnosis(method, False, projections, (), seen)
+
+
+def adapted(model: MissingModalityClassifier) -> Encode:
+    """Rows of a modality -> embeddings by the model as it is; with prompts, those of complete rows."""
+    if prompts_of(model.clip) is None:
+        return encoder(model.clip, model.towers)
+    like = next(model.clip.parameters())
+    return lambda modality, rows: model.embed_rows(modality, fitting(rows, like))
 
 
 def last_words(

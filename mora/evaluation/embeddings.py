@@ -1,7 +1,8 @@
 """Every image and text of a data set through its tower once; any missing table is then a choice of rows and a head.
 
 In eval mode a row's embedding depends on that row alone, and a missing modality is one constant substitute. So
-[image; text] under a table picks embeddings that are there already: the same as a forward pass, up to rounding.
+[image; text] under a table picks embeddings that are there already: the same as a forward pass, up to rounding. Where
+prompts say what else a row has, it has two embeddings: with the other modality, and without.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
 from mora.data.views import Corrupted
 from mora.heads import classify, first_tensor
 from mora.keeping import keeping
+from mora.prompts import prompts_of
 from mora.savings import Hidden, PrefixCache
 from mora.system.workers import leave_signals
 
@@ -74,6 +76,7 @@ class Embeddings:
         labels: int64 [N] or float32 [N, C].
         groups: int64 [N] where several samples show one image, else None.
         head: the classifier's.
+        alone: `image` and `text` of rows that lack the other modality, where that makes a difference; else None.
     """
 
     image: Tensor
@@ -82,6 +85,7 @@ class Embeddings:
     labels: Tensor
     groups: Tensor | None
     head: nn.Module
+    alone: tuple[Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.image_row)
@@ -96,7 +100,12 @@ class Embeddings:
         for index in torch.arange(len(self)).split(HEAD_ROWS):
             image = self.image_row[index].masked_fill(lacks[index] == IMAGE_MISSING, len(self.image) - 1)
             text = index.masked_fill(lacks[index] == TEXT_MISSING, len(self.text) - 1)
-            features = torch.cat([self.image[image], self.text[text]], dim=-1)
+            parts = [self.image[image], self.text[text]]
+            if self.alone is not None:
+                lone = self.alone[0][image], self.alone[1][text]
+                for place, lacking in enumerate((TEXT_MISSING, IMAGE_MISSING)):
+                    parts[place] = torch.where((lacks[index] == lacking)[:, None], lone[place], parts[place])
+            features = torch.cat(parts, dim=-1)
             present = {"image": lacks[index] != IMAGE_MISSING, "text": lacks[index] != TEXT_MISSING}
             there = {modality: mask.to(device) for modality, mask in present.items()}
             yield index, classify(self.head, features.to(device), there)
@@ -127,17 +136,22 @@ def embed(
     available, image_row = dataset.available(), rows_of_images(dataset)
     wanted = first_of_each(image_row, available != IMAGE_MISSING)
     there = {"image": wanted, "text": available != TEXT_MISSING}
+    prompts = prompts_of(model.clip)
     with keeping(model):
         image = model.embedded_missing("image").cpu().repeat(int(image_row.max()) + 2, 1)
         text = model.embedded_missing("text").cpu().repeat(len(dataset) + 1, 1)
+        alone = None if prompts is None else (image.clone(), text.clone())
         batches = read(run, dataset, there, batch, workers) if cache is None else kept(cache, there, batch)
         for count, rows in batches:
             for modality, (index, given) in rows.items():
                 place, target = (image_row[index], image) if modality == "image" else (index, text)
                 target[place] = tower(model, modality, given)
+                if prompts is not None and alone is not None:
+                    lone, other = (alone[0], "text") if modality == "image" else (alone[1], "image")
+                    lone[place] = tower(model, modality, given, prompts.lacking(other))
             if progress is not None:
                 progress(count)
-    return Embeddings(image, text, image_row, dataset.labels(), dataset.groups(), model.head)
+    return Embeddings(image, text, image_row, dataset.labels(), dataset.groups(), model.head, alone)
 
 
 def read(
@@ -191,10 +205,11 @@ def first_of_each(rows: Tensor, there: Tensor) -> Tensor:
     return wanted
 
 
-def tower(model: MissingModalityClassifier, modality: str, rows: Tensor | Hidden) -> Tensor:
-    """Embeddings [B, e] of one modality in the head's dtype, on the CPU."""
+def tower(model: MissingModalityClassifier, modality: str, rows: Tensor | Hidden, pattern: int | None = None) -> Tensor:
+    """Embeddings [B, e] of one modality in the head's dtype, on the CPU; of rows of a pattern, where that says much."""
     like = first_tensor(model.head)
-    return model.embed_rows(modality, rows.to(like.device)).to("cpu", like.dtype)
+    patterns = None if pattern is None else torch.full((len(rows),), pattern, device=like.device)
+    return model.embed_rows(modality, rows.to(like.device), patterns).to("cpu", like.dtype)
 
 
 def check_presence(dataset: Dataset, samples: list[Prepared], there: Mapping[str, Tensor]) -> None:

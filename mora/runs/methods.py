@@ -11,6 +11,7 @@ from mora.adapters import adapter_parameters
 from mora.config import MoraConfig
 from mora.pairing import pair_blocks, slots_of
 from mora.patch import merge, patch
+from mora.prompts import DCP, MMP, PromptSize, add_prompts
 from mora.system.checks import one_of
 from mora.system.machine import need
 from mora.towers.find import towers_of
@@ -23,25 +24,35 @@ MORA_VARIANTS = {
     "mora-no-specific": "no-specific",
 }
 ZERO_SHOT, LINEAR, BITFIT, LAST_BLOCK = "zero-shot", "linear", "bitfit", "last-block"
-UNSIZED = (ZERO_SHOT, LINEAR, BITFIT, LAST_BLOCK)  # ranks, targets and blocks of the configuration mean nothing to them
-METHODS = (LINEAR, "lora", "dora", BITFIT, LAST_BLOCK, *MORA_VARIANTS, ZERO_SHOT)
+PROMPTED = (MMP, DCP)
+# Ranks, targets and blocks of the configuration mean nothing to them.
+UNSIZED = (ZERO_SHOT, LINEAR, BITFIT, LAST_BLOCK, *PROMPTED)
+METHODS = (LINEAR, "lora", "dora", BITFIT, LAST_BLOCK, *PROMPTED, *MORA_VARIANTS, ZERO_SHOT)
 
 
-def adapt(model: Any, method: str, config: MoraConfig, lora_scale: float = 1.0) -> dict[str, nn.Parameter]:
+def adapt(
+    model: Any,
+    method: str,
+    config: MoraConfig,
+    lora_scale: float = 1.0,
+    prompts: PromptSize = PromptSize(),  # noqa: B008 # immutable
+) -> dict[str, nn.Parameter]:
     """Adapt `model` in place and return what is trained in it, by name; everything else is frozen.
 
-    Adapters are drawn from torch's global generator: seed it before.
+    Adapters and prompts are drawn from torch's global generator: seed it before.
 
     Args:
         model: an open_clip or Hugging Face CLIP, not patched.
         method: "linear" trains nothing here (the head alone), "zero-shot" nor a head; "lora" and "dora" are PEFT's, on
             the projections and at the ranks of `config`; "bitfit" trains every bias of both towers, "last-block" all of
-            the last block of each; "mora" and its ablations are `mora.patch`.
+            the last block of each; "mmp" and "dcp" put prompts into a model (`mora.prompts`), with which the towers
+            run in a `MissingModalityClassifier`; "mora" and its ablations are `mora.patch`.
         config: ranks, targets, blocks and dropout; alpha and init are MoRA's alone.
         lora_scale: `lora_alpha / rank` of LoRA and DoRA.
+        prompts: length and depth of the prompts of "mmp" and "dcp".
 
     Raises:
-        ValueError: unknown method, or `config` does not fit the model.
+        ValueError: unknown method, or `config` does not fit the model; prompts for a tower that cannot be cut.
         ImportError: LoRA or DoRA without PEFT.
     """
     one_of("method", method, METHODS)
@@ -51,6 +62,8 @@ def adapt(model: Any, method: str, config: MoraConfig, lora_scale: float = 1.0) 
     model.requires_grad_(False)
     if method in ("lora", "dora"):
         add_lora(model, config, lora_scale, dora=method == "dora")
+    elif method in PROMPTED:
+        add_prompts(model, method, prompts)
     elif method == LAST_BLOCK:
         for tower in towers_of(model).values():
             tower.blocks(model)[-1].requires_grad_(True)
@@ -90,9 +103,14 @@ def add_lora(model: nn.Module, config: MoraConfig, scale: float, dora: bool) -> 
 def fold(model: nn.Module, method: str, config: MoraConfig) -> nn.Module:
     """Fold what `adapt` added into the weights, in place, and return a plain CLIP: classes and keys as before.
 
-    Raises ValueError for an unknown method or a W_eff that is not finite.
+    Raises ValueError for an unknown method, one that is no update of weights, or a W_eff that is not finite.
     """
     one_of("method", method, METHODS)
+    if method in PROMPTED:
+        raise ValueError(
+            f"merge: got method {method!r}, whose prompts are no update of weights but rows before those of a sample, "
+            "expected another method; mora evaluate and mora predict run its folder as it is"
+        )
     if method in MORA_VARIANTS:
         return merge(model)
     if method in ("lora", "dora"):

@@ -24,6 +24,7 @@ from mora.checkpoint.tensors import check_tensors, check_values, copy_whole, lar
 from mora.classifier import MissingModalityClassifier
 from mora.config import MoraConfig
 from mora.heads import LINEAR, SUBSTITUTE
+from mora.prompts import PromptSize
 from mora.runs.backbone import Backbone, load_backbone, with_policy
 from mora.runs.methods import MORA_VARIANTS, adapt, trained_tensors
 from mora.runs.stored import check_config, check_result
@@ -128,7 +129,8 @@ def load_run(
         head=config.get("head", LINEAR),
         missing_embedding=config.get("missing_embedding", SUBSTITUTE),
     )
-    load_best(best, model, config["method"], MoraConfig.from_dict(config["mora"]), config["lora_scale"])
+    size = PromptSize(**config.get("prompts", {}))
+    load_best(best, model, config["method"], MoraConfig.from_dict(config["mora"]), config["lora_scale"], size)
     return LoadedRun(
         model=model.to(device).eval(),
         preprocess=backbone.preprocess,
@@ -211,7 +213,12 @@ def read_start(folder: Path, model: nn.Module) -> dict[str, Tensor] | None:
 
 
 def load_best(
-    folder: Path, model: MissingModalityClassifier, method: str, config: MoraConfig, lora_scale: float
+    folder: Path,
+    model: MissingModalityClassifier,
+    method: str,
+    config: MoraConfig,
+    lora_scale: float,
+    prompts: PromptSize = PromptSize(),  # noqa: B008 # immutable
 ) -> None:
     """Adapt `model` in place as `method` does and put the tensors that `save_best` wrote into it; strict.
 
@@ -227,7 +234,7 @@ def load_best(
             raise ValueError(
                 f"{folder / METHOD}: method {shown(saved.get('method'))}, expected {method!r}, as in {CONFIG}"
             )
-        adapt(model.model, method, config, lora_scale)
+        adapt(model.model, method, config, lora_scale, prompts)
         targets = trained_tensors(model.model, method)
         tensors, found = read_tensors(folder / METHOD_WEIGHTS, largest_file(shapes_of(targets)))
         if found != saved.get("sha256"):

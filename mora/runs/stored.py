@@ -10,6 +10,7 @@ from mora.config import MoraConfig
 from mora.data.tables import Missing
 from mora.heads import HEADS, MISSING_EMBEDDINGS, ZERO_SHOT
 from mora.metrics import KINDS
+from mora.prompts import MOST_PROMPTS, PromptSize
 from mora.runs.backbone import TOKEN_POLICIES
 from mora.runs.methods import METHODS
 from mora.system.checks import is_whole
@@ -74,6 +75,15 @@ def is_figures(value: Any) -> bool:
     return each(is_number)(value)
 
 
+def is_prompt_size(value: Any) -> bool:
+    """Whether `value` says how many prompts there are and how deep."""
+    return (
+        isinstance(value, dict)
+        and {*value} == {*PromptSize._fields}
+        and all(is_whole(number) and 1 <= number <= MOST_PROMPTS for number in value.values())
+    )
+
+
 OPTIONS = {
     "name": lambda value: value is None or is_text(value),
     "metric": lambda value: value in (None, *KINDS),
@@ -107,6 +117,7 @@ RULES = (
         f"one of {', '.join(MISSING_EMBEDDINGS)}",
         True,
     ),
+    Rule("prompts", is_prompt_size, f"length and depth, whole numbers from 1 to {MOST_PROMPTS:,}", True),
     Rule("tables", each(is_table), "missing tables by split", True),
     Rule("train", lambda value: isinstance(value, dict), "an object", True),
     Rule("versions", each(is_text), "versions by package", True),

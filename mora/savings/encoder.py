@@ -72,9 +72,12 @@ class Encoder(nn.Module):
         """
         return self.runner(modality).prefix(self.model, inputs, self.substitute(modality))
 
-    def embed_rows(self, modality: str, given: Tensor | Hidden) -> Tensor:
-        """Embeddings [B, e] of one modality's rows, inputs or past the frozen blocks, all of them there."""
-        return self.runner(modality).run(self.model, given, self.substitute(modality))
+    def embed_rows(self, modality: str, given: Tensor | Hidden, patterns: Tensor | None = None) -> Tensor:
+        """Embeddings [B, e] of one modality's rows, inputs or past the frozen blocks, all of them there.
+
+        `patterns`, int64 [B], says what else a row has, where the model has prompts (`mora.prompts`); None: everything.
+        """
+        return self.runner(modality).run(self.model, given, self.substitute(modality), patterns)
 
     def substitute(self, modality: str, dtype: torch.dtype | None = None) -> Tensor:
         """What stands for a missing input, in a dtype (by default the model's) unless it is tokens."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mora.adapters import Adapters
+from mora.prompts import prompts_of
 from mora.towers.cutting import CutTower, entering, evaluating, own
 from mora.towers.tower import Tower
 
@@ -89,7 +90,12 @@ def cut(model: Any, tower: CutTower, substitute: Tensor, training: bool) -> Plan
     if first < 0:
         reasons["cache"] = "what stands below the blocks is trained"
     elif first == 0 and depth:
-        reasons["cache"] = "the first block is adapted or trained"
+        prompted = prompts_of(model) is not None
+        reasons["cache"] = (
+            "prompts enter the first block, by what a row lacks"
+            if prompted
+            else "the first block is adapted or trained"
+        )
     elif training and not repeats(model, tower, substitute, first):
         plan, reasons["cache"] = replace(plan, frozen=False), drawn(model, tower, first)
     if why := tower.needs_all_tokens(model):
@@ -154,6 +160,8 @@ def lowest_trained(model: Any, tower: CutTower, inputs: Tensor) -> tuple[int, in
     record = getattr(model, "mora", None)
     if isinstance(record, Adapters):
         first = min([first, *(slot.layer for slot in record.slots() if slot.modality == tower.modality)])
+    if prompts_of(model) is not None:
+        first = min(first, 0)
     return first, len(blocks), embedding.detach()
 
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mora.adapters import is_patched, unwrap
 from mora.hooks import watched_itself
+from mora.prompts import prompts_of
 from mora.savings.contents import contents
 from mora.savings.fast_path import as_in_training
 from mora.savings.options import Hidden, Savings, chosen, padded
 from mora.savings.plan import Plan, plan_of
 from mora.savings.state import Kept, flags_of, frozen_state, kept, precision, state_of, switches_of, version
-from mora.savings.there import only_there
+from mora.savings.there import by_pattern, fitted, only_there
 from mora.towers.cutting import CutTower, evaluating
 from mora.towers.tower import Tower
 from mora_kernels.kept import scope_of
@@ -83,6 +84,7 @@ class Runner:
         substitute: Tensor,
         training: bool,
         alone: Tensor | None = None,
+        patterns: Tensor | None = None,
     ) -> Tensor:
         """Embeddings [B, e]; rows where `present` is False are those of the substitute, or `alone`.
 
@@ -93,20 +95,24 @@ class Runner:
             substitute: what stands for a missing input, one row of inputs.
             training: whether every row is to have dropout of its own.
             alone: [1, e], in the place of the substitute's embedding.
+            patterns: int64 [B], what each row has, where the model has prompts.
         """
+        run = partial(self.run, model, substitute=substitute)
         if alone is not None:
-            return only_there(
-                lambda rows: self.run(model, rows, substitute), given, present, substitute, training, alone
-            )
+            return only_there(run, given, present, substitute, training, alone, patterns)
         if training or not self.savings.missing:
-            return self.every_row(model, given, present, substitute)
+            return run(self.every_row(model, given, present, substitute), patterns=patterns)
         if given is not None and bool(present.all()):
-            return self.run(model, given, substitute)
-        lone = self.embedded_substitute(model, substitute)
+            return run(given, patterns=patterns)
+        if patterns is None:
+            lone = self.embedded_substitute(model, substitute)
+        else:
+            lone = by_pattern(run, substitute, patterns, present)
         if given is None or not bool(present.any()):
             return lone.expand(len(present), -1)
-        embedded = self.run(model, chosen(given, present), substitute)
-        return lone.repeat(len(present), 1).index_copy(0, present.nonzero().flatten(), embedded)
+        embedded = run(chosen(given, present), patterns=None if patterns is None else patterns[present])
+        rows = lone.repeat(len(present) // len(lone), 1)
+        return rows.index_copy(0, present.nonzero().flatten(), embedded)
 
     def embedded_substitute(self, model: nn.Module, substitute: Tensor) -> Tensor:
         """The substitute's embedding [1, e]: once per call, or per state of the model where values are kept."""
@@ -128,12 +134,14 @@ class Runner:
             return self.run(model, self.frozen_substitute(model, substitute), substitute)
         return self.run(model, substitute[None], substitute)
 
-    def every_row(self, model: nn.Module, given: Tensor | Hidden | None, present: Tensor, substitute: Tensor) -> Tensor:
-        """Embeddings [B, e] with every row, present or not, through the blocks that are trained."""
+    def every_row(
+        self, model: nn.Module, given: Tensor | Hidden | None, present: Tensor, substitute: Tensor
+    ) -> Tensor | Hidden:
+        """Every row, present or not, as it enters the tower, or its blocks that are trained."""
         absent = given is None or not bool(present.all())
         if not absent or (isinstance(given, Hidden) and given.filled):
             assert given is not None
-            return self.run(model, given, substitute)
+            return given
         plan = None if torch.compiler.is_compiling() else self.plan(model, substitute)
         if isinstance(given, Hidden) or (plan and self.savings.missing and plan.frozen and not plan.whole):
             return self.with_shared_prefix(model, given, present, substitute)
@@ -141,30 +149,18 @@ class Runner:
         if given is not None:
             assert isinstance(given, Tensor)
             keep = present.view(-1, *[1] * (given.dim() - 1))
-            rows = torch.where(keep, given, self.fit(model, rows, given))
-        return self.run(model, rows, substitute)
-
-    def fit(self, model: nn.Module, rows: Tensor, given: Tensor) -> Tensor:
-        """The substitute's rows at the length of a batch of tokens, which may be shorter, or longer by padding."""
-        if rows.shape == given.shape:
-            return rows
-        if rows.dim() == 2 and rows.shape[1] > given.shape[1] >= 2:
-            return rows[:, : given.shape[1]]
-        if rows.dim() == given.dim() == 2 and (pad := self.tower.padding(self.clip(model))) is not None:
-            return F.pad(rows, (0, given.shape[1] - rows.shape[1]), value=pad)
-        raise ValueError(
-            f"{self.modality}: got rows of shape {tuple(given.shape[1:])}, expected {tuple(rows.shape[1:])}"
-        )
+            rows = torch.where(keep, given, fitted(rows, given, self.tower.padding(self.clip(model)), self.modality))
+        return rows
 
     def with_shared_prefix(
         self, model: nn.Module, given: Tensor | Hidden | None, present: Tensor, substitute: Tensor
-    ) -> Tensor:
+    ) -> Hidden:
         """The same, the substitute past the frozen blocks being one row that stands in every place it is needed."""
         alone = self.frozen_substitute(model, substitute)
         if given is None or not bool(present.any()):
             rows = alone.rows.expand(len(present), *alone.rows.shape[1:])
             tokens = None if alone.tokens is None else alone.tokens.expand(len(present), -1)
-            return self.run(model, Hidden(rows, tokens), substitute)
+            return Hidden(rows, tokens)
         if isinstance(given, Hidden):
             length = given.rows.shape[1]
             keep = present.view(-1, *[1] * (given.rows.dim() - 1))
@@ -173,7 +169,7 @@ class Runner:
             tokens = given.tokens
             if tokens is not None and alone.tokens is not None:
                 tokens = torch.where(present[:, None], tokens, padded(alone.tokens, tokens.shape[1]))
-            return self.run(model, Hidden(rows, tokens), substitute)
+            return Hidden(rows, tokens)
         place, count = present.nonzero().flatten(), len(present)
         there = self.prefix(model, given[present], substitute, atleast=self.end_of(model, substitute))
         cut = alone.rows if there.tokens is None or there.rows.dim() == 2 else padded(alone.rows, there.rows.shape[1])
@@ -181,7 +177,7 @@ class Runner:
         tokens = None
         if there.tokens is not None and alone.tokens is not None:
             tokens = padded(alone.tokens, there.tokens.shape[1]).repeat(count, 1).index_copy(0, place, there.tokens)
-        return self.run(model, Hidden(rows, tokens), substitute)
+        return Hidden(rows, tokens)
 
     def frozen_substitute(self, model: nn.Module, substitute: Tensor) -> Hidden:
         """The substitute past the frozen blocks, one row: once per call, or per state of them where that is kept."""
@@ -254,13 +250,15 @@ class Runner:
         length = max(int(self.parts.ends(model, tokens).max()) + 1, atleast)
         return tokens[:, : -(-length // multiple) * multiple]
 
-    def run(self, model: Any, given: Tensor | Hidden, substitute: Tensor) -> Tensor:
-        """Embeddings [B, e] of rows that are all computed."""
-        if isinstance(given, Tensor) and torch.compiler.is_compiling():
+    def run(self, model: Any, given: Tensor | Hidden, substitute: Tensor, patterns: Tensor | None = None) -> Tensor:
+        """Embeddings [B, e] of rows that are all computed; with prompts, of complete ones where `patterns` is None."""
+        clip = self.clip(model)
+        prompts = prompts_of(clip)
+        if prompts is None and isinstance(given, Tensor) and torch.compiler.is_compiling():
             return self.tower.encode(model, given)
         plan = self.plan(model, substitute)
         if isinstance(given, Tensor):
-            if plan.whole or not self.cuts:
+            if prompts is None and (plan.whole or not self.cuts):
                 return self.tower.encode(model, given)
             given = self.prefix(model, given, substitute)
         elif plan.whole:
@@ -268,7 +266,12 @@ class Runner:
         else:
             given = self.ready(model, given, plan, substitute)
         rows, tokens = given.rows, given.tokens
-        return self.parts.suffix(model, rows, plan.first, tokens, self.savings.pooled, self.savings.lean)
+        front = None
+        if prompts is not None:
+            patterns = prompts.complete(len(rows), rows.device) if patterns is None else patterns
+            ends = self.parts.ends(clip, tokens) if plan.trimmed and tokens is not None else None
+            front = prompts.front(self.modality, patterns, rows, ends)
+        return self.parts.suffix(model, rows, plan.first, tokens, self.savings.pooled, self.savings.lean, front)
 
     def ready(self, model: Any, given: Hidden, plan: Plan, substitute: Tensor) -> Hidden:
         """Rows in the dtype they were computed in, inputs cut."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mora.hooks import library_hook, watched
 from mora.linear import MoraLinear
+from mora.towers.front import Front
 from mora.towers.layouts import Layout
 from mora.towers.slots import Slot
 from mora.towers.tower import Tower
@@ -27,15 +28,17 @@ class CutTower(Tower):
         path: dotted path of that list in the model.
         layout: how a block's attention holds its projections.
         trims: whether inputs are token ids [B, L], a hidden row each, that may end before the context does.
+        fronts: whether further rows may stand before its own in every block (`Front`).
     """
 
     path: str
     layout: ClassVar[Layout]
     trims: ClassVar[bool] = False
+    fronts: ClassVar[bool] = False
 
     @abstractmethod
     def block_arguments(self, model: Any, hidden: Tensor) -> dict[str, Any]:
-        """Keyword arguments of one block's call on hidden rows [B, L, d]: the mask of that length."""
+        """Keyword arguments of one block's call on hidden rows [B, L, d]: the mask of that length, at any L."""
 
     @abstractmethod
     def pooled_rows(self, model: Any, hidden: Tensor, tokens: Tensor | None) -> Tensor | None:
@@ -141,6 +144,7 @@ class CutTower(Tower):
         tokens: Tensor | None = None,
         pooled_only: bool = True,
         lean: bool = False,
+        front: Front | None = None,
     ) -> Tensor:
         """The rest of the tower: embeddings [B, e] from what `prefix` returned, in the mode the model is in.
 
@@ -152,6 +156,7 @@ class CutTower(Tower):
             pooled_only: run the last block for the pooled row only (k and v for all): the same up to rounding.
             lean: keep less for the backward pass of frozen layers: the same up to rounding. A block on which somebody
                 registered hooks runs as it is, whatever these say.
+            front: rows that stand before those of `hidden` from block `first` on; none of them is pooled.
 
         Raises ValueError for an unknown index, for `tokens` absent or of another length, and for towers whose mask
         depends on padding or on a class token of their own.
@@ -163,17 +168,20 @@ class CutTower(Tower):
             raise ValueError(
                 f"{self.modality}: got shape {tuple(tokens.shape)}, expected {tuple(hidden.shape[:2])}, that of hidden"
             )
-        arguments = self.block_arguments(model, hidden)
         rows = self.pooled_rows(model, hidden, tokens)
-        for block in blocks[:-1]:
+        ahead = 0 if front is None else front.length
+        hidden = hidden if front is None else front.enter(0, hidden)
+        arguments = self.block_arguments(model, hidden)
+        for index, block in enumerate(blocks[:-1], 1):
             hidden = self.run_block(model, block, hidden, arguments, lean and not watched(block))
+            hidden = hidden if front is None else front.enter(index, hidden)
         pooled = None
         plain = not watched(blocks[-1])
         if pooled_only and plain and rows is not None:
-            pooled = self.pooled_block(blocks[-1], hidden, rows, arguments)
+            pooled = self.pooled_block(blocks[-1], hidden, rows + ahead, arguments)
         if pooled is None:
             hidden = self.run_block(model, blocks[-1], hidden, arguments, lean and plain)
-            return self.project(model, hidden, rows)
+            return self.project(model, hidden[:, ahead:], rows)
         return self.project(model, pooled, None if rows is None else torch.zeros_like(rows))
 
     def tokens_needed(self, pool: str) -> ValueError:

@@ -25,6 +25,7 @@ class HuggingFaceTower(CutTower):
     """A stack of blocks with CLIP's names: `self_attn`, `layer_norm1`, `layer_norm2`, `mlp`."""
 
     layout: ClassVar[Layout] = Separate({target: f"self_attn.{target}_proj" for target in ("q", "k", "v", "out")})
+    fronts: ClassVar[bool] = True
 
     def run_block(self, model: Any, block: Any, hidden: Tensor, arguments: Any, lean: bool) -> Tensor:
         checkpointed = getattr(block, "gradient_checkpointing", False)

@@ -28,6 +28,7 @@ class OpenClipTower(CutTower):
     """A stack of open_clip's own blocks; q, k, v packed."""
 
     layout: ClassVar[Layout] = Packed("attn")
+    fronts: ClassVar[bool] = True
 
     def needs_all_tokens(self, model: Any) -> str:
         attention = self.slots(model)[-1].attention
@@ -198,7 +199,11 @@ class OpenClipText(TokenInputs, OpenClipTower):
             raise ValueError("model: got a text tower with a class token or a padding mask, expected a causal one")
         length = hidden.shape[1]
         mask = tower.attn_mask
-        return {} if mask is None else {"attn_mask": mask[:length, :length]}
+        if mask is None:
+            return {}
+        if length > len(mask):  # with rows in front; the mask is causal
+            mask = mask.new_full((length, length), float("-inf")).triu(1)
+        return {"attn_mask": mask[:length, :length]}
 
     def pooled_rows(self, model: Any, hidden: Tensor, tokens: Tensor | None) -> Tensor | None:
         pool = text_pool(model)

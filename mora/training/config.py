@@ -13,7 +13,8 @@ from mora.data.dataset import ON_BROKEN
 from mora.data.tables import FORM, Missing, by_split
 from mora.heads import HEADS, LINEAR, MISSING_EMBEDDINGS, SUBSTITUTE, ZERO_SHOT
 from mora.metrics import KINDS
-from mora.runs.methods import METHODS
+from mora.prompts import MMP, PromptSize, check_size
+from mora.runs.methods import METHODS, PROMPTED
 from mora.savings.options import Savings
 from mora.system.checks import is_whole, one_of
 from mora.training import defaults
@@ -63,6 +64,8 @@ class TrainConfig:
         missing_embedding: what stands for the embedding of a missing modality: "substitute", "learned" or "zero".
         mora: ranks, targets, blocks, dropout (for every method) and what is MoRA's own.
         lora_scale: `lora_alpha / rank` of LoRA and DoRA.
+        prompt_length: prompts before each sample's own rows, of MMP and DCP.
+        prompt_depth: blocks with prompts of their own, from the first one; no more than the shallowest tower has.
         missing: simulated absence per split: "none", "both:0.7" (kind:rate, a rate counts what is missing;
             "both:0.7:0.25" takes the image from a quarter of these), a file of a table, or several as
             "train=both:0.7,test=image:0.5" (the rest "none"); or a mapping of these.
@@ -106,6 +109,8 @@ class TrainConfig:
     missing_embedding: str = SUBSTITUTE
     mora: MoraConfig = field(default_factory=MoraConfig)
     lora_scale: float = 1.0
+    prompt_length: int = PromptSize().length
+    prompt_depth: int = PromptSize().depth
     missing: str | Mapping[str, str] = "none"
     tables: str | None = None
     patches: float = 0.0
@@ -165,6 +170,7 @@ class TrainConfig:
         if self.method == ZERO_SHOT and (self.head, self.missing_embedding) != (LINEAR, SUBSTITUTE):
             got = self.head if self.head != LINEAR else self.missing_embedding
             raise ValueError(f"head, missing_embedding: got {got!r} with method {ZERO_SHOT!r}, expected neither")
+        check_size(self.method if self.method in PROMPTED else MMP, self.prompts)
         self._check_numbers()
         object.__setattr__(self, "missing", by_split(self.missing, check_missing))
 
@@ -200,6 +206,11 @@ class TrainConfig:
     def head_kind(self) -> str:
         """The head of the run: `head`, but for a method that brings its own."""
         return ZERO_SHOT if self.method == ZERO_SHOT else self.head
+
+    @property
+    def prompts(self) -> PromptSize:
+        """Of MMP and DCP."""
+        return PromptSize(self.prompt_length, self.prompt_depth)
 
     @classmethod
     def make(cls, preset: str | None = None, **given: Any) -> TrainConfig:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from mora.heads import LINEAR, SUBSTITUTE
+from mora.prompts import PromptSize
 from mora.runs.backbone import Backbone
 from mora.system.files import digest
 from mora.system.machine import versions
@@ -46,6 +47,7 @@ def describe(
         "missing_embedding": config.missing_embedding,
         "mora": config.mora.to_dict(),
         "lora_scale": config.lora_scale,
+        "prompts": config.prompts._asdict(),
         "token_policy": policy,
         "tables": {name: split.table for name, split in splits.items()},
         "train": config.to_dict(),
@@ -57,7 +59,11 @@ def describe(
 def identity(description: Mapping[str, Any]) -> dict[str, Any]:
     """By dotted name, what a run to be continued must have as it was."""
     wanted = ("train", "data", "backbone", "tables", "token_policy", "processes")
-    later = {"train.head": LINEAR, "train.missing_embedding": SUBSTITUTE}  # what runs of before these fields did
+    later = {  # what runs of before these fields did
+        "train.head": LINEAR,
+        "train.missing_embedding": SUBSTITUTE,
+        **{f"train.prompt_{name}": value for name, value in PromptSize()._asdict().items()},
+    }
     free = {*(f"train.{name}" for name in FREE_ON_RESUME), "data.source", "backbone.pretrained"}
     pairs = (pair for part in wanted for pair in flat(part, description.get(part)))
     return {key: value for key, value in pairs if key not in free and later.get(key) != value}

@@ -76,7 +76,7 @@ class Trainer:
             Savings.parse(config.savings), head=config.head_kind, missing_embedding=config.missing_embedding,
         )  # fmt: skip
         name_classes(self.model, self.task, self.splits["train"].inputs.tokenize)
-        adapters = adapt(self.model.model, config.method, config.mora, config.lora_scale)
+        adapters = adapt(self.model.model, config.method, config.mora, config.lora_scale, config.prompts)
         self.rows = len(self.splits["train"].dataset)
         passes = math.ceil(self.rows / (config.batch * processes))
         self.course = Course(

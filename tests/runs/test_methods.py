@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import mora
-from mora.runs.methods import METHODS, adapt, adapted_slots, fold, trained_tensors
+from mora.runs.methods import METHODS, PROMPTED, adapt, adapted_slots, fold, trained_tensors
 from mora.towers import recipe_of
 from mora.training import load_run
 from tests.mora.models import MODELS, embed, open_clip_model
@@ -44,7 +44,7 @@ def test_split_attention_equals_the_original_and_goes_back(family, targets):
 
 
 @pytest.mark.parametrize("family", MODELS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in PROMPTED])
 def test_every_parameter_gets_a_gradient_and_folding_is_exact(family, method):
     model = MODELS[family]().double()
     keys, kinds = list(model.state_dict()), [type(module) for module in model.modules()]
@@ -89,6 +89,18 @@ def test_what_each_method_trains():
     clip = open_clip_model(image_layers=5)
     blocks = clip.visual.transformer.resblocks[4], clip.transformer.resblocks[3]
     assert counts["last-block"] == sum(p.numel() for block in blocks for p in block.parameters())
+    assert counts["mmp"] == sum(3 * 4 * 36 * width for width in widths)  # pattern, block of the shallower tower, length
+    networks = sum(4 * (2 * 112 + 112 * 7 + 7 + 7 * w + w) + 48 * 3 + 3 + 3 * w + w + 4 * (w * w + w) for w in widths)
+    assert counts["dcp"] == networks + 2 * 12 * 112 + 3 * 12 * 48 + 3 * 12 * 112
+
+
+@pytest.mark.parametrize("method", PROMPTED)
+def test_prompts_are_not_folded(method):
+    model = open_clip_model()
+    trained = adapt(model, method, CONFIG)
+    assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in trained.values()}
+    with pytest.raises(ValueError, match=f"merge: got method '{method}', whose prompts are no update of weights"):
+        fold(model, method, CONFIG)
 
 
 def test_each_modality_may_have_a_rank_of_its_own():

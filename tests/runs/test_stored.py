@@ -37,6 +37,7 @@ FIELDS = {
     "missing_embedding": {*range(14)},
     "token_policy": {*range(14)},
     "lora_scale": {*range(14)} - {1},
+    "prompts": {*range(14)},
     "tables": {*range(14)} - {9},
     "train": {*range(14)} - {9, 10},
     "versions": {*range(14)} - {9},
