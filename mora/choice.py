@@ -56,7 +56,7 @@ class Choice:
         self.every[name] = [None] * len(self.seats)
         return self.every[name]
 
-    def set(self, name: str) -> None:
+    def choose(self, name: str) -> None:
         """Let an adapter be the one that computes, in every context that chose no other: one pointer."""
         self.name, self.seats = name, self.every[name]
 

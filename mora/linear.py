@@ -175,7 +175,7 @@ class MoraGuest(MoraLinear):
         return self._site[0].bias
 
     @property
-    def training(self) -> bool:  # type: ignore[override]
+    def training(self) -> bool:
         """Whether the site is."""
         return self._site[0].training
 

@@ -35,7 +35,7 @@ def put_back(model: nn.Module, snapshot: Snapshot) -> None:
         own.adopt(one.tensors)
         own.begun = one.begun
     if host.choice is not None:
-        host.choice.set(snapshot.active)
+        host.choice.choose(snapshot.active)
 
 
 @torch.no_grad()

@@ -65,7 +65,7 @@ def set_adapter(model: nn.Module, name: str, trainable: bool = True) -> nn.Modul
             if parameter.requires_grad != wanted:
                 parameter.requires_grad_(wanted)
     if host.choice is not None:
-        host.choice.set(name)
+        host.choice.choose(name)
     return model
 
 
