@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from benchmarks import demo_grid, findings, plots, presets, rows
+from benchmarks import demo_study, findings, plots, presets, rows
 from benchmarks.environment import ROOT
 from benchmarks.levels import projection, savings
 from benchmarks.rows import Row, shown
@@ -266,9 +266,12 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "presets": lambda found: presets.table(markdown),
     "recipes": lambda found: presets.recipes(markdown),
     "published": lambda found: presets.published(markdown),
-    "demo-head": lambda found: demo_grid.head(markdown),
-    "demo-lora": lambda found: demo_grid.adapters(markdown, ("lora", "dora"), "scale"),
-    "demo-mora": lambda found: demo_grid.adapters(markdown, ("mora", "mora-no-gram", "mora-no-specific"), "alpha"),
+    "demo-badges": lambda found: demo_study.results("badges"),
+    "demo-badges-said": lambda found: demo_study.said("badges"),
+    "demo-subgroups": lambda found: demo_study.results("subgroups"),
+    "demo-subgroups-said": lambda found: demo_study.said("subgroups"),
+    "demo-search-badges": lambda found: demo_study.searched(markdown, "badges"),
+    "demo-search-subgroups": lambda found: demo_study.searched(markdown, "subgroups"),
 }
 
 

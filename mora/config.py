@@ -12,7 +12,7 @@ from mora.system.checks import check_whole, is_number, is_whole, one_of
 from mora.system.messages import VALUE, shown
 
 INITS = ("official", "identity")
-VARIANTS = ("official", "no-gram", "no-specific")
+VARIANTS = ("official", "no-gram", "fixed-gram", "no-specific")
 PAIRINGS = ("top", "bottom", "proportional")
 MODES = ("mora", "frozen")
 PLANNED_MODES = ("lora", "dora")
@@ -40,7 +40,9 @@ class MoraConfig:
         first_layer: adapt from this block index on instead; needs towers of equal depth, or pair_layers="bottom".
         init: "official" draws the factors as the paper does (the patched model does not start as the pretrained one);
             "identity" starts the common magnitude at zero, so that it does.
-        variant: "official"; the ablations "no-gram" (G = I: the towers no longer see each other) and "no-specific"
+        variant: "official"; the ablations "no-gram" (G = I: the towers no longer see each other, and the common update
+            is about d / r_c times weaker), "fixed-gram" (G = (d / r_c) I with the d of the other towers, what the Gram
+            matrix is at the start on average: the towers do not see each other, at equal strength) and "no-specific"
             (the common term alone).
         backend: which kernels run: "auto" picks by device, "reference", "torch" or "triton" insist.
         layers: adapt the blocks of these indices instead; for all towers or by tower.

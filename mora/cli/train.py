@@ -33,7 +33,10 @@ def add(commands: Commands) -> None:
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument(
-        "--data", required=True, metavar="D", help="openmoji, a data folder, or a CSV / JSONL / Parquet"
+        "--data",
+        required=True,
+        metavar="D",
+        help="openmoji (or -badges), a data folder, or a CSV / JSONL / Parquet",
     )
     parser.add_argument("--out", required=True, metavar="RUN", help="run folder to make")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in RUN")
@@ -62,7 +65,8 @@ def add_model(group: Any) -> None:
     group.add_argument(
         "--method",
         metavar="M",
-        help="mora (default), mora-no-gram, mora-no-specific, lora, dora, bitfit, last-block, linear or zero-shot",
+        help="mora (default), mora-no-gram, mora-fixed-gram, mora-no-specific, lora, dora, bitfit, last-block, linear "
+        "or zero-shot",
     )
     group.add_argument("--head", metavar="H", help="linear (default), pattern-bias or prototypes: docs/training.md")
     group.add_argument(
@@ -76,7 +80,10 @@ def add_model(group: Any) -> None:
     )
     group.add_argument("--common-rank", type=int, metavar="R", help="rank of the shared factors (default: --rank)")
     group.add_argument(
-        "--alpha", nargs="+", metavar="A", help="MoRA's factor of both updates, 0.01 (default), or by tower"
+        "--alpha",
+        nargs="+",
+        metavar="A",
+        help="MoRA's factor of both updates, one or by tower (default: docs/training.md)",
     )
     group.add_argument("--dropout", type=float, metavar="P", help="in adapted projections (default: 0.1)")
     group.add_argument(
@@ -93,7 +100,7 @@ def add_model(group: Any) -> None:
     group.add_argument(
         "--adapt", nargs="+", metavar="M", help="what happens to each tower: image=mora text=frozen (default: all mora)"
     )
-    group.add_argument("--init", metavar="I", help="official (default) or identity: start as the pretrained model")
+    group.add_argument("--init", metavar="I", help="identity (default; starts as the pretrained model) or official")
     group.add_argument("--backend", metavar="B", help="auto (default), reference, torch or triton")
     group.add_argument("--lora-scale", type=float, metavar="S", help="lora_alpha / rank (default: 1)")
 
@@ -103,8 +110,10 @@ def add_recipe(group: Any) -> None:
     group.add_argument("--epochs", type=int, metavar="N", help="passes over the training split (default: 20)")
     group.add_argument("--batch", type=int, metavar="N", help="rows per forward pass and process (default: 64)")
     group.add_argument("--accumulation", type=int, metavar="N", help="forward passes per step (default: 1)")
-    group.add_argument("--lr", type=float, metavar="R", help="peak learning rate (default: 0.01)")
-    group.add_argument("--head-lr", type=float, metavar="R", help="peak learning rate of the head (default: --lr)")
+    group.add_argument(
+        "--lr", type=float, metavar="R", help="peak learning rate of what is adapted (default: by method)"
+    )
+    group.add_argument("--head-lr", type=float, metavar="R", help="peak learning rate of the head (default: 0.01)")
     group.add_argument("--betas", type=float, nargs=2, metavar="B", help="of AdamW (default: 0.9 0.98)")
     group.add_argument("--eps", type=float, metavar="E", help="of AdamW (default: 1e-8)")
     group.add_argument("--weight-decay", type=float, metavar="W", help="of AdamW (default: 0.02)")

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from mora.data.dataset import ON_BROKEN, SPLITS, Dataset
 from mora.data.missing import check_seed
-from mora.data.sources import hugging_face, manifest, official, openmoji
+from mora.data.sources import badges, hugging_face, manifest, official, openmoji
 from mora.data.sources.source import Options, Source
 from mora.data.trainable import refuse_unlearnable
 from mora.system.messages import listed
 
 # The first that matches: a folder that `datasets` saved holds Arrow files, too.
-SOURCES = (openmoji.SOURCE, manifest.SOURCE, hugging_face.SOURCE, official.SOURCE)
+SOURCES = (openmoji.SOURCE, badges.SOURCE, manifest.SOURCE, hugging_face.SOURCE, official.SOURCE)
 
 
 def open_dataset(
@@ -32,8 +32,8 @@ def open_dataset(
     """Open one split of a data set of any kind.
 
     Args:
-        source: `"openmoji"`; a folder in the official Arrow layout; a folder saved by Hugging Face `datasets`; or a
-            manifest, a file that ends in `.csv`, `.jsonl` or `.parquet`.
+        source: `"openmoji"` or `"openmoji-badges"`; a folder in the official Arrow layout; a folder saved by Hugging
+            Face `datasets`; or a manifest, a file that ends in `.csv`, `.jsonl` or `.parquet`.
         split: `"train"`, `"validation"` or `"test"`; `"all"` takes every row of a manifest or saved data set.
         name: of a folder in the official layout that does not tell its own: `"mmimdb"`, `"food101"` and
             `"hateful_memes"` choose the published classes and metric. Anything else is called what its path is.

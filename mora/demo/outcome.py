@@ -2,18 +2,97 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from mora.demo.runs import Run, conditions
-from mora.demo.settings import LABELS, Settings
-from mora.evaluation.grid import NOTHING, Result
+from mora.demo.cost import Cost
+from mora.demo.items import Item
+from mora.demo.methods import LABELS
+from mora.demo.runs import KINDS, Run
+from mora.demo.settings import Settings
+from mora.demo.tasks import TASKS
+from mora.evaluation.grid import NOTHING
 from mora.evaluation.tables import Summary
 from mora.metrics import Spread, spread
 
 HEADINGS = {NOTHING: "nothing missing", "image": "images missing", "text": "texts missing", "both": "either missing"}
+
+
+@dataclass(frozen=True)
+class TaskOutcome:
+    """One task: its runs, and what they scored.
+
+    Attributes:
+        settings: of the demo.
+        name: of the task.
+        runs: trained with a share missing, and trained complete.
+        sizes: rows by part.
+        classes, majority, head_parameters: of the data; the share of the most frequent training class in the test part.
+    """
+
+    settings: Settings
+    name: str
+    runs: list[Run]
+    sizes: dict[str, int] = field(default_factory=dict)
+    classes: int = 0
+    majority: float = 0.0
+    head_parameters: int = 0
+
+    @property
+    def title(self) -> str:
+        """A few words."""
+        return TASKS[self.name].title
+
+    @property
+    def methods(self) -> list[str]:
+        """Those that were trained, in the order of the tables."""
+        return list(dict.fromkeys(run.method for run in self.runs if not run.complete))
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The conditions of the table, and how they are called."""
+        kinds = (NOTHING, *KINDS) if self.settings.rate else (NOTHING,)
+        return {kind: HEADINGS[kind] for kind in kinds}
+
+    @cached_property
+    def summaries(self) -> dict[bool, Summary]:
+        """Every figure over the seeds, by whether the runs were trained complete."""
+        parts = {complete: [r for run in self.runs if run.complete == complete for r in run.results]
+                 for complete in (False, True)}  # fmt: skip
+        return {complete: Summary(results) for complete, results in parts.items() if results}
+
+    def of(self, method: str, complete: bool = False) -> list[Run]:
+        """The runs of one method."""
+        return [run for run in self.runs if run.method == method and run.complete == complete]
+
+    @property
+    def seeds(self) -> int:
+        """How many runs a method has."""
+        return len(self.of(self.methods[0]))
+
+    def test(
+        self, method: str, kind: str, rate: float | None = None, figure: str | None = None, complete: bool = False
+    ) -> Spread:
+        """One figure (None: accuracy) of one method under one condition (rate None: the one it was trained with)."""
+        share = 0.0 if kind == NOTHING else self.settings.rate if rate is None else rate
+        found = self.summaries[complete].at(LABELS[method], kind, share, figure)
+        assert found is not None
+        return found
+
+    def paired(self, method: str, other: str, kind: str | None) -> Spread:
+        """`method` minus `other` on the test part, seed by seed: both saw the same missing rows, head and order.
+
+        `kind` None is the mean of all columns.
+        """
+        kinds = list(self.columns) if kind is None else [kind]
+        gaps = []
+        for one in kinds:
+            rate = self.settings.rate if one != NOTHING else 0.0
+            ours, theirs = (self.summaries[False].cells[LABELS[name], one, rate] for name in (method, other))
+            gaps.append([a.value - b.value for a, b in zip(ours, theirs, strict=True)])
+        return spread([sum(column) / len(column) for column in zip(*gaps, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -24,106 +103,47 @@ class Outcome:
     command: str
     started: datetime
     seconds: dict[str, float]
-    sizes: dict[str, int]
-    classes: int
-    majority: float
-    head_parameters: int
     total_parameters: int
-    runs: list[Run]
-    merged: dict[str, Any] | None
-    merged_run: Run | None
+    tasks: list[TaskOutcome]
+    merged: dict[str, Any] | None = None
+    merged_run: Run | None = None
+    items: list[Item] = field(default_factory=list)
+    costs: list[Cost] = field(default_factory=list)
 
     @property
-    def results(self) -> list[Result]:
-        """Every cell of every run, a model being a method."""
-        return [result for run in self.runs for result in run.results]
-
-    @cached_property
-    def summary(self) -> Summary:
-        """Every figure of every method and condition over the seeds."""
-        return Summary(self.results)
-
-    @property
-    def columns(self) -> dict[str, str]:
-        """The conditions of the test part, and how they are called."""
-        kinds = [missing.kind if missing.rate else NOTHING for missing in conditions(self.settings)]
-        return {kind: HEADINGS[kind] for kind in kinds}
-
-    def test(self, method: str, kind: str, figure: str | None = None) -> Spread:
-        """One figure (None: accuracy) of one method under one condition."""
-        found = self.summary.at(LABELS[method], kind, self.settings.rate if kind != NOTHING else 0.0, figure)
-        assert found is not None
-        return found
-
-    def of(self, method: str) -> list[Run]:
-        """The runs of one method."""
-        return [run for run in self.runs if run.method == method]
-
-    def seconds_of(self, method: str) -> float:
-        """How long a run of a method took, on average."""
-        return spread([run.seconds for run in self.of(method)]).mean
-
-    def paired(self, method: str, other: str, kind: str) -> Spread:
-        """`method` minus `other` on the test part, seed by seed: both saw the same missing rows, head and order."""
-        rate = self.settings.rate if kind != NOTHING else 0.0
-        ours, theirs = (self.summary.cells[LABELS[name], kind, rate] for name in (method, other))
-        return spread([one.value - two.value for one, two in zip(ours, theirs, strict=True)])
+    def runs(self) -> list[Run]:
+        """Of every task."""
+        return [run for task in self.tasks for run in task.runs]
 
 
-def remarks(outcome: Outcome) -> list[str]:
-    """What the numbers say, one sentence or two each."""
-    lines = []
-    for kind, heading in outcome.columns.items():
-        ranked = sorted(outcome.settings.methods, key=lambda method: -outcome.test(method, kind).mean)
-        line = f"{heading.capitalize()}: {LABELS[ranked[0]]} is highest ({outcome.test(ranked[0], kind)} %)"
-        if len(ranked) > 1:
-            gap = outcome.paired(ranked[0], ranked[1], kind)
-            said = verdict(gap, outcome.settings.seeds)
-            line += f", {said} {LABELS[ranked[1]]} ({outcome.test(ranked[1], kind)} %)"
-        lines.append(line + ".")
-    return lines + comparison(outcome)
-
-
-def comparison(outcome: Outcome) -> list[str]:
-    """MoRA against every other method, in words."""
-    present, columns = outcome.settings.methods, outcome.columns
-    if "mora" not in present:
+def remarks(task: TaskOutcome) -> list[str]:
+    """What a task's numbers say: MoRA beside every other method, then the sentence of what is certain."""
+    if "mora" not in task.methods or len(task.methods) < 2:
         return []
-    lines = []
-    for other in (method for method in present if method != "mora"):
-        gaps = {name: outcome.paired("mora", other, name) for name in columns}
-        if outcome.settings.seeds < 2:
-            points = ", ".join(f"{100 * gap.mean:+.1f} with {columns[name]}" for name, gap in gaps.items())
-            lines.append(f"MoRA minus {LABELS[other]}, one seed: {points}.")
-            continue
-        words: dict[str, list[str]] = {"better": [], "worse": [], "level": []}
-        for name, gap in gaps.items():
-            word = "level" if abs(gap.mean) <= gap.deviation else "better" if gap.mean > 0 else "worse"
-            words[word].append(columns[name])
-        said = [f"{word} with {listed(where)}" for word, where in words.items() if where and word != "level"]
-        if words["level"]:
-            said.append(f"no difference beyond the spread with {listed(words['level'])}")
-        lines.append(f"MoRA against {LABELS[other]}: {'; '.join(said)}.")
-    rivals = [method for method in ("lora", "dora") if method in present]
-    if rivals:
-        means = {name: sum(outcome.test(name, kind).mean for kind in columns) / len(columns) for name in present}
-        best = max(rivals, key=means.__getitem__)
-        relation = "above" if means["mora"] > means[best] else "not above"
-        lines.append(
-            f"Averaged over the columns MoRA ({100 * means['mora']:.1f} %) is {relation} the better of its "
-            f"rivals, {LABELS[best]} ({100 * means[best]:.1f} %), in this setting."
-        )
-    return lines
+    lines: list[str] = []
+    certain: list[str] = []
+    level: list[str] = []
+    for other in (method for method in task.methods if method != "mora"):
+        gaps = {heading: task.paired("mora", other, kind) for kind, heading in task.columns.items()}
+        points = ", ".join(f"{100 * gap.mean:+.1f} with {heading}" for heading, gap in gaps.items())
+        lines.append(f"MoRA minus {LABELS[other]}, paired by seed, points: {points}.")
+        gap = task.paired("mora", other, None)
+        word = "above" if gap.mean > 0 else "below"
+        said = f"{word} {LABELS[other]} by {abs(100 * gap.mean):.1f} ± {100 * gap.deviation:.1f}"
+        (certain if abs(gap.mean) > gap.deviation and task.seeds > 1 else level).append(said)
+    return [*lines, sentence(task.seeds, certain, level)]
 
 
-def verdict(gap: Spread, seeds: int) -> str:
-    """How a lead reads."""
-    points = f"{100 * gap.mean:.1f} ± {100 * gap.deviation:.1f} points paired by seed"
+def sentence(seeds: int, certain: list[str], level: list[str]) -> str:
+    """What is certain and what is within the spread, of the means over the columns."""
     if seeds < 2:
-        return f"{100 * gap.mean:.1f} points (one seed, so no spread is known) above"
-    if gap.mean > gap.deviation:
-        return f"by more than the spread ({points}) above"
-    return f"but not by more than the spread ({points}) above"
+        return f"Mean of the columns, one seed, of which no spread is known: MoRA is {listed(level)} points."
+    parts = []
+    if certain:
+        parts.append(f"beyond the spread of {seeds} seeds MoRA is {listed(certain)} points")
+    if level:
+        parts.append(f"within it MoRA is {listed(level)}")
+    return f"Mean of the columns: {'; '.join(parts)}."
 
 
 def listed(words: list[str]) -> str:

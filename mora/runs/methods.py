@@ -16,7 +16,12 @@ from mora.system.machine import need
 from mora.towers.find import towers_of
 from mora.towers.slots import Slot
 
-MORA_VARIANTS = {"mora": "official", "mora-no-gram": "no-gram", "mora-no-specific": "no-specific"}
+MORA_VARIANTS = {
+    "mora": "official",
+    "mora-no-gram": "no-gram",
+    "mora-fixed-gram": "fixed-gram",
+    "mora-no-specific": "no-specific",
+}
 ZERO_SHOT, LINEAR, BITFIT, LAST_BLOCK = "zero-shot", "linear", "bitfit", "last-block"
 UNSIZED = (ZERO_SHOT, LINEAR, BITFIT, LAST_BLOCK)  # ranks, targets and blocks of the configuration mean nothing to them
 METHODS = (LINEAR, "lora", "dora", BITFIT, LAST_BLOCK, *MORA_VARIANTS, ZERO_SHOT)

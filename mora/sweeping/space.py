@@ -23,7 +23,7 @@ PLACES = ({*FREE_ON_RESUME} - {*ROWS, "pretrained"}) | {"cache", "cache_dtype", 
 OWN = {
     "seed": "seeds: every setting is tried with each of them",
     "mora": "its fields by their own names (rank, alpha ...)",
-    "variant": "method='mora-no-gram' or 'mora-no-specific'",
+    "variant": "method='mora-no-gram', 'mora-fixed-gram' or 'mora-no-specific'",
     "preset": "one: fields that come on top of it can be searched",
 }
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from mora.classifier import MissingModalityClassifier
 from mora.data.dataset import Dataset
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
-from mora.data.sources.openmoji import cache_folder
+from mora.data.sources.drawings import cache_folder
 from mora.data.views import Corrupted
 from mora.savings.cache import PrefixCache
 from mora.savings.determinism import why_random

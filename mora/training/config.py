@@ -16,6 +16,7 @@ from mora.metrics import KINDS
 from mora.runs.methods import METHODS
 from mora.savings.options import Savings
 from mora.system.checks import is_whole, one_of
+from mora.training import defaults
 
 # A generator takes 64 bits; offsets by split and process are added to a seed.
 LARGEST_COUNT, LARGEST_SEED = (1 << 31) - 1, (1 << 62) - 1
@@ -49,7 +50,8 @@ RECIPES = {
 class TrainConfig:
     """The arguments of `mora.train`; a wrong value raises a ValueError that names the field.
 
-    `TrainConfig.make` takes the same fields, a preset, and the fields of `MoraConfig` by their own names.
+    `TrainConfig.make` takes the same fields, a preset, and the fields of `MoraConfig` by their own names; the defaults
+    here are the published recipe's, `make` without a preset has others (`mora.training.defaults`).
 
     Attributes:
         data: "openmoji", a folder of a data set, or a manifest; see `mora.data.open_dataset`.
@@ -203,6 +205,8 @@ class TrainConfig:
     def make(cls, preset: str | None = None, **given: Any) -> TrainConfig:
         """A config from fields of `TrainConfig` and of `MoraConfig`; what is not given comes from the preset.
 
+        Without a preset, learning rates, alpha and init that are not given are those of `mora.training.defaults`.
+
         Args:
             preset: "mmimdb", "food101" or "hateful_memes": the adapters and the recipe of the published run.
             given: fields; `mora=` replaces the preset's, and single fields of it (`rank=`, `alpha=`) come on top.
@@ -214,8 +218,11 @@ class TrainConfig:
             known = ", ".join(sorted(own | adapters | {"preset"}))
             raise ValueError(f"{unknown[0]}: got an unknown field, expected some of {known}")
         values = {name: value for name, value in given.items() if name in own}
-        config = MoraConfig()
-        if preset is not None:
+        if preset is None:
+            method = str(values.get("method", cls.method))
+            config = MoraConfig(**({} if "variant" in given else defaults.adapters(method)))
+            values = {**defaults.recipe(values, method), **values}
+        else:
             one_of("preset", preset, tuple(PRESETS))
             config = PRESETS[preset]
             values = {**RECIPES[preset]._asdict(), **values}

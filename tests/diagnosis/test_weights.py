@@ -19,6 +19,7 @@ WORLDS = {
     "shipped": {"alpha": 10.0},
     "identity": {"init": "identity", "alpha": 0.05},
     "no-gram": {"variant": "no-gram", "alpha": 0.3},
+    "fixed-gram": {"variant": "fixed-gram", "alpha": 0.05},
     "no-specific": {"variant": "no-specific", "alpha": 0.05},
     "no-gram identity": {"variant": "no-gram", "init": "identity", "alpha": 0.3},
     "uneven ranks": {"rank": {"image": 3, "text": 2}, "common_rank": 5, "alpha": {"image": 0.1, "text": 0.02}},
@@ -51,7 +52,7 @@ def check(model, start, rel=1e-5, atol=1e-6):
             value, wanted = getattr(one, field), figures[field]
             assert (value is None) == (wanted is None), field
             assert value is None or value == pytest.approx(wanted, rel=rel, abs=atol), (one.name, field)
-        if model.mora.config.variant == "no-gram":
+        if model.mora.config.variant in ("no-gram", "fixed-gram"):
             assert not grams
             continue
         matrix = grams[one.name.rpartition(".")[0]]

@@ -32,14 +32,16 @@ def perceptron(config=None, dtype=torch.float32):
     return common, layers, adapted
 
 
-def expected(linear, one, common, gram=True):
+def expected(linear, one, common, variant="official"):
     """W_eff of one projection by equation (1), in plain PyTorch."""
 
     def direction(matrix):
         return matrix / matrix.norm(dim=0).clamp(min=1e-5)
 
     side = {32: common.image, 80: common.image_80}
-    middle = common.text.T @ common.text if gram else torch.eye(3, dtype=linear.weight.dtype)
+    fixed = {"no-gram": 1.0, "fixed-gram": common.text.shape[0] / 3}  # G = I, and the mean of S^T S at the start
+    eye = torch.eye(3, dtype=linear.weight.dtype)
+    middle = fixed[variant] * eye if variant in fixed else common.text.T @ common.text
     rows, columns = linear.weight.shape
     weight = linear.weight.detach()
     result = one.common_magnitude * direction(weight + one.alpha * side[rows] @ middle @ side[columns].T)
@@ -50,7 +52,7 @@ def expected(linear, one, common, gram=True):
 
 
 @pytest.mark.parametrize("backend", ["reference", "torch", "triton"])
-@pytest.mark.parametrize("variant", ["official", "no-gram", "no-specific"])
+@pytest.mark.parametrize("variant", ["official", "no-gram", "fixed-gram", "no-specific"])
 def test_an_mlp_and_every_gradient(variant, backend):
     config = mora.MoraConfig(rank=2, common_rank=3, alpha=0.05, dropout=0.0, variant=variant, backend=backend)
     common, layers, (first, second) = perceptron(config)
@@ -63,8 +65,8 @@ def test_an_mlp_and_every_gradient(variant, backend):
     got = {name: leaf.grad.clone() for name, leaf in leaves.items() if leaf.grad is not None}
     for leaf in leaves.values():
         leaf.grad = None
-    gram, hidden = variant != "no-gram", x
-    weights = [expected(*each, common, gram) for each in zip(layers, (first, second), strict=True)]
+    hidden = x
+    weights = [expected(*each, common, variant) for each in zip(layers, (first, second), strict=True)]
     hidden = torch.nn.functional.linear(torch.nn.functional.gelu(
         torch.nn.functional.linear(x, weights[0], layers[0].bias)), weights[1], layers[1].bias)  # fmt: skip
     hidden.square().sum().backward()

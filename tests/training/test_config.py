@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 import mora
-from mora.training import TrainConfig
+from mora.training import TrainConfig, defaults
 
 NEEDED = dict(data="openmoji", out="run")
 
@@ -19,6 +19,20 @@ def test_presets_are_the_published_recipes(preset, recipe):
     assert (config.epochs, config.batch, config.weight_decay) == recipe
     assert config.mora == mora.PRESETS[preset]
     assert (config.lr, config.betas, config.eps, config.warmup, config.seed) == (1e-2, (0.9, 0.98), 1e-8, 0.1, 42)
+
+
+def test_without_a_preset_adapters_and_head_have_rates_of_their_own_and_mora_starts_as_the_pretrained_model():
+    config = TrainConfig.make(**NEEDED)
+    assert (config.lr, config.head_lr) == (defaults.LR["mora"], defaults.HEAD_LR)
+    assert (config.mora.init, config.mora.alpha) == ("identity", defaults.ADAPTERS["alpha"])
+    assert TrainConfig.make(method="lora", **NEEDED).lr == defaults.LR["lora"]
+    assert TrainConfig.make(method="linear", lr=1e-3, **NEEDED).head_lr == 1e-3
+    assert TrainConfig.make(method="mora-no-specific", **NEEDED).mora.init == "official"
+    assert TrainConfig.make(mora=mora.MoraConfig(), **NEEDED).mora == mora.MoraConfig()
+    assert TrainConfig.make(lr=0.5, alpha=2.0, init="official", **NEEDED).mora == mora.MoraConfig(alpha=2.0)
+    for preset in mora.PRESETS:
+        published = TrainConfig.make(preset=preset, **NEEDED)
+        assert (published.lr, published.head_lr, published.mora.init) == (1e-2, None, "official")
 
 
 def test_what_is_given_wins():

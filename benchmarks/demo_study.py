@@ -1,0 +1,79 @@
+"""The demo's study from its committed results: `benchmarks/results/demo_search.json` and `demo_test.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from benchmarks.rows import RESULTS
+from mora.demo import curve, report, study
+from mora.demo.methods import LABELS
+from mora.demo.outcome import TaskOutcome, remarks
+from mora.demo.tasks import TASKS
+from mora.metrics import spread
+
+SEARCH, TEST = RESULTS / "demo_search.json", RESULTS / "demo_test.json"
+
+
+@cache
+def task(name: str) -> TaskOutcome:
+    """One task of the finished test."""
+    settings = study.settings(1, None)
+    runs = [run for run in study.runs_in(TEST) if run.task == name]
+    return TaskOutcome(settings, name, runs, head_parameters=HEADS[name])
+
+
+# classes x (2 x 128 + 1): the linear head of each task
+HEADS = {"badges": 15 * 257, "subgroups": 101 * 257}
+
+
+def results(name: str) -> str:
+    """The test's table of a task."""
+    return report.main_table(task(name)).markdown()
+
+
+def said(name: str) -> str:
+    """What its numbers say."""
+    return "\n".join(f"- {line}" for line in remarks(task(name)))
+
+
+def searched(markdown: Callable[..., str], name: str) -> str:
+    """Every cell of a task's search: mean validation accuracy over the seeds, the chosen one in bold."""
+    found = json.loads(SEARCH.read_text(encoding="utf-8"))["tasks"][name]
+    lines = []
+    for method, of in found.items():
+        cells = [f"{shown(cell['values'])}: {mark(cell, of['best'])}" for cell in of["cells"]]
+        lines.append([LABELS[method], *cells])
+    return markdown(["method", *(f"cell {place}" for place in range(1, 7))], lines)
+
+
+def shown(values: dict[str, Any]) -> str:
+    """ "0.03, 0.1"."""
+    return ", ".join(f"{value:g}" for value in values.values())
+
+
+def mark(cell: dict[str, Any], best: dict[str, Any]) -> str:
+    """Mean and spread of a cell, in bold where it was chosen."""
+    of = spread([value / 100 for value in cell["validation"]])
+    return f"**{of}**" if cell["values"] == best else str(of)
+
+
+def plots() -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """The pictures of docs/images that the test makes, by name."""
+    yield "demo_curve.png", lambda: curve.draw(task("badges"))
+    yield "demo_parameters.png", lambda: curve.draw_parameters(task("badges"))
+
+
+def write_plots(folder: Path) -> None:
+    """Draw them."""
+    for name, draw in plots():
+        (folder / name).write_bytes(draw())
+
+
+if __name__ == "__main__":
+    write_plots(Path(__file__).parents[1] / "docs" / "images")
+    for name in TASKS:
+        print(results(name), said(name), sep="\n")
