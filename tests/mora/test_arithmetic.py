@@ -70,15 +70,20 @@ def test_a_sum_of_one_is_what_merging_writes(family):
 
 
 @families
-@pytest.mark.parametrize("fold", [lambda m: mora.merge(m, keep=True), lambda m: mora.combine(m, SHARES, keep=True)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("fold", "dtype"),
+    [
+        (lambda model: mora.merge(model, keep=True), torch.float32),
+        (lambda model: mora.combine(model, SHARES, keep=True), torch.bfloat16),
+    ],
+)
 def test_unmerge_is_the_exact_way_back(family, fold, dtype):
     model = several(family).to(dtype)
     mora.set_adapter(model, "posts")
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     parameters, flags = dict(model.named_parameters()), {n: p.requires_grad for n, p in model.named_parameters()}
-    random = torch.random.get_rng_state()
     plain = list(SITES[family]().state_dict())
+    random = torch.random.get_rng_state()
     fold(model)
     assert list(model.state_dict()) == plain
     twin = copy.deepcopy(model)

@@ -9,7 +9,7 @@ import torch
 
 import mora
 from mora.adapters import adapters_of, host_of
-from tests.mora.models import SITES, embed, images, open_clip_model, randomise
+from tests.mora.models import SITES, embed, open_clip_model, randomise
 from tests.mora.test_keeping import in_threads
 from tests.savings.worlds import Samples, classifier
 
@@ -65,18 +65,18 @@ def test_every_adapter_computes_as_it_does_alone(family):
     first = list(mora.patch(SITES[family](), CONFIGS["films"]).state_dict())
     assert [key for key in model.state_dict() if ".named." not in key] == first, "names of the first adapter stay"
     assert mora.active_adapter(model) == "films"
-    for names in (CONFIGS, reversed(CONFIGS)):
-        for name in names:
-            assert mora.set_adapter(model, name) is model
-            assert mora.active_adapter(model) == name
-            assert same(model, lonely[name]), name
-            trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
-            assert trained == {id(parameter) for _, parameter in mora.adapter_parameters(model, name)}
-            mora.verify(model)
-            for other in CONFIGS:
-                with mora.using(model, other):
-                    assert mora.active_adapter(model) == other
-                    assert same(model, lonely[other]), other
+    for name in ("food", "films", "posts"):
+        assert mora.set_adapter(model, name) is model
+        assert mora.active_adapter(model) == name
+        assert same(model, lonely[name]), name
+        trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+        assert trained == {id(parameter) for _, parameter in mora.adapter_parameters(model, name)}
+        mora.verify(model)
+        for other in CONFIGS:
+            with mora.using(model, other):
+                assert mora.active_adapter(model) == other
+                assert same(model, lonely[other]), other
+    mora.set_adapter(model, "films")
     with torch.no_grad(), mora.disabled(model):
         for found, expected in zip(embed(model), embed(plain), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -113,7 +113,7 @@ def test_what_is_kept_of_each_is_its_own_and_notices_changes(family):
     """Also where fewer are kept than there are, and while an adapter comes and goes."""
     model, lonely = several(family), {name: alone(family, name) for name in CONFIGS}
     groups = {name: one.group for name, one in host_of(model).every().items()}
-    for most in (1, 2, 8):
+    for most in (1, 8):
         with torch.no_grad(), mora.keeping(model, adapters=most):
             for _ in range(2):
                 for name in CONFIGS:
@@ -300,14 +300,17 @@ def test_compiled_models_switch_and_swap_without_compiling_again(tmp_path):
         return graph.forward
 
     torch._dynamo.reset()
-    tower = torch.compile(model.visual, backend=backend, fullgraph=True)
+    block, x = model.visual.transformer.resblocks[3], torch.randn(3, 5, 64)
+    compiled_block = torch.compile(block, backend=backend, fullgraph=True)
     with torch.no_grad():
         for name in ("one", "two", "one"):
             mora.set_adapter(model, name, trainable=False)
-            torch.testing.assert_close(tower(images()), model.visual(images()), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(compiled_block(x), block(x), rtol=1e-4, atol=1e-5)
         assert len(compiled) == 1, "no graph break, none anew"
         mora.save_adapter(model, tmp_path, "two")
         mora.load_adapter(model, tmp_path, name="one")
-        torch.testing.assert_close(tower(images()), mora.set_adapter(model, "two", False).visual(images()))
+        found = compiled_block(x)
+        mora.set_adapter(model, "two", trainable=False)
+        torch.testing.assert_close(found, block(x), rtol=1e-4, atol=1e-5)
         assert len(compiled) == 1
     torch._dynamo.reset()
