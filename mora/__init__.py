@@ -15,12 +15,13 @@ from mora.version import __version__
 
 if TYPE_CHECKING:
     from mora.adapters import adapter_parameters, adapter_state_dict
-    from mora.checkpoint import load_adapter, load_official, save_adapter, save_official
+    from mora.checkpoint import load_adapter, load_official, save_adapter, save_adapters, save_official
     from mora.classifier import MissingModalityClassifier
     from mora.config import PRESETS, MoraConfig
     from mora.diagnosis import Diagnosis, diagnose
     from mora.keeping import forget, keeping
     from mora.linear import MoraLinear
+    from mora.named import active_adapter, add_adapter, combine, delete_adapter, set_adapter, unmerge, using
     from mora.patch import disabled, merge, patch, unpatch
     from mora.savings import Hidden, Savings
     from mora.savings.cache import PrefixCache
@@ -42,8 +43,12 @@ __all__ = [
     "Sweep",
     "Tower",
     "__version__",
+    "active_adapter",
     "adapter_parameters",
     "adapter_state_dict",
+    "add_adapter",
+    "combine",
+    "delete_adapter",
     "diagnose",
     "disabled",
     "forget",
@@ -53,23 +58,36 @@ __all__ = [
     "merge",
     "patch",
     "save_adapter",
+    "save_adapters",
     "save_official",
+    "set_adapter",
     "summary",
     "sweep",
     "train",
+    "unmerge",
     "unpatch",
+    "using",
     "verify",
 ]
 
 # Imported on first use: `import mora` and `mora --help` wait for no torch; `train` and `sweep` alone need their extras.
 NAMES = {
     "mora.adapters": ("adapter_parameters", "adapter_state_dict"),
-    "mora.checkpoint": ("load_adapter", "load_official", "save_adapter", "save_official"),
+    "mora.checkpoint": ("load_adapter", "load_official", "save_adapter", "save_adapters", "save_official"),
     "mora.classifier": ("MissingModalityClassifier",),
     "mora.config": ("PRESETS", "MoraConfig"),
     "mora.diagnosis": ("Diagnosis", "diagnose"),
     "mora.keeping": ("forget", "keeping"),
     "mora.linear": ("MoraLinear",),
+    "mora.named": (
+        "active_adapter",
+        "add_adapter",
+        "combine",
+        "delete_adapter",
+        "set_adapter",
+        "unmerge",
+        "using",
+    ),
     "mora.patch": ("disabled", "merge", "patch", "unpatch"),
     "mora.savings": ("Hidden", "Savings"),
     "mora.savings.cache": ("PrefixCache",),

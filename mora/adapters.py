@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mora.choice import Choice
 from mora.config import MoraConfig
 from mora.factors import CommonFactors
 from mora.keeping import OneCall
@@ -15,27 +16,49 @@ from mora.linear import MoraLinear
 from mora.shared_input import SharedInput
 from mora.start import factor_dtype
 from mora.switch import Switch
+from mora.system.messages import listed, shown
 from mora.towers.find import towers_of
 from mora.towers.packed import PACKED
 from mora.towers.slots import Slot
 from mora.towers.tower import Tower
 from mora_kernels import Group
+from mora_kernels.shelf import Shelf
 
 Pair = dict[str, Slot]
+DEFAULT = "default"
+OWN = ("specific_a", "specific_b", "common_magnitude", "specific_magnitude")  # of one projection
 
 
 class Adapters(nn.Module):
     """Everything `patch` added to one model; registered there as `mora`, gone after `unpatch` or `merge`.
 
+    With several adapters there is one such record for each: that of the first, the host, is the model's `mora`, the
+    others' are in `mora.named`. The host's projections stand in the model, the others' are guests at the same sites.
+
     Args:
         config: the configuration in force.
         towers: of the model, by modality.
         pairs: the blocks that share factors, one per tower at most, from bottom to top.
+        name: of the adapter.
+
+    Attributes:
+        choice: which adapter computes; the host's, None where it is the only one.
+        groups: of every adapter; the host's.
+        left: slots of deleted adapters, whose sites stand in the model still; the host's.
     """
 
-    def __init__(self, config: MoraConfig, towers: dict[str, Tower], pairs: list[Pair]) -> None:
+    group: Group
+    one_call: OneCall
+    switch: Switch
+    sites: nn.Module | None
+    named: nn.Module | None
+
+    def __init__(self, config: MoraConfig, towers: dict[str, Tower], pairs: list[Pair], name: str = DEFAULT) -> None:
         super().__init__()
-        self.config, self.towers, self.pairs = config, towers, pairs
+        self.config, self.towers, self.pairs, self.name = config, towers, pairs, name
+        self.choice: Choice | None = None
+        self.groups: list[Group] = []
+        self.left: list[Slot] = []
         self.trainable_before: list[str] = []
         self.load_hook: Any = None
         self.begun = False  # whether a training forward has been looked at
@@ -46,6 +69,8 @@ class Adapters(nn.Module):
             widths = {modality: slot.width(config.targets_of(modality)) for modality, slot in pair.items()}
             others = {modality: slot.further(config.targets_of(modality)) for modality, slot in pair.items()}
             self.common.append(CommonFactors(widths, config.shared_rank, factor_dtype(weight), weight.device, others))
+        self.register_module("sites", None)  # of a guest: its projections, by their names
+        self.register_module("named", None)  # of a host: the other adapters, by theirs
 
     def _load_from_state_dict(self, *args: Any) -> None:
         """As in `nn.Module`; the common factors have memory where the weights have (`load_state_dict(assign=True)`)."""
@@ -79,12 +104,42 @@ class Adapters(nn.Module):
         for slot in self.slots():
             yield from slot.named_projections()
 
-    def build_together(self) -> None:
-        """Make one group of all projections: what changes together is built together, and kept until it changes."""
+    def every(self) -> dict[str, Adapters]:
+        """The adapters of the model by name; the host's."""
+        others = {} if self.named is None else self.named._modules
+        return {self.name: self, **others}  # type: ignore[dict-item]
+
+    def here(self) -> str:
+        """What computes here, in words that differ where adapters do; the host's."""
+        return self.name if self.choice is None else self.choice.label()
+
+    def chosen(self, name: str | None = None) -> Adapters:
+        """The adapter of a name, by default the one that is active here; ValueError for an unknown one. The host's."""
+        if name is None:
+            name = self.name if self.choice is None else self.choice.here()
+        if name == self.name:
+            return self
+        every = self.every()
+        if name not in every:
+            raise ValueError(f"name: got {shown(name)}, expected one of the model's adapters: {listed(every)}")
+        return every[name]
+
+    def build_together(self, host: Adapters | None = None) -> None:
+        """Make one group of all projections: what changes together is built together, and kept until it changes.
+
+        Args:
+            host: the first adapter's record; None: this is it.
+        """
         projections = [projection for _, projection in self.projections()]
         self.group = Group(projections, self.config.backend)
-        self.one_call = OneCall(self.group)
-        self.switch = Switch()
+        if host is None:
+            host = self
+            self.one_call = OneCall(self.groups)
+            self.switch = Switch()
+        self.switch = host.switch
+        host.groups.append(self.group)
+        if host is not self:
+            host.group.shelf = self.group.shelf = host.group.shelf or Shelf()
         for index, projection in enumerate(projections):
             projection.join(self.group, index)
             projection.switch = self.switch
@@ -105,10 +160,24 @@ class Adapters(nn.Module):
             for factor in common.names:
                 yield f"common.{position}.{factor}", common.get_parameter(factor)
         for name, projection in self.projections():
-            for kind in ("specific_a", "specific_b", "common_magnitude", "specific_magnitude"):
+            for kind in OWN:
                 parameter = getattr(projection, kind)
                 if parameter is not None:
                     yield f"{name}.{kind}", parameter
+
+    def adopt(self, tensors: Mapping[str, nn.Parameter]) -> None:
+        """Let other parameters, of the same names and shapes, be the adapter's: an optimizer knows them already."""
+        owners: list[tuple[str, nn.Module, Iterable[str]]] = [
+            (f"common.{position}", common, common.names) for position, common in enumerate(self.common_factors())
+        ]
+        owners += [(name, projection, OWN) for name, projection in self.projections()]
+        for name, owner, kinds in owners:
+            for kind in kinds:
+                if (own := getattr(owner, kind)) is not None:
+                    parameter = tensors[f"{name}.{kind}"]
+                    if parameter.device != own.device:
+                        parameter.data = parameter.data.to(own.device)
+                    setattr(owner, kind, parameter)
 
 
 def towers_in(model: nn.Module) -> dict[str, Tower]:
@@ -140,8 +209,8 @@ def is_patched(model: nn.Module) -> bool:
     return isinstance(model, nn.Module) and isinstance(getattr(unwrap(model), "mora", None), Adapters)
 
 
-def adapters_of(model: nn.Module) -> Adapters:
-    """Return the record of a patched model; raises ValueError when it is not patched."""
+def host_of(model: nn.Module) -> Adapters:
+    """Return the record of the first adapter of a patched model; raises ValueError when it is not patched."""
     if not is_patched(model):
         raise ValueError(f"model: got a {type(model).__name__} that is not patched, expected one after mora.patch")
     record = unwrap(model).mora
@@ -149,21 +218,38 @@ def adapters_of(model: nn.Module) -> Adapters:
     return record
 
 
-def adapter_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield (name, parameter) of every adapter, each parameter once; ValueError when `model` is not patched."""
-    return adapters_of(model).named_tensors()
+def adapters_of(model: nn.Module, name: str | None = None) -> Adapters:
+    """Return the record of an adapter, by default of the one that is active here.
+
+    Raises ValueError when the model is not patched or has no adapter of that name.
+    """
+    return host_of(model).chosen(name)
 
 
-def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """Return every adapter tensor once, detached, by a stable name that is the same whatever the model."""
-    return {name: parameter.detach() for name, parameter in adapter_parameters(model)}
+def adapter_parameters(model: nn.Module, name: str | None = None) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield (name, parameter) of the active adapter, or of the one called `name`, each parameter once.
+
+    Raises ValueError when `model` is not patched or has no adapter of that name.
+    """
+    return adapters_of(model, name).named_tensors()
+
+
+def adapter_state_dict(model: nn.Module, name: str | None = None) -> dict[str, Tensor]:
+    """Return every tensor of an adapter once, detached, by a stable name that is the same whatever the model.
+
+    Args:
+        model: a patched CLIP.
+        name: of the adapter; None: the active one.
+    """
+    return {name: parameter.detach() for name, parameter in adapter_parameters(model, name)}
 
 
 def keep_adapters_of_a_base_checkpoint(
     model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object
 ) -> None:
     """Let the untouched model's checkpoint load strictly: without any adapter key, the adapters stay as they are."""
-    own = {id(parameter) for _, parameter in adapter_parameters(model)}
+    every = host_of(model).every().values()
+    own = {id(parameter) for adapters in every for _, parameter in adapters.named_tensors()}
     current = {prefix + name: tensor for name, tensor in model.named_parameters() if id(tensor) in own}
     if not any(name in state_dict for name in current):
         state_dict.update(current)  # the parameters themselves: so they are known not to come from the checkpoint

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mora.adapters import adapters_of, is_patched
+from mora.adapters import host_of, is_patched
 from mora.first_step import begin_training
 from mora.heads import (
     HEADS,
@@ -146,7 +146,7 @@ class MissingModalityClassifier(Encoder):
 
     def one_call(self) -> AbstractContextManager[object]:
         """A block in which W_eff of all towers is built once, where nobody asked to keep it for longer."""
-        return one_call(self.clip, adapters_of(self.clip).group) if is_patched(self.clip) else nullcontext()
+        return one_call(self.clip, host_of(self.clip).groups) if is_patched(self.clip) else nullcontext()
 
     def embed(self, given: Mapping[str, Tensor | Hidden | None], present: Mapping[str, Tensor]) -> Tensor:
         """The embeddings of every modality side by side, [B, sum of e], in the head's dtype."""

@@ -35,9 +35,9 @@ def look(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if model is None or not any(id(parameter) in held for parameter in model.parameters()):
             continue
         del _awaited[adapters]
-        if warn_of_frozen(adapters):
+        if warn_of_frozen(adapters.chosen()):
             continue
-        named = dict(adapters.named_tensors())
+        named = {(one.name, key): value for one in adapters.every().values() for key, value in one.named_tensors()}
         missing = [name for name, parameter in named.items() if id(parameter) not in held]
         if len(missing) == len(named):
             warnings.warn(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -11,11 +11,13 @@ from torch import nn
 
 from mora.hooks import Calls
 from mora.linear import MoraLinear
+from mora.system.checks import check_whole
 from mora_kernels import Group, kept
+from mora_kernels.shelf import MOST
 
 
 @contextmanager
-def keeping(model: nn.Module) -> Iterator[nn.Module]:
+def keeping(model: nn.Module, adapters: int = MOST) -> Iterator[nn.Module]:
     """Within the block W_eff, casts and what stands for missing inputs are computed once, not at every call.
 
         with torch.inference_mode(), mora.keeping(model):
@@ -27,9 +29,14 @@ def keeping(model: nn.Module) -> Iterator[nn.Module]:
 
     Args:
         model: a patched CLIP, a `MissingModalityClassifier`, or anything that holds one.
+        adapters: of a model with several, how many have their W_eff kept at once: each takes as much memory as the
+            weights that it adapts, in each thread. The one that was used least recently gives way.
+
+    Raises ValueError for `adapters` below 1.
     """
     check(model)
-    with kept.keeping(owners_of(model)):
+    check_whole("adapters", adapters, 1)
+    with kept.keeping(owners_of(model), most=adapters):
         yield model
 
 
@@ -60,11 +67,16 @@ def check(model: object) -> None:
         raise TypeError(f"model: got {type(model).__name__}, expected a patched CLIP or a classifier on one")
 
 
-def one_call(model: nn.Module, group: Group) -> AbstractContextManager[object]:
-    """A block in which all projections of a model are built once, where nobody asked to keep them for longer."""
-    if torch.compiler.is_compiling() or kept.scope_of(group) is not None:
+def one_call(model: nn.Module, groups: Sequence[Group]) -> AbstractContextManager[object]:
+    """A block in which all projections of a model are built once, where nobody asked to keep them for longer.
+
+    Args:
+        model: the CLIP.
+        groups: of its adapters, a group each.
+    """
+    if torch.compiler.is_compiling() or all(kept.scope_of(group) is not None for group in groups):
         return nullcontext()
-    return kept.keeping([model, group], lasting=False)
+    return kept.keeping([one for one in (model, *groups) if kept.scope_of(one) is None], lasting=False)
 
 
 class OneCall(Calls):
@@ -73,14 +85,14 @@ class OneCall(Calls):
     A tower that is called past the model's own `forward` (`encode_image`) builds its projections block by block.
     """
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, groups: Sequence[Group]) -> None:
         super().__init__()
-        self.group = group
+        self.groups = groups
 
     def open(self, module: nn.Module) -> ExitStack:
         """A block for one call."""
         block = ExitStack()
-        block.enter_context(one_call(module, self.group))
+        block.enter_context(one_call(module, self.groups))
         return block
 
     def close(self, call: ExitStack) -> None:

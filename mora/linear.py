@@ -12,12 +12,13 @@ import mora_kernels
 from mora.config import MoraConfig
 from mora.factors import CommonFactors
 from mora.shared_input import SharedInput
+from mora.site import Site
 from mora.start import check_call, column_norms, fill, follow
 from mora.switch import Switch
 from mora_kernels import backend as backends
 
 
-class MoraLinear(nn.Module):
+class MoraLinear(Site):
     """y = dropout(x) W_eff^T + b, equations (1) and (2), called like the frozen `nn.Linear` it stands for.
 
     Args:
@@ -32,16 +33,13 @@ class MoraLinear(nn.Module):
         ValueError: `common` has no factor for the width of the input or of the output.
     """
 
-    weight: Tensor
-    bias: Tensor | None
     specific_a: nn.Parameter | None
     specific_b: nn.Parameter | None
     specific_magnitude: nn.Parameter | None
     fixed_root: Tensor | None
 
     def __init__(self, linear: Any, common: CommonFactors, modality: str, config: MoraConfig) -> None:
-        super().__init__()
-        self.hold(linear)
+        super().__init__(linear)
         self.modality, self.alpha, self.dropout = modality, config.alpha_of(modality), float(config.dropout)
         self.gram, self.backend = config.variant not in ("no-gram", "fixed-gram"), config.backend
         fixed = common.expected_root(modality) if config.variant == "fixed-gram" else None
@@ -64,10 +62,6 @@ class MoraLinear(nn.Module):
         self.specific_b = nn.Parameter(norm.new_zeros(rank, rows))
         self.specific_magnitude = nn.Parameter(norm.clone())
 
-    def hold(self, linear: Any) -> None:
-        """Keep the parameters of `linear` under their own names."""
-        self.weight, self.bias = linear.weight, linear.bias
-
     def join(self, group: mora_kernels.Group, index: int) -> None:
         """Be built as number `index` of `group`, together with the other projections of a model."""
         self.place = (group, index)
@@ -76,16 +70,6 @@ class MoraLinear(nn.Module):
     def common(self) -> CommonFactors:
         """The factors this projection shares with its pair of blocks."""
         return self._common[0]
-
-    @property
-    def in_features(self) -> int:
-        """Width of the input."""
-        return self.weight.shape[1]
-
-    @property
-    def out_features(self) -> int:
-        """Width of the output."""
-        return self.weight.shape[0]
 
     def factors(self) -> tuple[Tensor, list[Tensor] | None, Tensor | None, Tensor | None, Tensor, Tensor | None]:
         """The arguments of `mora_kernels.effective_weight` between `weight` and `alpha`."""
@@ -110,19 +94,27 @@ class MoraLinear(nn.Module):
         """Whether W_eff is built for a product of its own: by every backend but the reference."""
         return self.backend != "reference"
 
-    def effective_weight(self) -> Tensor:
-        """W_eff [out, in] in the dtype of the weight, equation (1): what `merge` writes."""
-        factors = (*self.factors(), self.alpha)
-        return mora_kernels.effective_weight(self.weight, *factors, backend=self.backend, common_out=self.common_out)
+    def effective_weight(self, weight: Tensor | None = None) -> Tensor:
+        """W_eff [out, in] in the dtype of the weight, equation (1): what `merge` writes.
 
-    def forward(self, x: Tensor) -> Tensor:
+        Args:
+            weight: W in another dtype, in which W_eff is wanted.
+        """
+        weight, factors = self.weight if weight is None else weight, (*self.factors(), self.alpha)
+        return mora_kernels.effective_weight(weight, *factors, backend=self.backend, common_out=self.common_out)
+
+    def present(self) -> MoraLinear | None:
+        """Itself; where there are several adapters, the one that computes here and now."""
+        return self if self.choice is None else self.choice.at(self.number)
+
+    def together(self, x: Tensor) -> Tensor:
         """Return [..., out] for x [..., in]; inside `mora.disabled`, the frozen projection."""
         if self.shared_input is not None and self.shared_input.share(self):
             return self.shared_input.project(self, x)
-        return self.alone(x)
+        return self.product(x)
 
-    def alone(self, x: Tensor) -> Tensor:
-        """As `forward`, for an x that no other projection reads: nothing is computed for the others of q, k, v."""
+    def product(self, x: Tensor) -> Tensor:
+        """The same for this projection alone, whatever computes beside it."""
         if not self.switch.is_on:
             return F.linear(x, self.weight, self.bias)
         group, index = self.place
@@ -165,3 +157,38 @@ class MoraLinear(nn.Module):
             f"common_rank={self.common.rank}, specific_rank={specific}, alpha={self.alpha}, dropout={self.dropout}, "
             f"backend={backend}"
         )
+
+
+class MoraGuest(MoraLinear):
+    """A MoraLinear whose frozen weight belongs to a site at which other adapters compute as well.
+
+    Args:
+        linear: the site; it is what stands in the model, is called, and says whether it is in training.
+    """
+
+    def hold(self, linear: Site) -> None:
+        """Remember where the weight is; it stays with its owner."""
+        self._site = (linear,)
+
+    @property
+    def stand(self) -> Site:
+        return self._site[0]
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """W [out, in]."""
+        return self._site[0].weight
+
+    @property
+    def bias(self) -> Tensor | None:  # type: ignore[override]
+        """b [out] or None."""
+        return self._site[0].bias
+
+    @property
+    def training(self) -> bool:
+        """Whether the site is."""
+        return self._site[0].training
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        """The site's own `train` decides."""

@@ -42,7 +42,7 @@ def check_runs(model: nn.Module, adapters: Adapters) -> None:
     try:
         with quiet(model), evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
             for name, projection in projections.items():
-                projection.register_forward_hook(lambda *_, name=name: ran.add(name))
+                projection.stand.register_forward_hook(lambda *_, name=name: ran.add(name))
             for tower in tried.values():
                 tower.encode(model, fitting(tower.random(model, batch=1), weight))
     except Exception as error:  # whatever a class of the user's own may raise

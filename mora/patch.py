@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from mora.adapters import (
+    DEFAULT,
     Adapters,
     Pair,
     adapters_of,
     effective_weights,
+    host_of,
     is_patched,
     keep_adapters_of_a_base_checkpoint,
     restore,
@@ -23,18 +26,27 @@ from mora.adapters import (
 from mora.batch_norm import hold_statistics, release_statistics
 from mora.config import MoraConfig, check_fields
 from mora.first_step import await_first_step
+from mora.linear import MoraLinear
 from mora.liveness import check_runs
 from mora.pairing import pair_blocks, slots_of
+from mora.site import Site
+from mora.snapshot import PLACE, Snapshot, digest
+from mora.system.messages import shown
 from mora.towers.admission import check_alone
 from mora.towers.custom import described
 from mora.towers.find import towers_of_itself
+from mora.towers.packed import PackedProjections
 from mora.towers.slots import Slot
 from mora.towers.tower import Tower
 from mora_kernels import backend as backends
 
 
 def patch(
-    model: nn.Module, config: MoraConfig | None = None, towers: Mapping[str, Any] | None = None, **overrides: Any
+    model: nn.Module,
+    config: MoraConfig | None = None,
+    towers: Mapping[str, Any] | None = None,
+    name: str = DEFAULT,
+    **overrides: Any,
 ) -> nn.Module:
     """Adapt `model` in place and return it: only the adapters require grad afterwards.
 
@@ -43,22 +55,29 @@ def patch(
         config: a `MoraConfig`, for example one of `mora.PRESETS`; None means the defaults.
         towers: of a model of your own, by modality: the dotted path of a list of blocks, a glob, that list itself, or a
             `mora.Tower`; docs/your_own_model.md.
+        name: of this adapter, for models that get others beside it (`mora.add_adapter`).
         overrides: fields of `MoraConfig` that replace those of `config`.
 
     Raises:
         TypeError: an override that is no field of `MoraConfig`; the message lists them.
         ValueError: unknown model, already patched, no such block, unequal depths with `first_layer`, a block without
-            such a projection, a rank above the width; nothing was changed then.
+            such a projection, a rank above the width, a name that is none; nothing was changed then.
     """
-    if config is not None and not isinstance(config, MoraConfig):
-        raise TypeError(f"config: got {type(config).__name__}, expected a MoraConfig or None")
-    check_fields(overrides, TypeError)
-    config = MoraConfig(**overrides) if config is None else replace(config, **overrides)
+    config = config_of(config, overrides)
+    check_name(name)
     if isinstance(model, nn.Module) and is_patched(model):
-        raise ValueError("model: got a CLIP that is already patched, expected an untouched one: unpatch or merge first")
-    found = towers_of_itself(model) if towers is None else described(model, towers)
-    pairs = admitted(model, found, config)
-    adapters = Adapters(config, found, pairs)
+        raise ValueError(
+            "model: got a CLIP that is already patched, expected an untouched one: unpatch or merge first, or "
+            "mora.add_adapter for another adapter beside the one it has"
+        )
+    return put_in(model, config, towers_of_itself(model) if towers is None else described(model, towers), name)
+
+
+def put_in(model: nn.Module, config: MoraConfig, towers: dict[str, Tower], name: str) -> nn.Module:
+    """As `patch`, of checked arguments."""
+    pairs = admitted(model, towers, config)
+    check_untouched(pairs, config)
+    adapters = Adapters(config, towers, pairs, name)
     install(model, adapters)
     own = {id(parameter) for _, parameter in adapters.named_tensors()}
     adapters.trainable_before = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in own]
@@ -72,41 +91,87 @@ def patch(
     return model
 
 
+def config_of(config: MoraConfig | None, overrides: Mapping[str, Any]) -> MoraConfig:
+    """The configuration that was asked for; TypeError for what is none, ValueError for a wrong value."""
+    if config is not None and not isinstance(config, MoraConfig):
+        raise TypeError(f"config: got {type(config).__name__}, expected a MoraConfig or None")
+    check_fields(overrides, TypeError)
+    return MoraConfig(**overrides) if config is None else replace(config, **overrides)
+
+
+def check_name(name: object) -> None:
+    """Raise ValueError unless `name` may be an adapter's: it names a folder, and is a part of names in state_dict."""
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) or hasattr(nn.Module, name):
+        raise ValueError(
+            f"name: got {shown(name)}, expected 1 to 64 letters, digits, '_' and '-' that are no method of nn.Module"
+        )
+
+
 def unpatch(model: nn.Module) -> nn.Module:
-    """Take the adapters out and return the model: original modules and weights, bit for bit.
+    """Take all adapters out and return the model: original modules and weights, bit for bit.
 
     Raises ValueError when `model` is not patched.
     """
-    adapters, inner = adapters_of(model), unwrap(model)
-    restore(list(adapters.slots()))
-    forget(inner, adapters)
+    host, inner = host_of(model), unwrap(model)
+    take_out(inner, host)
     return model
 
 
 @torch.no_grad()
-def merge(model: nn.Module) -> nn.Module:
-    """Fold every adapter into its weight, W <- W_eff, and return the model: a plain CLIP again.
+def merge(model: nn.Module, keep: bool = False) -> nn.Module:
+    """Fold the active adapter into the weights, W <- W_eff, and return the model: a plain CLIP again.
 
-    W_eff is computed in float32 (float64 for float64 weights) and rounded once to the weight's dtype. Raises
-    ValueError when `model` is not patched, or when a W_eff is not finite; nothing was changed then.
+    W_eff is computed in float32 (float64 for float64 weights) and rounded once to the weight's dtype. Adapters beside
+    the active one are gone as well.
+
+    Args:
+        model: a patched CLIP.
+        keep: whether the model remembers its adapters and the original weights of what is written (their memory), so
+            that `mora.unmerge` takes the merge back, bit for bit.
+
+    Raises ValueError when `model` is not patched, or when a W_eff is not finite; nothing was changed then.
     """
-    adapters, inner = adapters_of(model), unwrap(model)
-    weights = effective_weights(adapters)
-    for name, projection in adapters.projections():
-        projection.weight.copy_(weights[name])
-    restore(list(adapters.slots()))
-    forget(inner, adapters)
+    adapters = adapters_of(model)
+    write(model, effective_weights(adapters), dict(adapters.projections()), keep)
     return model
+
+
+@torch.no_grad()
+def write(
+    model: nn.Module, weights: Mapping[str, Tensor], projections: Mapping[str, MoraLinear], keep: bool = False
+) -> None:
+    """Write weights [out, in] over those of adapted projections, by name, and take all adapters out."""
+    inner = unwrap(model)
+    snapshot = Snapshot.of(inner) if keep else None
+    for name, weight in weights.items():
+        own = projections[name].weight
+        if snapshot is not None:
+            snapshot.rows[name] = own.clone()
+        own.copy_(weight)
+        if snapshot is not None:
+            snapshot.written[name] = digest(own)
+    take_out(inner, host_of(inner))
+    if snapshot is not None:
+        snapshot.leave(inner)
+    elif hasattr(inner, PLACE):
+        delattr(inner, PLACE)  # of a merge before, which can no longer be taken back
+
+
+def take_out(model: nn.Module, host: Adapters) -> None:
+    """The original modules back, and no record of any adapter."""
+    others = [one for one in host.every().values() if one is not host]
+    restore([slot for one in (host, *others) for slot in one.slots()] + host.left)
+    forget(model, host)
 
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
-    """Within the block `model` computes as the pretrained one; outside, as the adapted one.
+    """Within the block `model` computes as the pretrained one, outside as the adapted one.
 
-    What is disabled is so for this thread (more exactly: this context) alone. Raises ValueError when `model` is not
-    patched.
+    No adapter computes there, whichever is active, for this thread (more exactly: this context) alone. Raises
+    ValueError when `model` is not patched.
     """
-    with adapters_of(model).switch.off():
+    with host_of(model).switch.off():
         yield model
 
 
@@ -122,6 +187,17 @@ def admitted(model: nn.Module, towers: Mapping[str, Tower], config: MoraConfig) 
     every = [slot for each in slots.values() for slot in each]
     check_alone(model, every + frozen_slots(model, towers, slots), replaced)
     return pairs
+
+
+def check_untouched(pairs: list[Pair], config: MoraConfig) -> None:
+    """Raise ValueError when a block is adapted already: as part of another model."""
+    for slot in (slot for pair in pairs for slot in pair.values()):
+        linears = [slot.linear(target) for target in config.targets_of(slot.modality)]
+        owners = [slot.attention, *(getattr(linear, "owner", linear) for linear in linears)]
+        if any(isinstance(owner, (Site, PackedProjections)) for owner in owners):
+            raise ValueError(
+                f"model: {slot.path} is adapted already, in another model that holds it, expected untouched blocks"
+            )
 
 
 def frozen_slots(model: nn.Module, towers: Mapping[str, Tower], adapted: Collection[str]) -> list[Slot]:

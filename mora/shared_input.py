@@ -48,6 +48,19 @@ class SharedInput(Calls):
     def __init__(self, members: Sequence[Projection]) -> None:
         super().__init__()
         self.members = members
+        self.leader: SharedInput | None = None  # of another adapter, whose hooks the attention has already
+
+    @property
+    def calls(self) -> list[Any]:
+        """The running calls of the attention, whichever adapter sees them."""
+        return super().calls if self.leader is None else self.leader.calls
+
+    def watch(self, module: nn.Module, first: bool = False) -> None:
+        """See when a call of the attention begins and ends; once for all adapters."""
+        seen = (getattr(hook, "__self__", None) for hook in module._forward_pre_hooks.values())
+        self.leader = next((one for one in seen if isinstance(one, SharedInput)), None)
+        if self.leader is None:
+            super().watch(module, first)
 
     def open(self, module: nn.Module) -> Call:
         """A call that has seen no input yet."""
@@ -72,7 +85,7 @@ class SharedInput(Calls):
         """Equation (2) of `member` for x [..., d]."""
         call, (group, index) = self.calls[-1], member.place
         version = None if x.is_inference() else x._version
-        state = (version, torch.is_grad_enabled(), torch.is_autocast_enabled(x.device.type), member.dropout)
+        state = (group, version, torch.is_grad_enabled(), torch.is_autocast_enabled(x.device.type), member.dropout)
         if call.source[0] is not x or call.source[1:] != state or index not in call.waiting:
             alike = [one for one in self.members if one.training and one.dropout == member.dropout]
             indices = [one.place[1] for one in alike]

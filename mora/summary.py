@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from mora.adapters import Adapters, adapters_of, unwrap
+from mora.adapters import DEFAULT, Adapters, adapters_of, host_of, unwrap
 from mora.config import MoraConfig
 from mora.towers.custom import CustomTower
 from mora.towers.find import recipe_of
@@ -36,8 +36,10 @@ class Projection:
 class Summary:
     """What `mora.summary` found; `str()` is a table.
 
-    `adapter_parameters` counts the adapters; `trainable_parameters` everything that requires grad in the model;
-    `total_parameters` everything, adapters included; `base_parameters` the pretrained model alone.
+    `name` is that of the active adapter, whose rows these are; `others` those of adapters beside it.
+    `adapter_parameters` counts the active one, `other_parameters` the others; `trainable_parameters` everything that
+    requires grad in the model; `total_parameters` everything, adapters included; `base_parameters` the pretrained model
+    alone.
     """
 
     library: str
@@ -47,11 +49,14 @@ class Summary:
     adapter_parameters: int
     trainable_parameters: int
     total_parameters: int
+    name: str = DEFAULT
+    others: tuple[str, ...] = ()
+    other_parameters: int = 0
 
     @property
     def base_parameters(self) -> int:
         """Parameters of the model without its adapters."""
-        return self.total_parameters - self.adapter_parameters
+        return self.total_parameters - self.adapter_parameters - self.other_parameters
 
     def __str__(self) -> str:
         heads = ("projection", "module", "weight", "rank", "parameters", "backend")
@@ -73,6 +78,7 @@ class Summary:
                 f"common factors, shared by towers: {self.common_parameters:,} parameters",
                 f"adapters: {self.adapter_parameters:,}; trainable: {self.trainable_parameters:,}; pretrained model: "
                 f"{self.base_parameters:,}; trainable share: {share:.4f} %",
+                *([f"active: {self.name}; beside it: {', '.join(self.others)}"] if self.others else []),
                 *(f"backend {reason}" for reason in reasons),
             ]
         )
@@ -81,6 +87,7 @@ class Summary:
 def summary(model: nn.Module) -> Summary:
     """Return what is adapted in a patched model; raises ValueError when it is not patched."""
     adapters, inner = adapters_of(model), unwrap(model)
+    others = [one for one in host_of(model).every().values() if one is not adapters]
     paths = {id(module): path for path, module in inner.named_modules()}
     rows = []
     for name, projection in adapters.projections():
@@ -88,7 +95,7 @@ def summary(model: nn.Module) -> Summary:
         rows.append(
             Projection(
                 name=name,
-                path=paths[id(projection)],
+                path=paths[id(projection.stand)],
                 width=projection.in_features,
                 out_width=projection.out_features,
                 common_rank=projection.common.rank,
@@ -106,6 +113,9 @@ def summary(model: nn.Module) -> Summary:
         adapter_parameters=sum(p.numel() for _, p in adapters.named_tensors()),
         trainable_parameters=sum(p.numel() for p in inner.parameters() if p.requires_grad),
         total_parameters=sum(p.numel() for p in inner.parameters()),
+        name=adapters.name,
+        others=tuple(one.name for one in others),
+        other_parameters=sum(p.numel() for one in others for _, p in one.named_tensors()),
     )
 
 

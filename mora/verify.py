@@ -23,7 +23,7 @@ def verify(model: nn.Module) -> nn.Module:
     adapters, inner = adapters_of(model), unwrap(model)
     ran: set[str] = set()
     hooks = [
-        projection.register_forward_hook(lambda *_, name=name: ran.add(name))
+        projection.stand.register_forward_hook(lambda *_, name=name: ran.add(name))
         for name, projection in adapters.projections()
     ]
     named = dict(adapters.named_tensors())

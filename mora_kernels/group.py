@@ -14,9 +14,10 @@ from mora_kernels import backend as backends
 from mora_kernels.api import mora_linear
 from mora_kernels.built import Linear, State, Values
 from mora_kernels.factors import Factors, distinct
-from mora_kernels.kept import Scope, scope_of
+from mora_kernels.kept import Scope, drop, scope_of
 from mora_kernels.numerics import full_precision, product_dtype, untracked
 from mora_kernels.projection import Projection, place, snapshot, watch_optimizers
+from mora_kernels.shelf import Shelf
 from mora_kernels.validation import check_factors, check_linear
 
 
@@ -48,12 +49,15 @@ class Group:
         self._epoch = 0
         self._threads = threading.local()
         self._names: dict[tuple[str, torch.device, torch.dtype], str] = {}
+        self.shelf: Shelf | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"projections": self.projections, "backend": self.backend}
+        return {"projections": self.projections, "backend": self.backend, "shelf": self.shelf}
 
     def __setstate__(self, content: dict[str, Any]) -> None:
+        shelf = content.pop("shelf", None)
         self.__init__(**content)  # type: ignore[misc]
+        self.shelf = shelf
 
     @property
     def _states(self) -> dict[tuple[torch.dtype, str], State]:
@@ -65,12 +69,22 @@ class Group:
         self._epoch += 1
         self._states.clear()
 
+    def drop(self) -> bool:
+        """Let go of what this thread built; graphs of autograd keep theirs. False where a CUDA graph was captured."""
+        if any(state.capturing for state in self._states.values()):
+            return False
+        self._states.clear()
+        drop(self)
+        return True
+
     def _state(self, indices: Sequence[int], dtype: torch.dtype) -> State | None:
         """Return values of these projections in `dtype` that are those of the factors now; None: the backend has none.
 
         Raises as `_check` does.
         """
         scope = scope_of(self)
+        if self.shelf is not None:
+            self.shelf.use(self, None if scope is None else scope.most)
         if scope is not None and not scope.lasting and (known := self._of_this_call(indices, dtype, scope)) is not None:
             return known
         found = {index: snapshot(self.projections[index]) for index in indices}

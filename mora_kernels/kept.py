@@ -24,11 +24,12 @@ class Scope:
         lasting: whether somebody asked for it; False for one call of a model, which has one set of weights.
         open: False once the block has ended, for contexts that were copied within it.
         generation: moves when everything is forgotten.
+        most: how many groups of a model hold built values at once; None: as many as their shelf says.
     """
 
-    def __init__(self, owners: Iterable[Any], lasting: bool) -> None:
+    def __init__(self, owners: Iterable[Any], lasting: bool, most: int | None = None) -> None:
         self.owners = {id(owner): owner for owner in owners}
-        self.lasting, self.open, self.generation = lasting, True, 0
+        self.lasting, self.open, self.generation, self.most = lasting, True, 0, most
         self._values: dict[Any, tuple[Any, Any, Any]] = {}
         with _lock:
             _alive.add(self)
@@ -50,6 +51,12 @@ class Scope:
         self._values[name] = (key, stream, value)
         return value
 
+    def drop(self, owner: Any) -> None:
+        """Drop what this thread keeps for one owner: under names that end with the thread and the owner."""
+        for name in [*self._values]:
+            if isinstance(name, tuple) and name[-1] is owner and threading.get_ident() in name:
+                self._values.pop(name, None)
+
     def forget(self) -> None:
         """Drop everything."""
         self.generation += 1
@@ -68,9 +75,9 @@ _scopes: ContextVar[tuple[Scope, ...]] = ContextVar("mora_kernels.kept", default
 
 
 @contextmanager
-def keeping(owners: Iterable[Any], lasting: bool = True) -> Iterator[Scope]:
+def keeping(owners: Iterable[Any], lasting: bool = True, most: int | None = None) -> Iterator[Scope]:
     """Keep values of `owners` within the block: nothing that was kept before is used, nothing is after."""
-    scope = Scope(owners, lasting)
+    scope = Scope(owners, lasting, most)
     _scopes.set((*_scopes.get(), scope))
     try:
         yield scope
@@ -85,6 +92,12 @@ def scope_of(owner: Any) -> Scope | None:
     if not scopes:
         return None
     return next((scope for scope in reversed(scopes) if scope.open and id(owner) in scope.owners), None)
+
+
+def drop(owner: Any) -> None:
+    """Drop what this thread keeps for one owner in any block of this context."""
+    for scope in _scopes.get():
+        scope.drop(owner)
 
 
 def forget(owners: Iterable[Any]) -> None:

@@ -17,7 +17,9 @@ SOURCES = sorted([*ROOT.glob("mora/**/*.py"), *ROOT.glob("mora_kernels/**/*.py")
 # never up, and never to another room of the same floor. A new file or folder of mora/ gets its place here.
 FLOORS = (
     ("mora_kernels",),
-    ("mora.version", "mora.hooks", "mora.switch"),
+    ("mora.version", "mora.hooks", "mora.rows", "mora.switch"),
+    ("mora.choice",),
+    ("mora.site",),
     ("mora.system",),
     ("mora.batch_norm", "mora.names", "mora.per_tower"),
     ("mora.config", "mora.tiny"),
@@ -28,8 +30,9 @@ FLOORS = (
     ("mora.keeping",),
     ("mora.towers",),
     ("mora.adapters", "mora.prompts"),  # the verbs on a model
-    ("mora.first_step", "mora.liveness", "mora.pairing", "mora.summary", "mora.verify"),
+    ("mora.first_step", "mora.liveness", "mora.pairing", "mora.snapshot", "mora.summary", "mora.verify"),
     ("mora.patch",),
+    ("mora.named",),
     ("mora.checkpoint",),
     ("mora.heads", "mora.savings"),
     ("mora.classifier",),
@@ -107,7 +110,8 @@ def test_public_names():
         "MoraConfig", "PRESETS", "patch", "unpatch", "merge", "disabled", "adapter_parameters", "adapter_state_dict",
         "save_adapter", "load_adapter", "load_official", "save_official", "verify", "summary", "MoraLinear", "keeping",
         "forget", "MissingModalityClassifier", "Hidden", "PrefixCache", "Savings", "Sweep", "Tower",
-        "sweep", "train", "__version__", "diagnose", "Diagnosis",
+        "sweep", "train", "__version__", "diagnose", "Diagnosis", "active_adapter", "add_adapter", "set_adapter",
+        "save_adapters", "delete_adapter", "using", "combine", "unmerge",
     }  # fmt: skip
     assert set(mora.__all__) == contract
     assert {"effective_weight", "gram", "mora_linear"} <= set(mora_kernels.__all__)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from mora.adapters import adapter_state_dict, adapters_of, is_patched, layers_of
+from mora.adapters import DEFAULT, adapter_state_dict, adapters_of, host_of, is_patched, layers_of, unwrap
 from mora.checkpoint.base import check_base, fingerprint
 from mora.checkpoint.tensors import (
     assign,
@@ -23,7 +23,8 @@ from mora.checkpoint.tensors import (
     expected_shapes,
     largest_file,
 )
-from mora.patch import admitted, patch
+from mora.named.verbs import add_adapter
+from mora.patch import admitted, check_name, patch
 from mora.system.checks import one_of
 from mora.system.files import digest, pack_tensors, read_json, read_tensors, write_bytes
 from mora.system.messages import shown
@@ -36,19 +37,26 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FORMAT = 1
 
 
-def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
-    """Write the adapters of a patched model to `folder` and return its path.
+def save_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str | None = None) -> Path:
+    """Write an adapter of a patched model to `folder` and return its path.
 
     The weights appear first and the configuration, which names their SHA-256, last; each by rename, so that a save cut
-    short is noticed when loading. Raises ValueError when `model` is not patched, or an adapter has NaN or infinity:
-    what loading refuses is not saved, and what stood in `folder` stays.
+    short is noticed when loading.
+
+    Args:
+        model: a patched CLIP.
+        folder: where to; made where it is not there.
+        name: of the adapter; None: the active one. The file does not say it.
+
+    Raises ValueError when `model` is not patched or has no such adapter, or the adapter has NaN or infinity: what
+    loading refuses is not saved, and what stood in `folder` stays.
     """
-    adapters = adapters_of(model)
+    adapters = adapters_of(model, name)
     base = fingerprint(adapters.slots(), adapters.config)
-    folder = Path(folder)
-    check_values(str(folder), adapter_state_dict(model))
+    folder, tensors = Path(folder), adapter_state_dict(model, adapters.name)
+    check_values(str(folder), tensors)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = pack_tensors(adapter_state_dict(model), {"format": "mora-adapter"})
+    weights = pack_tensors(tensors, {"format": "mora-adapter"})
     config = {
         "peft_type": "MORA",  # PEFT refuses a type it does not know, instead of loading something else
         "format": FORMAT,
@@ -64,8 +72,22 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
     return folder
 
 
+def save_adapters(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
+    """Write every adapter of a patched model, each as `save_adapter` does into a folder of its name within `folder`.
+
+    Raises as `save_adapter` does; those before the one that is refused are written then.
+    """
+    for name in host_of(model).every():
+        save_adapter(model, Path(folder) / name, name)
+    return Path(folder)
+
+
 def load_adapter(
-    model: nn.Module, folder: str | os.PathLike[str], base: str = "same", towers: Mapping[str, Any] | None = None
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    base: str = "same",
+    towers: Mapping[str, Any] | None = None,
+    name: str | None = None,
 ) -> nn.Module:
     """Load adapters saved by `save_adapter` and return the model, patched if it was not yet.
 
@@ -75,6 +97,9 @@ def load_adapter(
         base: "same" refuses base weights that differ from those the adapter was trained on by more than half precision
             does (0.5 % of their norm); "any" insists.
         towers: of a model of your own that is not patched, as `mora.patch` takes them.
+        name: of the adapter. One that the model has must be of the file's configuration, and is written in place: what
+            was compiled goes on as it is. Another is put beside those there are, not active, as by `mora.add_adapter`.
+            None: the active one; "default" for a model that is not patched.
 
     Raises:
         FileNotFoundError: `folder` has no adapter.
@@ -85,13 +110,17 @@ def load_adapter(
     folder = Path(folder)
     saved = read_config(folder)
     config = config_from(str(folder / CONFIG), saved["config"])
-    if is_patched(model):
-        adapters = adapters_of(model)
-        check_same_adapters(str(folder), config, adapters)
-        pairs, config, own = adapters.pairs, adapters.config, adapters.towers
+    if name is not None:
+        check_name(name)
+    patched = is_patched(model)
+    into = adapters_of(model, name) if patched and (name is None or name in host_of(model).every()) else None
+    if into is not None:
+        check_same_adapters(str(folder), config, into)
+        pairs, config, own = into.pairs, into.config, into.towers
     else:
-        own = towers_of_itself(model) if towers is None else described(model, towers)
-        pairs = admitted(model, own, config)
+        beside = host_of(model).towers if patched else None
+        own = beside or (towers_of_itself(model) if towers is None else described(model, towers))
+        pairs = admitted(unwrap(model), own, config)
     layers = layers_of(pairs)
     check_kinds(folder, saved.get("towers"), {name: own[name] for name in layers})
     if saved["layers"] != layers:
@@ -106,9 +135,11 @@ def load_adapter(
         check_base(present, saved["base"], str(folder))
     elif base == "same":
         warnings.warn(f"{folder / CONFIG} does not say which base weights it belongs to: not checked", stacklevel=2)
-    if not is_patched(model):
-        patch(model, config, towers)
-    assign(adapters_of(model), tensors, str(folder / WEIGHTS))
+    if not patched:
+        patch(model, config, towers, name or DEFAULT)
+    elif into is None and name is not None:
+        add_adapter(model, name, config)
+    assign(adapters_of(model, name), tensors, str(folder / WEIGHTS))
     return model
 
 

@@ -159,7 +159,8 @@ def lowest_trained(model: Any, tower: CutTower, inputs: Tensor) -> tuple[int, in
     first = [*needs, embedding.requires_grad].count(False) - 1
     record = getattr(model, "mora", None)
     if isinstance(record, Adapters):
-        first = min([first, *(slot.layer for slot in record.slots() if slot.modality == tower.modality)])
+        slots = [slot for one in record.every().values() for slot in one.slots()]
+        first = min([first, *(slot.layer for slot in slots if slot.modality == tower.modality)])
     if prompts_of(model) is not None:
         first = min(first, 0)
     return first, len(blocks), embedding.detach()

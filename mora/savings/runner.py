@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mora.adapters import is_patched, unwrap
+from mora.adapters import host_of, is_patched, unwrap
 from mora.hooks import watched_itself
 from mora.prompts import prompts_of
 from mora.savings.contents import contents
@@ -74,7 +74,8 @@ class Runner:
         around = self.plans.get("around", state, lambda: self.parts.around(clip))
         if any(watched_itself(module) for module in around):
             return Plan(whole="somebody registered hooks on a module around its blocks")
-        return self.plans.get("training" if training else "eval", state, make)
+        active = host_of(clip).here() if is_patched(clip) else ""  # what is trained differs between adapters
+        return self.plans.get(f"{'training' if training else 'eval'} {active}", state, make)
 
     def embed(
         self,

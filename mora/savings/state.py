@@ -27,13 +27,14 @@ def state_of(model: nn.Module) -> State:
 
 
 def switches_of(model: nn.Module) -> State:
-    """Whether the adapters are on here and how strong, and which PEFT has switched off or folded in (uncounted)."""
+    """Which adapter is on here and how strong, and which PEFT has switched off or folded in (uncounted)."""
     record = getattr(model, "mora", None)
     names = ("_disable_adapters", "merged_adapters")
     theirs = tuple(str(vars(module)[name]) for module in model.modules() for name in names if name in vars(module))
     if not isinstance(record, Adapters):
         return None, theirs
-    return (record.switch.is_on, *(projection.alpha for _, projection in record.projections())), theirs
+    every = [projection for one in record.every().values() for _, projection in one.projections()]
+    return (record.here(), record.switch.is_on, *(projection.alpha for projection in every)), theirs
 
 
 def frozen_state(model: nn.Module) -> State:

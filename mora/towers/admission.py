@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mora.site import Site
+
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Packages whose modules run their children as everybody knows; those of others are tried before they are trusted.
 TRUSTED = ("torch", "open_clip", "transformers", "mora")
@@ -73,6 +75,8 @@ def check_packed(attention: nn.Module, path: str) -> None:
 def check_linear(linear: object, path: str, target: str = "") -> nn.Linear:
     """Return `linear` if it is a stock `nn.Linear` on plain weights; raises ValueError that names what it is."""
     sought = f"targets: {target!r} looked for" if target else "model: looked for"
+    if isinstance(linear, Site):  # checked when it was put there, for another adapter
+        return linear  # type: ignore[return-value]
     if not isinstance(linear, nn.Linear):
         raise ValueError(f"{sought} an nn.Linear at {path}, found {class_name(linear)}{advice(linear)}")
     if why := altered(linear, nn.Linear):

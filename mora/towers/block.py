@@ -11,6 +11,7 @@ from mora.factors import CommonFactors
 from mora.linear import MoraLinear
 from mora.names import MLP
 from mora.shared_input import SharedInput
+from mora.site import Site
 from mora.towers.layouts import Separate
 from mora.towers.packed import PackedSlice
 from mora.towers.slots import Slot
@@ -64,6 +65,18 @@ class BlockSlot(Slot):
         for part, own in self.divided(targets):
             part.install(own, common, config)
             self.projections.update(part.projections)
+
+    def site(self, target: str) -> Site:
+        return self.part(target).site(target)
+
+    def seat(self, target: str, site: Site, common: CommonFactors, config: MoraConfig) -> MoraLinear:
+        self.projections[target] = projection = self.part(target).seat(target, site, common, config)
+        return projection
+
+    def let_go(self) -> None:
+        super().let_go()
+        for part in self.parts:
+            part.let_go()
 
     def restore(self) -> None:
         for part in reversed(self.parts):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mora.hooks import library_hook, watched
-from mora.linear import MoraLinear
+from mora.site import Site
 from mora.towers.front import Front
 from mora.towers.layouts import Layout
 from mora.towers.slots import Slot
@@ -226,7 +226,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def alone(projection: nn.Module, x: Tensor) -> Tensor:
     """A projection of an x that only it reads: the others of q, k, v see another one."""
-    return projection.alone(x) if isinstance(projection, MoraLinear) else projection(x)
+    return projection.alone(x) if isinstance(projection, Site) else projection(x)
 
 
 def pick(hidden: Tensor, rows: Tensor) -> Tensor:

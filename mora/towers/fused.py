@@ -18,8 +18,9 @@ from mora.factors import CommonFactors
 from mora.hooks import share_hooks
 from mora.linear import MoraLinear
 from mora.shared_input import SharedInput
+from mora.site import Site
 from mora.towers.admission import check_linear
-from mora.towers.packed import PACKED, PackedMoraLinear, PackedProjections, PackedSlice
+from mora.towers.packed import PACKED, PackedMoraLinear, PackedProjections, PackedSite, PackedSlice
 from mora.towers.slots import SeparateSlot, Slot, take_back
 
 ADDS = "qkv_bias_separate"
@@ -128,6 +129,16 @@ class FusedSlot(SeparateSlot):
             projections[target] = projection
         found: dict[str, MoraLinear] = {**self.projections, **projections}
         self.projections = {target: found[target] for target in targets}
+
+    def site(self, target: str) -> Site:
+        if target not in PACKED:
+            return super().site(target)
+        found = self.whole(target)
+        stand_in = found if isinstance(found, FusedLinear) else self.fuse(target)
+        if not isinstance(site := getattr(stand_in, target), Site):
+            site = PackedSite(stand_in.slice(target)).train(stand_in.training)
+            setattr(stand_in, target, site)
+        return site
 
     def restore(self) -> None:
         packed = [target for target in PACKED if target in self.projections]

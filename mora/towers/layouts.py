@@ -12,7 +12,8 @@ from torch import nn
 
 from mora.towers.admission import located
 from mora.towers.fused import FusedSlot
-from mora.towers.slots import PackedSlot, SeparateSlot, Slot
+from mora.towers.packed_slot import PackedSlot
+from mora.towers.slots import SeparateSlot, Slot
 
 
 @dataclass(frozen=True)

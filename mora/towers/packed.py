@@ -17,7 +17,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mora.hooks import share_hooks
-from mora.linear import MoraLinear
+from mora.linear import MoraGuest, MoraLinear
+from mora.site import Site, present
+from mora_kernels import Group
 from mora_kernels.kept import Scope, scope_of
 from mora_kernels.numerics import product_dtype
 
@@ -68,8 +70,8 @@ class PackedSlice:
                 target.copy_(source)
 
 
-class PackedMoraLinear(MoraLinear):
-    """A MoraLinear whose frozen weight is a slice of a packed parameter that another module owns."""
+class PackedSite(Site):
+    """A site whose frozen weight is a slice of a packed parameter that another module owns."""
 
     def hold(self, linear: PackedSlice) -> None:
         """Remember where the weight is; the packed parameter stays with its owner."""
@@ -85,10 +87,14 @@ class PackedMoraLinear(MoraLinear):
         """b [d] or None."""
         return self._slice.bias
 
+
+class PackedMoraLinear(PackedSite, MoraLinear):
+    """A MoraLinear whose frozen weight is a slice of a packed parameter that another module owns."""
+
     def buffer(self, dtype: torch.dtype, device: torch.device) -> Tensor | None:
         """Where W_eff [d, d] is to be written: its rows of the owner's packed W_eff, if that is kept."""
         owner = self._slice.owner
-        return None if owner.scope() is None else self._slice.rows(owner.packed_buffer(dtype, device))
+        return None if owner.scope() is None else self._slice.rows(owner.packed_buffer(dtype, device, self.place[0]))
 
     def build(self, dtype: torch.dtype) -> None:
         """See to it that `buffer` holds the present W_eff."""
@@ -96,10 +102,19 @@ class PackedMoraLinear(MoraLinear):
         group.built(index, dtype)
 
 
+class PackedMoraGuest(MoraGuest, PackedMoraLinear):
+    """The same, at a site at which other adapters compute as well."""
+
+    def hold(self, linear: Any) -> None:
+        """Remember the site, and where its weight is."""
+        super().hold(linear)
+        self._slice = linear._slice
+
+
 class PackedProjections(nn.Module):
     """q, k, v on the slices of one packed weight [3 d, d] and bias [3 d] that this module holds.
 
-    Children `q`, `k`, `v` are `PackedMoraLinear`s, `nn.Linear`s or None.
+    Children `q`, `k`, `v` are `PackedMoraLinear`s, `PackedSite`s, `nn.Linear`s or None.
     """
 
     names: ClassVar[tuple[str, str]]  # of the packed weight and bias
@@ -128,9 +143,9 @@ class PackedProjections(nn.Module):
         """Whether the adapted computation is asked for here, not the pretrained one."""
         return all(module.switch.is_on for module in self.adapted() if isinstance(module, MoraLinear))
 
-    def adapted(self) -> list[nn.Module]:
-        """Those of `q`, `k`, `v` that are there."""
-        return [module for module in (self.q, self.k, self.v) if module is not None]
+    def adapted(self) -> list[Any]:
+        """What computes here and now in the place of `q`, `k`, `v`, where that is not the packed weight."""
+        return [module for module in map(present, (self.q, self.k, self.v)) if module is not None]
 
     def sharing(self) -> AbstractContextManager[None]:
         """While it is open, adapted projections of one input are computed together."""
@@ -142,9 +157,10 @@ class PackedProjections(nn.Module):
         """Whether one product with a packed W_eff gives q, k, v: it is kept, nothing needs a gradient or a mask."""
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or self.training or self.scope() is None:
             return False
-        adapted = self.adapted()
-        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in adapted)
-        return not hooked and all(isinstance(module, PackedMoraLinear) and module.builds for module in adapted)
+        return all(
+            isinstance(one, PackedMoraLinear) and one.builds and not (one._forward_hooks or one._forward_pre_hooks)
+            for one in self.adapted()
+        )
 
     def scope(self) -> Scope | None:
         """Where values of this attention are kept for longer than one call of the model; None where they are not."""
@@ -158,10 +174,14 @@ class PackedProjections(nn.Module):
             assert isinstance(module, PackedMoraLinear)
             module.build(dtype)
         bias = None if self.packed_bias is None else self.packed_bias.to(dtype)
-        return F.linear(x.to(dtype), self.packed_buffer(dtype, x.device), bias)
+        return F.linear(x.to(dtype), self.packed_buffer(dtype, x.device, self.whose()), bias)
 
-    def packed_buffer(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """W_eff of q, k, v [3 d, d] in `dtype`: adapted rows are their group's to write, the others hold W.
+    def whose(self) -> Group | None:
+        """The group of the adapter that computes here and now."""
+        return next((module.place[0] for module in self.adapted() if isinstance(module, MoraLinear)), None)
+
+    def packed_buffer(self, dtype: torch.dtype, device: torch.device, group: Group | None) -> Tensor:
+        """W_eff of q, k, v [3 d, d] in `dtype`: adapted rows are the group's to write, the others hold W.
 
         Only where values are kept (`scope`).
         """
@@ -172,27 +192,27 @@ class PackedProjections(nn.Module):
             with torch.inference_mode(False), torch.no_grad():
                 return weight.detach().to(device, dtype, copy=True), weight.detach()
 
-        name = (id(self), "packed", dtype, threading.get_ident())
+        name = (id(self), "packed", dtype, threading.get_ident(), group)
         # The weight itself is kept beside its copy, so that no other comes to lie where it did.
         return scope.keep(name, (weight.data_ptr(), weight._version, device), cast, device)[0]
 
     def project_one(self, position: int, x: Tensor, together: bool) -> Tensor:
         """One of q, k, v, adapted or frozen; `together` says that all three read this x."""
         adapted = getattr(self, PACKED[position])
-        if adapted is not None:
-            return adapted(x) if together or not isinstance(adapted, MoraLinear) else adapted.alone(x)
+        if present(adapted) is not None:
+            return adapted(x) if together or not isinstance(adapted, Site) else adapted.alone(x)
         frozen, dtype = self.slice(PACKED[position]), product_dtype(x)
         weight, bias = frozen.weight, frozen.bias
         castable = dtype != weight.dtype and not (weight.requires_grad or torch.compiler.is_compiling())
         if castable and self.scope() is not None:
-            weight = frozen.rows(self.packed_buffer(dtype, x.device))  # cast once, not at every step
+            weight = frozen.rows(self.packed_buffer(dtype, x.device, self.whose()))  # cast once, not at every step
         return F.linear(x, weight, bias)
 
 
 class PackedAttention(PackedProjections):
     """What every adapted packed attention shares: it adopts the parameters and children of the original.
 
-    `out_proj` is the original module or a `MoraLinear`.
+    `out_proj` is the original module, a `MoraLinear` or a `Site`.
     """
 
     names: ClassVar[tuple[str, str]] = ("in_proj_weight", "in_proj_bias")
@@ -228,14 +248,18 @@ class PackedAttention(PackedProjections):
     @property
     def is_on(self) -> bool:
         """Whether the adapted computation is asked for here, not the pretrained one."""
-        return super().is_on and not (isinstance(self.out_proj, MoraLinear) and not self.out_proj.switch.is_on)
+        sites = [module for module in (self.q, self.k, self.v, self.out_proj) if isinstance(module, Site)]
+        if sites and not torch.compiler.is_compiling() and all(site.present() is None for site in sites):
+            return False  # the adapter that is active has no part here
+        out = present(self.out_proj)
+        return super().is_on and not (isinstance(out, MoraLinear) and not out.switch.is_on)
 
     def give_back(self) -> Any:
         """Return the original, holding the parameters as they are now (device, dtype and mode followed)."""
         original = self.original
         for name in original._parameters:
             original._parameters[name] = self._parameters[name]
-        if isinstance(self.out_proj, MoraLinear):
+        if isinstance(self.out_proj, Site):
             original.out_proj.weight, original.out_proj.bias = self.out_proj.weight, self.out_proj.bias
         original._buffers.update({name: self._buffers.get(name) for name in original._buffers})
         share_hooks(original, self)

@@ -14,6 +14,7 @@ from mora.config import MoraConfig
 from mora.factors import CommonFactors
 from mora.hooks import share_hooks
 from mora.linear import MoraLinear
+from mora.site import Site, present
 from mora.towers.admission import altered, class_name
 from mora.towers.cutting import CutTower
 from mora.towers.layouts import Layout, Separate
@@ -52,7 +53,9 @@ class AttentionPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Embeddings [B, e] of features [B, d, H, W]."""
         linears = [self.q_proj, self.k_proj, self.v_proj, self.c_proj]
-        if not all(one.switch.is_on for one in linears if isinstance(one, MoraLinear)):
+        adapted = [one for one in map(present, linears) if isinstance(one, MoraLinear)]
+        idle = not adapted and any(isinstance(one, Site) for one in linears)
+        if idle or not all(one.switch.is_on for one in adapted):
             pooled: Tensor = self.give_back().forward(x)
             return pooled
         x = rearrange(x, "b d h w -> b (h w) d")
@@ -98,6 +101,11 @@ class PoolSlot(SeparateSlot):
     def install(self, targets: tuple[str, ...], common: CommonFactors, config: MoraConfig) -> None:
         self.stand_in()
         super().install(targets, common, config)
+
+    def site(self, target: str) -> Site:
+        if not isinstance(self.attention, AttentionPool):
+            self.stand_in()
+        return super().site(target)
 
     def restore(self) -> None:
         super().restore()

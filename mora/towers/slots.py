@@ -6,18 +6,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mora.config import MoraConfig
 from mora.factors import CommonFactors
 from mora.hooks import share_hooks
-from mora.linear import MoraLinear
+from mora.linear import MoraGuest, MoraLinear
 from mora.names import ATTENTION
 from mora.shared_input import SharedInput
-from mora.towers.admission import check_linear, check_packed, class_name, inside, located
-from mora.towers.attention import MultiheadAttention, OpenClipAttention, unsupported
-from mora.towers.packed import PACKED, PackedMoraLinear, PackedSlice
+from mora.site import Site
+from mora.towers.admission import check_linear, class_name, inside, located
+from mora.towers.packed import PackedMoraGuest, PackedSite, PackedSlice
 
 INWARD = ("q", "k", "v", "fc1")  # these read what the others write, the width of the block
 
@@ -86,6 +85,23 @@ class Slot(ABC):
     @abstractmethod
     def install(self, targets: tuple[str, ...], common: CommonFactors, config: MoraConfig) -> None:
         """Put a MoraLinear in the place of every target."""
+
+    @abstractmethod
+    def site(self, target: str) -> Site:
+        """The place of a target at which adapters take turns: what stands there, or a new one that is put there."""
+
+    def seat(self, target: str, site: Site, common: CommonFactors, config: MoraConfig) -> MoraLinear:
+        """Adapt a target at a site, at which others compute as well, and return the projection."""
+        kind = PackedMoraGuest if isinstance(site, PackedSite) else MoraGuest
+        self.projections[target] = projection = kind(site, common, self.modality, config)
+        share_hooks(projection, site)
+        return projection
+
+    def let_go(self) -> None:
+        """Hold no adapter any more, only the sites; what this slot put into the model stays until `restore`."""
+        self.projections = {target: one.stand for target, one in self.projections.items()}  # type: ignore[misc]
+        if self.shared_input is not None:
+            self.shared_input.members = ()
 
     @abstractmethod
     def restore(self) -> None:
@@ -188,6 +204,16 @@ class SeparateSlot(Slot):
             self.originals[target], self.projections[target] = linear, projection
             self.put(target, projection)
 
+    def site(self, target: str) -> Site:
+        linear = self.linear(target)
+        if isinstance(linear, Site):
+            return linear
+        site = Site(linear).train(linear.training)
+        share_hooks(site, linear)
+        self.originals[target] = linear
+        self.put(target, site)
+        return site
+
     def restore(self) -> None:
         if self.shared_input is not None:
             self.shared_input.leave(self.attention)
@@ -209,78 +235,6 @@ class SeparateSlot(Slot):
 
     def unsplit(self, targets: tuple[str, ...]) -> None:
         """Nothing to do: the projections were never packed."""
-
-
-class PackedSlot(Slot):
-    """Attention with packed q, k, v: `nn.MultiheadAttention` or open_clip's own `Attention`."""
-
-    key = "in_proj_weight"
-
-    def linear(self, target: str) -> nn.Linear | PackedSlice:
-        if not self.projections:  # once adapted here, the attention is one of this library's
-            check_packed(self.attention, self.path)
-        if reasons := unsupported(self.attention):
-            raise ValueError(f"model: {self.path} cannot be adapted: {'; '.join(reasons.values())}")
-        if target == "out":
-            return check_linear(self.attention.out_proj, f"{self.path}.out_proj", target)
-        return PackedSlice(self.attention, PACKED.index(target))
-
-    def replaced(self, targets: tuple[str, ...]) -> dict[str, nn.Module]:
-        packed = {self.path: self.attention} if set(targets) & set(PACKED) else {}
-        return packed | ({f"{self.path}.out_proj": self.attention.out_proj} if "out" in targets else {})
-
-    def stand_in(self) -> Any:
-        """The module that can hold q, k, v one by one, with the parameters of the attention that stands there."""
-        original = self.attention
-        return (
-            MultiheadAttention(original) if isinstance(original, nn.MultiheadAttention) else OpenClipAttention(original)
-        )
-
-    def install(self, targets: tuple[str, ...], common: CommonFactors, config: MoraConfig) -> None:
-        original, adapted = self.attention, self.stand_in()
-        projections: dict[str, MoraLinear] = {}
-        for target in targets:
-            if target == "out":
-                projection: MoraLinear = MoraLinear(original.out_proj, common, self.modality, config)
-                share_hooks(projection, original.out_proj)
-                adapted.out_proj = projection
-            else:
-                projection = PackedMoraLinear(adapted.slice(target), common, self.modality, config)
-                setattr(adapted, target, projection)
-            projections[target] = projection.train(original.training)
-        setattr(self.parent, self.name, adapted)
-        self.projections = projections  # only now is there something to take back
-
-    def restore(self) -> None:
-        adapted = self.attention
-        original = adapted.give_back()
-        if "out" in self.projections:
-            take_back(self.projections["out"], original.out_proj)
-        setattr(self.parent, self.name, original)
-        self.projections = {}
-
-    def linear_names(self, targets: tuple[str, ...]) -> list[str]:
-        return [f"{self.path}.{'out_proj' if target == 'out' else target}" for target in targets]
-
-    @torch.no_grad()
-    def split(self, targets: tuple[str, ...]) -> None:
-        for target in targets:
-            self.linear(target)
-        adapted = self.stand_in()
-        for target in targets:
-            if target != "out":
-                setattr(adapted, target, adapted.slice(target).copied())
-        setattr(self.parent, self.name, adapted)
-
-    @torch.no_grad()
-    def unsplit(self, targets: tuple[str, ...]) -> None:
-        adapted = self.attention
-        for target in targets:
-            if target != "out":
-                adapted.slice(target).take(getattr(adapted, target))
-        original = adapted.give_back()
-        original.out_proj = adapted.out_proj
-        setattr(self.parent, self.name, original)
 
 
 def take_back(projection: Any, linear: Any) -> Any:

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from torch import nn
 
 from mora.names import ATTENTION, MLP, TARGETS, target_of
+from mora.site import Site
 from mora.system.messages import listed, shown
+from mora.towers.fused import FusedLinear
 from mora.towers.layouts import Fused, Layout, Packed, Separate
 
 FORMS = ("{}_proj", "to_{}", "w{}", "{}_lin", "{}_linear", "{}")
@@ -137,13 +139,13 @@ def sizes(module: object) -> tuple[int, int] | None:
 
 
 def is_fused(module: object) -> bool:
-    """Whether something is an `nn.Linear` [3 d, d]."""
-    return isinstance(module, nn.Linear) and module.out_features == 3 * module.in_features
+    """Whether something is an `nn.Linear` [3 d, d], or stands for one."""
+    return isinstance(module, (nn.Linear, FusedLinear)) and module.out_features == 3 * module.in_features
 
 
 def is_linear(module: object) -> bool:
-    """Whether something is an `nn.Linear`."""
-    return isinstance(module, nn.Linear)
+    """Whether something is an `nn.Linear`, or stands for one."""
+    return isinstance(module, (nn.Linear, Site))
 
 
 def at(module: nn.Module, path: str) -> nn.Module | None:
