@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from benchmarks.rows import RESULTS
@@ -38,6 +39,11 @@ def results(name: str) -> str:
 def said(name: str) -> str:
     """What its numbers say."""
     return "\n".join(f"- {line}" for line in remarks(task(name)))
+
+
+def sentence(name: str) -> str:
+    """What is certain and what is within the spread."""
+    return "\n".join(wrap(remarks(task(name))[-1], 118))
 
 
 def searched(markdown: Callable[..., str], name: str) -> str:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from mora.demo.methods import LABELS
+from mora.demo.methods import LABELS, METHODS
 from mora.demo.outcome import HEADINGS, TaskOutcome, count
 from mora.demo.runs import KINDS
 from mora.evaluation.grid import NOTHING
 from mora.evaluation.plot import COLOURS, MARKERS
 from mora.system.machine import need
+
+
+# By method, the same in every picture; the palette of evaluation/plot has seven.
+LOOKS = dict(zip(METHODS, zip((*COLOURS, "#8c564b", "#999999"), (*MARKERS, "*", "<"), strict=True), strict=True))
+ABLATIONS = ("mora-no-gram", "mora-fixed-gram", "mora-no-specific")  # beside the others a curve shows nothing of them
 
 
 def canvas(panels: int, width: float) -> tuple[Any, Any]:
@@ -39,7 +44,8 @@ def png(figure: Any) -> bytes:
 def draw(task: TaskOutcome) -> bytes:
     """A PNG with a panel for images, texts and either missing; ImportError where matplotlib is absent."""
     figure, row = canvas(len(KINDS), 11.4)
-    shown = [(method, False) for method in task.methods] + [(m, True) for m in task.methods if task.of(m, True)]
+    methods = [method for method in task.methods if method not in ABLATIONS] or task.methods
+    shown = [(method, False) for method in methods] + [(m, True) for m in methods if task.of(m, True)]
     for axes, kind in zip(row, KINDS, strict=True):
         for method, complete in shown:
             line(axes, task, method, kind, complete)
@@ -58,16 +64,15 @@ def draw(task: TaskOutcome) -> bytes:
 
 def line(axes: Any, task: TaskOutcome, method: str, kind: str, complete: bool) -> None:
     """One method's means over the share missing, with its band."""
-    place = task.methods.index(method)
+    colour, marker = LOOKS[method]
     rates = [0.0, *task.summaries[complete].rates]
     found = [task.test(method, kind if rate else NOTHING, rate, complete=complete) for rate in rates]
-    colour = COLOURS[place % len(COLOURS)]
     means, spreads = [100 * one.mean for one in found], [100 * one.deviation for one in found]
     at = [100 * rate for rate in rates]
     label = f"{LABELS[method]}, trained complete" if complete else LABELS[method]
     axes.plot(
         at, means, label=label, color=colour, linestyle="--" if complete else "-", linewidth=1.6, markersize=4,
-        marker=MARKERS[place % len(MARKERS)],
+        marker=marker,
     )  # fmt: skip
     low, high = ([m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1))
     axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -78,11 +83,12 @@ def draw_parameters(task: TaskOutcome) -> bytes:
     kinds = list(task.columns)[:: max(1, len(task.columns) - 1)]
     figure, row = canvas(len(kinds), 9.4)
     for axes, kind in zip(row, kinds, strict=True):
-        for place, method in enumerate(task.methods):
+        for method in task.methods:
+            colour, marker = LOOKS[method]
             found, numbers = task.test(method, kind), task.of(method)[0].parameters + task.head_parameters
             axes.errorbar(
                 [numbers], [100 * found.mean], yerr=[100 * found.deviation], label=LABELS[method], capsize=3,
-                color=COLOURS[place % len(COLOURS)], marker=MARKERS[place % len(MARKERS)], linestyle="",
+                color=colour, marker=marker, linestyle="",
             )  # fmt: skip
         axes.set_xscale("log")
         axes.set_title(HEADINGS[kind], fontsize=10)

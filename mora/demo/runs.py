@@ -76,15 +76,22 @@ class Run:
         return self.validation[self.best_epoch - 1]
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the folder, as JSON types; losses and seconds rounded."""
+        """All but the folder, as JSON types; losses, seconds and figures rounded."""
         rest = {name: value for name, value in vars(self).items() if name not in ("folder", "results")}
         rest |= {"losses": [round(loss, 4) for loss in self.losses], "seconds": round(self.seconds, 2)}
-        return {**rest, "results": [result.to_dict() for result in self.results]}
+        return {**rest, "results": [rounded(result.to_dict()) for result in self.results]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Run:
         """The inverse of `to_dict`."""
         return cls(**{**values, "results": [Result(**result) for result in values["results"]]})
+
+
+def rounded(value: Any) -> Any:
+    """JSON types with six digits behind the point."""
+    if isinstance(value, dict):
+        return {name: rounded(one) for name, one in value.items()}
+    return round(value, 6) if isinstance(value, float) else value
 
 
 def part(task: str, split: str, limit: int | None = None) -> Dataset:

@@ -9,6 +9,7 @@ Both go on where they were stopped. The test part is not read by the search; cho
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +25,7 @@ from mora.demo.settings import Settings
 from mora.demo.tasks import TASKS
 from mora.sweeping.sweep import Sweep
 from mora.sweeping.workers import LostProcessError, each
-from mora.system.files import read_json, write_json
+from mora.system.files import read_json, write_bytes, write_json
 from mora.system.machine import cores, versions
 
 CHOSEN = "chosen.json"
@@ -102,7 +103,7 @@ def test(out: Path, jobs: int, limit: int | None, say: Callable[[str], Any]) -> 
             if isinstance(run, LostProcessError):
                 raise run
             found["runs"].append(run.to_dict())
-            write_json(out, found)
+            write_bytes(out, json.dumps(found, separators=(",", ":")).encode())  # indented it has three megabytes
             say(f"{run.task} {run.method} {run.seed}{' complete' * run.complete}: validation {100 * run.best:.1f} %")
 
 
