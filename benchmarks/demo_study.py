@@ -11,9 +11,10 @@ from typing import Any
 
 from benchmarks.rows import RESULTS
 from mora.demo import curve, report, study
-from mora.demo.methods import LABELS
+from mora.demo.methods import CURVE, LABELS
 from mora.demo.outcome import TaskOutcome, remarks
 from mora.demo.tasks import TASKS
+from mora.evaluation.grid import NOTHING
 from mora.metrics import spread
 
 SEARCH, TEST = RESULTS / "demo_search.json", RESULTS / "demo_test.json"
@@ -44,6 +45,21 @@ def said(name: str) -> str:
 def sentence(name: str) -> str:
     """What is certain and what is within the spread."""
     return "\n".join(wrap(remarks(task(name))[-1], 118))
+
+
+def lost(name: str) -> str:
+    """What is left when all texts are lost, trained complete and trained with a share missing."""
+    of, complete, incomplete = task(name), [], []
+    for method in CURVE:
+        before = of.test(method, NOTHING, complete=True)
+        complete.append(f"{LABELS[method]} from {before} to {of.test(method, 'text', 1.0, complete=True)}")
+        incomplete.append(f"{LABELS[method]} {of.test(method, 'text', 1.0)}")
+    missing = f"{100 * of.settings.rate:g} %"
+    said = (
+        f"When all texts are lost, accuracy in % falls, trained complete, for {' and for '.join(complete)}; trained "
+        f"with {missing} missing, {' and '.join(incomplete)} are left."
+    )
+    return "\n".join(wrap(said, 118))
 
 
 def searched(markdown: Callable[..., str], name: str) -> str:

@@ -267,6 +267,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "recipes": lambda found: presets.recipes(markdown),
     "published": lambda found: presets.published(markdown),
     "demo-badges": lambda found: demo_study.results("badges"),
+    "demo-badges-lost": lambda found: demo_study.lost("badges"),
     "demo-badges-sentence": lambda found: demo_study.sentence("badges"),
     "demo-badges-said": lambda found: demo_study.said("badges"),
     "demo-subgroups": lambda found: demo_study.results("subgroups"),

@@ -12,7 +12,6 @@ from mora.evaluation.grid import NOTHING
 from mora.evaluation.plot import COLOURS, MARKERS
 from mora.system.machine import need
 
-
 # By method, the same in every picture; the palette of evaluation/plot has seven.
 LOOKS = dict(zip(METHODS, zip((*COLOURS, "#8c564b", "#999999"), (*MARKERS, "*", "<"), strict=True), strict=True))
 ABLATIONS = ("mora-no-gram", "mora-fixed-gram", "mora-no-specific")  # beside the others a curve shows nothing of them

@@ -129,7 +129,9 @@ def remarks(task: TaskOutcome) -> list[str]:
         lines.append(f"MoRA minus {LABELS[other]}, paired by seed, points: {points}.")
         gap = task.paired("mora", other, None)
         word = "above" if gap.mean > 0 else "below"
-        said = f"{word} {LABELS[other]} by {abs(100 * gap.mean):.1f} ± {100 * gap.deviation:.1f}"
+        said = f"{word} {LABELS[other]} by {abs(100 * gap.mean):.1f}"
+        if task.seeds > 1:
+            said += f" ± {100 * gap.deviation:.1f}"
         (certain if abs(gap.mean) > gap.deviation and task.seeds > 1 else level).append(said)
     return [*lines, sentence(task.seeds, certain, level)]
 

@@ -168,7 +168,7 @@ def write(outcome: Outcome) -> None:
 def show(console: Any, outcome: Outcome) -> None:
     """Three rows, the tables, what they say, and where the files are."""
     for item in outcome.items:
-        console.print(f"- {item.line}", highlight=False, markup=False)
+        console.print(f"- {item.line}", highlight=False, markup=False, soft_wrap=True)
     for task in outcome.tasks:
         console.print()
         report.print_table(console, report.main_table(task))

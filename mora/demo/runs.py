@@ -155,7 +155,8 @@ def jobs_of(settings: Settings) -> list[Job]:
     for task in reversed(settings.tasks):
         for seed in range(settings.seeds_of(task)):
             order += [Job(settings, task, method, seed) for method in reversed(settings.methods)]
-            order += [Job(settings, task, method, seed, True) for method in settings.complete_methods(task)]
+            if seed < max(1, settings.seeds // 2):
+                order += [Job(settings, task, method, seed, True) for method in settings.complete_methods(task)]
     return order
 
 

@@ -32,7 +32,8 @@ class Settings:
     Attributes:
         out: folder of the results.
         epochs: passes over the training part; the best one on validation is kept.
-        seeds: number of runs per method, seeds 0, 1, ...; the second task has half of them, one at least.
+        seeds: number of runs per method, seeds 0, 1, ...; the second task and trainings on complete rows have half of
+            them, one at least.
         rate: share of training and validation rows that lack a modality.
         missing: which one they lack: "both" (either kind), "image" or "text".
         last_layers: adapted blocks at the top of each tower.

@@ -102,9 +102,8 @@ def test_the_report_and_the_terminal_tell_the_numbers(finished):
     (task,) = outcome.tasks
     for method in SMALL["methods"]:
         for kind in (NOTHING, *KINDS):
-            value = task.test(method, kind)
-            assert str(value) in report
-            assert str(value).replace(" ", "") in terminal
+            value = f"{100 * task.test(method, kind).mean:.1f}"  # one seed has no spread
+            assert value in report and value in terminal
     assert "mora demo --a-test" in report
     assert "one seed, of which no spread is known" in terminal
     (told,) = results["tasks"]
@@ -287,13 +286,13 @@ def test_the_table_fits_80_columns_whatever_the_numbers():
     assert sum(line.count("1,018,432") for line in lines) == len(METHODS)
     best = task_of(dict.fromkeys(METHODS, (1.0,)), seeds=1)
     report.print_table(console, report.main_table(best))
-    assert console.file.getvalue().count("100.0±0.0") == 4 * len(METHODS)
+    assert console.file.getvalue().count(" 100.0") == 4 * len(METHODS)
 
 
 def test_the_default_is_small_and_the_curve_has_runs_trained_complete():
     jobs = jobs_of(Settings())
     assert Counter((job.task, job.complete) for job in jobs) == {
-        ("badges", False): 8, ("badges", True): 4, ("subgroups", False): 4
+        ("badges", False): 8, ("badges", True): 2, ("subgroups", False): 4
     }  # fmt: skip
     assert not any(job.complete for job in jobs_of(Settings(rate=0.0)))
     folders = [job.name for job in jobs]
