@@ -73,7 +73,7 @@ def test_another_plan_in_the_same_folder_is_refused_by_the_name_of_the_field(fin
         (dict(lr=[1e-3]), r"lr: .*\[0.001, 0.02\], this call has \[0.001\]"),
         (dict(seeds=[0, 1, 2]), r"seeds: .*\[0, 1\]"),
         (dict(epochs=3), r"epochs: .* started with 2, this call has 3"),
-        (dict(alpha=0.5), r"alpha: .* started with 0.01, this call has 0.5"),
+        (dict(alpha=0.5), r"alpha: .* started with 0.1, this call has 0.5"),
         (dict(rank=4), r"rank: .*started with \[2, 4\], this call has"),
         (dict(search="random", trials=4), r"search: .*'grid', this call has 'random'"),
         (dict(missing="none"), r"missing.train: .*both:0.5.*use another --out"),
