@@ -19,7 +19,7 @@ def add(commands: Commands) -> None:
         description=f"{about} Writes report.md, results.json, three plots and merged/ into a folder.",
     )
     parser.add_argument("--out", type=Path, default=None, metavar="FOLDER", help="where to write (default: demo)")
-    parser.add_argument("--full", action="store_true", help="all methods and 10 seeds, instead of four methods and 2")
+    parser.add_argument("--full", action="store_true", help="all methods and 10 seeds, instead of three methods and 2")
     parser.add_argument("--epochs", type=int, metavar="N", help="passes over the training part")
     parser.add_argument("--seeds", type=int, metavar="N", help="runs per method (default: 2)")
     parser.add_argument("--rate", type=float, metavar="R", help="share of rows that lack a modality (default: 0.7)")
@@ -28,7 +28,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--rank", type=int, metavar="R", help="rank of the adapters (default: 4)")
     parser.add_argument("--alpha", type=float, metavar="A", help="MoRA's alpha, instead of the one found on validation")
     parser.add_argument(
-        "--methods", nargs="+", metavar="METHOD", help="which ones (default: frozen, lora, dora, mora): docs/demo.md"
+        "--methods", nargs="+", metavar="METHOD", help="which ones (default: frozen, lora, mora): docs/demo.md"
     )
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="badges, subgroups (default: both)")
     parser.add_argument("--device", metavar="D", help="cpu (default) or cuda")

@@ -33,6 +33,6 @@ METHODS = {
     "mora-no-specific": Method("MoRA, no specific", "mora-no-specific", "alpha"),
 }
 OURS = tuple(name for name in METHODS if name.startswith("mora"))
-QUICK = ("frozen", "lora", "dora", "mora")
+QUICK = ("frozen", "lora", "mora")  # what three minutes on two cores allow
 CURVE = ("lora", "mora")  # those trained on complete rows as well
 LABELS = {name: method.label for name, method in METHODS.items()}

@@ -17,7 +17,7 @@ from mora import tiny
 from mora.data.dataset import SPLITS
 from mora.demo import curve, items, report
 from mora.demo.cost import costs
-from mora.demo.methods import LABELS, OURS, QUICK
+from mora.demo.methods import LABELS, OURS
 from mora.demo.outcome import Outcome, TaskOutcome, remarks
 from mora.demo.runs import Job, Run, jobs_of, part, train_all
 from mora.demo.settings import Settings
@@ -117,7 +117,7 @@ def with_merged(outcome: Outcome) -> Outcome:
     first, settings = outcome.tasks[0], outcome.settings
     incomplete = [run for run in first.runs if not run.complete]
     dataset = part(first.name, "test", settings.limit)
-    found = costs([run for run in incomplete if run.method in QUICK], dataset)
+    found = costs(incomplete, dataset)
     best = best_mora(incomplete)
     if best is None:
         return replace(outcome, costs=found)
