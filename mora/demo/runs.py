@@ -155,7 +155,7 @@ def jobs_of(settings: Settings) -> list[Job]:
     for task in reversed(settings.tasks):
         for seed in range(settings.seeds_of(task)):
             order += [Job(settings, task, method, seed) for method in reversed(settings.methods)]
-            if seed < max(1, settings.seeds // 2):
+            if seed < settings.fewer_seeds:
                 order += [Job(settings, task, method, seed, True) for method in settings.complete_methods(task)]
     return order
 
@@ -166,9 +166,9 @@ def train_all(jobs: list[Job], place: Path, at_once: int, told: Callable[[Run], 
     On the CPU there are `at_once` processes, a thread each, so that results do not depend on how many ran beside them;
     with one, or on a GPU, jobs run here one after another. Raises ChildProcessError when a process died.
     """
-    cpu = jobs[0].settings.device == "cpu"
+    cpu = all(job.settings.device == "cpu" for job in jobs)
     runs = []
-    for _, run in each(partial(train, place=place), jobs, min(at_once, len(jobs)) if cpu else 1, 1 if cpu else None):
+    for _, run in each(partial(train, place=place), jobs, at_once if cpu else 1, 1 if cpu else None):
         if isinstance(run, LostProcessError):
             raise run
         runs.append(run)

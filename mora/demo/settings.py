@@ -96,7 +96,12 @@ class Settings:
 
     def seeds_of(self, task: str) -> int:
         """How many runs a method has on a task."""
-        return self.seeds if task == self.tasks[0] else max(1, self.seeds // 2)
+        return self.seeds if task == self.tasks[0] else self.fewer_seeds
+
+    @property
+    def fewer_seeds(self) -> int:
+        """How many runs a method has on the second task, and trained complete."""
+        return max(1, self.seeds // 2)
 
     def complete_methods(self, task: str) -> tuple[str, ...]:
         """Those that are trained with nothing missing, too."""

@@ -20,11 +20,10 @@ from typing import Any
 
 from mora.demo.methods import METHODS
 from mora.demo.plan import cells_of, plan
-from mora.demo.runs import ROWS, Job, Run, train
+from mora.demo.runs import ROWS, Job, Run, train_all
 from mora.demo.settings import Settings
 from mora.demo.tasks import TASKS
 from mora.sweeping.sweep import Sweep
-from mora.sweeping.workers import LostProcessError, each
 from mora.system.files import read_json, write_bytes, write_json
 from mora.system.machine import cores, versions
 
@@ -98,13 +97,14 @@ def test(out: Path, jobs: int, limit: int | None, say: Callable[[str], Any]) -> 
         for method in methods
         if (task, method, seed, complete) not in done
     ]
+
+    def told(run: Run) -> None:
+        found["runs"].append(run.to_dict())
+        write_bytes(out, json.dumps(found, separators=(",", ":")).encode())  # indented it has three megabytes
+        say(f"{run.task} {run.method} {run.seed}{' complete' * run.complete}: validation {100 * run.best:.1f} %")
+
     with tempfile.TemporaryDirectory(prefix="mora-study-", dir=out.parent) as place:
-        for _, run in each(partial(train, place=Path(place)), todo, jobs, 1):
-            if isinstance(run, LostProcessError):
-                raise run
-            found["runs"].append(run.to_dict())
-            write_bytes(out, json.dumps(found, separators=(",", ":")).encode())  # indented it has three megabytes
-            say(f"{run.task} {run.method} {run.seed}{' complete' * run.complete}: validation {100 * run.best:.1f} %")
+        train_all(todo, Path(place), jobs, told)
 
 
 def runs_in(path: Path) -> list[Run]:
