@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mora.data.modality import BrokenInputError, Modality
 from mora.system.machine import need
 
 # soundfile reads two dozen formats, raw samples among them, that nobody has recordings in: they stay closed.
@@ -22,10 +22,11 @@ RATES = (4_000, 384_000)  # hertz
 MOST_CHANNELS = 32
 # A recording is silent when no sample is above this share of the largest there is: 60 dB below it.
 SILENT = 1e-3
+LONG, LOW = 10.0, 16_000  # seconds and hertz beyond which a recording is remarked on: most models hear no more
 LEAST_POWER = 1e-10  # which features in dB take for silence, as `ClapFeatureExtractor` does
 
 
-class BrokenAudioError(ValueError):
+class BrokenAudioError(BrokenInputError):
     """A recording that cannot be read; the message names it."""
 
 
@@ -99,41 +100,30 @@ def refuse_unusual(file: Any) -> None:
         raise ValueError(f"it is {file.frames / file.samplerate:,.0f} s long, expected at most {LONGEST:,.0f} s")
 
 
-class Hearing(NamedTuple):
-    """What an audio tower hears: samples at `rate` hertz, the first `seconds` of them."""
+class Audio(Modality):
+    """Recordings, their channels mixed to one, at the rate they have: a model's preprocessing takes its own."""
 
-    rate: int
-    seconds: float
+    name, plural, largest = "audio", "recordings", LARGEST_SOUND
 
+    def decode(self, data: bytes, where: str) -> Sound:
+        """As `decode`."""
+        return decode(data, where)
 
-class Heard(NamedTuple):
-    """What stands out about a recording that can be read, each True or False.
+    def remark(self, value: Sound) -> str:
+        """What of silent, long, made at a low rate and in several channels it is."""
+        words = {
+            "silent": value.silent,
+            f"longer than {LONG:g} s": value.seconds > LONG,
+            f"below {LOW:,} Hz": value.rate < LOW,
+            "of several channels": value.channels > 1,
+        }
+        return ", ".join(word for word, so in words.items() if so)
 
-    `long`: cut at the seconds that are heard; `low`: made at a lower rate, so that what is above half of that is not
-    there; `stereo`: of several channels, mixed to one; `silent`.
-    """
-
-    silent: bool
-    long: bool
-    low: bool
-    stereo: bool
-
-
-def listen(sound: Sound, hearing: Hearing) -> Heard:
-    """What stands out about a recording for a tower that hears so much."""
-    return Heard(sound.silent, sound.seconds > hearing.seconds, sound.rate < hearing.rate, sound.channels > 1)
-
-
-def count(heard: Iterable[Heard], hearing: Hearing) -> list[str]:
-    """The sums over many recordings, in words; nothing for what no recording has."""
-    sums = [sum(column) for column in zip(*heard, strict=True)]
-    words = (
-        "silent (no sample above -60 dB)",
-        f"longer than the {hearing.seconds:g} s that are heard: the rest is cut off",
-        f"recorded below {hearing.rate:,} Hz: resampled, without what is higher",
-        "of several channels: mixed to one",
-    )
-    return [f"{number:,} {text}" for number, text in zip(sums, words, strict=False) if number]
+    def probes(self) -> list[Sound]:
+        """Noise at three rates, of several lengths."""
+        made = torch.Generator().manual_seed(0)
+        sizes = ((8_000, 3_000), (16_000, 70_001), (44_100, 500_000))  # rate, samples
+        return [Sound(torch.randn(length, generator=made) / 4, rate, 1) for rate, length in sizes]
 
 
 @dataclass(frozen=True)
@@ -159,11 +149,6 @@ class LogMel:
     low: float = 50.0
     centre: float = -60.0
     spread: float = 25.0
-
-    @property
-    def hearing(self) -> Hearing:
-        """What the checks need to know."""
-        return Hearing(self.rate, self.seconds)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -213,14 +198,9 @@ class ClapFeatures:
 
     extractor: Any
 
-    @property
-    def hearing(self) -> Hearing:
-        """What the checks need to know."""
-        return Hearing(self.extractor.sampling_rate, self.extractor.max_length_s)
-
     def __call__(self, sound: Sound) -> Tensor:
         """Features [1 or 4, T, mels] of a recording."""
-        rate, seconds = self.hearing
+        rate, seconds = self.extractor.sampling_rate, self.extractor.max_length_s
         samples = sound.at(rate)[: int(rate * seconds)].numpy()
         made = self.extractor(samples, sampling_rate=rate, return_tensors="pt")
         features: Tensor = made["input_features"][0].float()
