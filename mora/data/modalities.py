@@ -1,4 +1,4 @@
-"""Which modalities there are, by name: image and text, and what is registered beside them.
+"""Which modalities there are, by name: image, text and audio, and what is registered beside them.
 
 A built-in one is a file with a `Modality` and a place in `BUILT_IN`. One of your own is `register(Modality)`, before
 data that has it is opened: see `mora.data.modality`.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mora.data.audio import Audio
 from mora.data.images import Images
 from mora.data.modality import Modality
 from mora.data.texts import Texts
 from mora.system.messages import shown
 
 IMAGE, TEXT = "image", "text"
-BUILT_IN: tuple[Modality, ...] = (Images(), Texts())
+BUILT_IN: tuple[Modality, ...] = (Images(), Texts(), Audio())
 # Columns of a manifest that are none, and words of missing tables.
 TAKEN = ("label", "split", "both", "either", "any", "none", "train", "validation", "test", "all", "val", "dev")
 _known: dict[str, Modality] = {one.name: one for one in BUILT_IN}
