@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mora.data.dataset import Dataset
+from mora.metrics import RECALL
 from mora.system.messages import listed, printable
 
 NEEDED = ("train", "validation")
@@ -42,7 +43,7 @@ def refuse_unlearnable(dataset: Dataset) -> None:
     if dataset.split not in ("train", "all"):
         return
     labels = dataset.labels()
-    if bool((labels == labels[:1]).all()):
+    if dataset.metric != RECALL and bool((labels == labels[:1]).all()):
         only = printable(dataset.classes[int(labels[0])]) if labels.ndim == 1 else "the same labels"
         raise ValueError(f"{where}: every row is of one class ({only}), expected two classes at least")
     for modality, missing in dataset.present().missing.items():
