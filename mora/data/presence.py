@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +59,11 @@ class Presence:
         there = self.by_modality()
         everybody = torch.ones(len(self), dtype=torch.bool)
         return Presence(modalities, torch.stack([there.get(modality, everybody) for modality in modalities], dim=1))
+
+    def of_towers(self, towers: Iterable[str]) -> Presence:
+        """With columns for a model's towers: nobody has what the data has not."""
+        there, nobody = self.by_modality(), torch.zeros(len(self), dtype=torch.bool)
+        return Presence.of({name: there.get(name, nobody) for name in towers})
 
     def within(self, natural: Presence) -> Presence:
         """What is left of `natural` where a table leaves these; a row that would have nothing keeps all it has."""
