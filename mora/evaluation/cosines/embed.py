@@ -6,13 +6,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import torch.nn.functional as F
-
 from mora.data.dataset import Dataset
 from mora.data.sources.manifest import UNLABELLED
 from mora.evaluation.cosines.export import Columns, writer_of
 from mora.evaluation.cosines.models import open_model, open_rows
-from mora.evaluation.cosines.rows import embed_rows
+from mora.evaluation.cosines.rows import Embedded, embed_rows
 from mora.evaluation.run import Source
 from mora.runs.run import LoadedRun
 from mora.system.checks import check_whole, one_of
@@ -80,8 +78,14 @@ def embed(
     dataset = given if isinstance(given, Dataset) else open_rows(source._replace(data=given), run)
     with lost_workers():
         found = embed_rows(run, dataset, batch, workers, progress)
-    rows = {m: F.normalize(one, dim=-1) if normalize else one for m, one in found.rows.items()}
-    labelled = dataset.classes != (UNLABELLED,)
+    contents = write(columns_of(found.normalized() if normalize else found, dataset, run, normalize, absent))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, contents)
+    return path
+
+
+def columns_of(found: Embedded, dataset: Dataset, run: LoadedRun, normalize: bool, absent: str) -> Columns:
+    """What the file holds."""
     about = {
         "model": str(run.folder),
         "method": run.method,
@@ -93,10 +97,6 @@ def embed(
         "absent": absent,
         "versions": versions(),
     }
-    labels = found.labels if labelled else None
-    columns = Columns(
-        dataset.ids(), rows, found.present, absent == NULL, labels, dataset.classes if labelled else (), about
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, write(columns))
-    return path
+    labelled = dataset.classes != (UNLABELLED,)
+    labels, classes = (found.labels, dataset.classes) if labelled else (None, ())
+    return Columns(dataset.ids(), found.rows, found.present, absent == NULL, labels, classes, about)

@@ -15,6 +15,7 @@ from mora.evaluation.cosines.retrieval import evaluate_retrieval
 from mora.evaluation.cosines.zero_shot import TEMPLATES, evaluate_zero_shot
 from mora.evaluation.report import print_table
 from mora.evaluation.run import Source, bar, described, labels_of, make_console
+from mora.runs.run import LoadedRun
 from mora.savings import Savings
 from mora.system.folders import remove_leftovers
 from mora.system.lock import FolderLock
@@ -71,20 +72,15 @@ def compare(
             source = source._replace(data=str(runs[0].data["source"]))
         results: list[Any] = []
         for label, run in zip(labels, runs, strict=True):
-            dataset = open_rows(source, run)
+            dataset, advance_of = open_rows(source, run), partial(bar, console, f"embedding for {label}")
+            given: dict[str, Any] = {"dataset": dataset, "label": label, "batch": batch, "workers": workers}
             if kind == RETRIEVAL:
                 read = {str(path): load_table(path, dataset) for path in tables}
-                score: Any = partial(evaluate_retrieval, conditions=[Missing(), *conditions], seeds=seeds, tables=read)
+                given |= {"conditions": [Missing(), *conditions], "seeds": seeds, "tables": read}
+                score: Any = evaluate_retrieval
             else:
-                score = partial(evaluate_zero_shot, names=names, templates=templates)
-            with bar(console, f"embedding for {label}", len(dataset) * (2 if run.data else 1)) as advance:
-                given = {"dataset": dataset, "label": label, "batch": batch, "workers": workers, "progress": advance}
-                if run.data:
-                    with before(run) as untrained:
-                        untrained.model.save(chosen)
-                        results += score(untrained, **given, state=PRETRAINED)
-                run.model.save(chosen)
-                results += score(run, **given, state=ADAPTED if run.data else PRETRAINED)
+                score, given = evaluate_zero_shot, {**given, "names": names, "templates": templates}
+            results += before_and_after(run, chosen, partial(score, **given), advance_of, len(dataset))
         found = report.Comparison(
             kind=kind,
             results=results,
@@ -100,3 +96,16 @@ def compare(
     print_table(console, report.table_of(found))
     console.print(f"Written: {printable(', '.join(map(str, written)))}", highlight=False, markup=False, soft_wrap=True)
     return found
+
+
+def before_and_after(run: LoadedRun, savings: Savings, score: Any, bar_of: Any, rows: int) -> list[Any]:
+    """What `score` gives of a run before its training and after it; of a model that nothing trained, once."""
+    results: list[Any] = []
+    with bar_of(rows * (2 if run.data else 1)) as advance:
+        if run.data:
+            with before(run) as untrained:
+                untrained.model.save(savings)
+                results += score(untrained, progress=advance, state=PRETRAINED)
+        run.model.save(savings)
+        results += score(run, progress=advance, state=ADAPTED if run.data else PRETRAINED)
+    return results
