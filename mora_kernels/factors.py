@@ -47,6 +47,7 @@ class Factors(NamedTuple):
     alpha: float
     common_out: Tensor | None = None
     buffer: Tensor | None = None
+    gram_scale: float = 1.0
     origin: Origin | None = None
 
     @property
@@ -84,7 +85,7 @@ class Factors(NamedTuple):
         way back.
         """
         frozen = version(self.weight) if self.origin is None else self.origin.key
-        return frozen, *map(version, self.tensors()), self.alpha
+        return frozen, *map(version, self.tensors()), self.alpha, self.gram_scale
 
     def fingerprint(self) -> tuple[Any, ...]:
         """Return `versions`, and what needs a gradient."""

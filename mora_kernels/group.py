@@ -260,10 +260,11 @@ class Group:
         for index, bias in zip(indices, biases, strict=True):
             one = self.projections[index]
             factors, common_out = (*one.factors(), one.alpha), getattr(one, "common_out", None)
-            weight = one.weight
+            weight, scale = one.weight, getattr(one, "gram_scale", 1.0)
             if getattr(one, "origin", None) is not None and not torch.is_autocast_enabled(x.device.type):
                 weight = weight.to(x.dtype)
-            results.append(mora_linear(x, weight, bias, *factors, dropout_p, training, self.backend, common_out))
+            options = dropout_p, training, self.backend, common_out, scale
+            results.append(mora_linear(x, weight, bias, *factors, *options))
         return results
 
 

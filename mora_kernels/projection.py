@@ -37,10 +37,9 @@ def snapshot(projection: Projection) -> Factors:
     """Return the present tensors of a projection."""
     common, others, a, b, common_magnitude, specific_magnitude = projection.factors()
     alpha, common_out = float(projection.alpha), getattr(projection, "common_out", None)
-    others, origin = as_tuple(others), origin_of(projection)
-    weight = outline(projection)
-    one = Factors(weight, common, others, a, b, common_magnitude, specific_magnitude, alpha, common_out)
-    return one if origin is None else one._replace(origin=origin)
+    own = a, b, common_magnitude, specific_magnitude, alpha, common_out
+    scale, origin = float(getattr(projection, "gram_scale", 1.0)), origin_of(projection)
+    return Factors(outline(projection), common, as_tuple(others), *own, gram_scale=scale, origin=origin)
 
 
 def outline(projection: Projection) -> Tensor:
