@@ -10,6 +10,7 @@ import torch
 
 from mora.data.modalities import known, modality
 from mora.data.presence import PAIR
+from mora.heads import NONE
 from mora.metrics import THRESHOLD
 from mora.system.checks import is_whole
 
@@ -72,6 +73,10 @@ def predict(
             one, a text that is no Unicode, or `top` out of range.
         OSError: a file is not there.
     """
+    if run.model.head_kind == NONE:
+        raise ValueError(
+            f"model: {run.folder} was trained on pairs and has no classes, expected a classifier; mora embed takes it"
+        )
     given = {"image": image, "text": None if text is None or not text.strip() else text, **(inputs or {})}
     given = {name: value for name, value in given.items() if value is not None}
     towers = run.model.towers

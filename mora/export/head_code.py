@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mora.data.presence import PAIR
-from mora.heads import BIAS, LEARNED, LINEAR, PROTOTYPES, SUBSTITUTE, ZERO_SHOT
+from mora.heads import BIAS, LEARNED, LINEAR, NONE, PROTOTYPES, SUBSTITUTE, ZERO_SHOT
 
 LOAD = """head = load_file(f"{folder}/classifier.safetensors")
 """
@@ -40,8 +40,15 @@ logits = head["scale"] * (sum(directions) / len(directions)) @ head["classes"].T
 }
 
 
+COSINE = """image, text = (torch.nn.functional.normalize(part, dim=-1) for part in parts)
+print(float(image @ text.T))  # their cosine
+"""
+
+
 def head_code(head: str, missing_embedding: str, modalities: Sequence[str] = PAIR) -> str:
-    """From `parts`, an embedding of each modality, to `logits`."""
+    """From `parts`, an embedding of each modality, to `logits`; without a head, to `cosine`."""
+    if head == NONE:
+        return COSINE
     learned = ", ".join(f'head["missing.{name}"][None]' for name in modalities)
     code = " + ".join(f"{1 << m} * there[{m}]" if m else "there[0]" for m in range(len(modalities)))
     program = LOAD

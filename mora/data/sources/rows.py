@@ -143,6 +143,9 @@ class Rows(Dataset):
         }
         return Presence.of({name: there[name] for name in self.modalities})
 
+    def ids(self) -> list[str]:
+        return list(self._columns.ids)
+
     def labels(self) -> Tensor:
         return self._columns.labels
 
