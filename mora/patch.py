@@ -31,7 +31,8 @@ from mora.liveness import check_runs
 from mora.pairing import pair_blocks, slots_of
 from mora.site import Site
 from mora.snapshot import PLACE, Snapshot, digest
-from mora.system.messages import shown
+from mora.streams.merging import apart, divide
+from mora.system.messages import listed, shown
 from mora.towers.admission import check_alone
 from mora.towers.custom import described
 from mora.towers.find import towers_of_itself
@@ -118,7 +119,7 @@ def unpatch(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def merge(model: nn.Module, keep: bool = False) -> nn.Module:
+def merge(model: nn.Module, keep: bool = False, per_modality: bool = False) -> nn.Module:
     """Fold the active adapter into the weights, W <- W_eff, and return the model: a plain CLIP again.
 
     W_eff is computed in float32 (float64 for float64 weights) and rounded once to the weight's dtype. Adapters beside
@@ -128,11 +129,27 @@ def merge(model: nn.Module, keep: bool = False) -> nn.Module:
         model: a patched CLIP.
         keep: whether the model remembers its adapters and the original weights of what is written (their memory), so
             that `mora.unmerge` takes the merge back, bit for bit.
+        per_modality: of a single-stream model, leave one plain weight for each modality instead, in a
+            `mora.streams.ModalityLinear` at each adapted projection; docs/single_stream.md. Other models are merged
+            as ever: each of their weights is of one modality.
 
-    Raises ValueError when `model` is not patched, or when a W_eff is not finite; nothing was changed then.
+    Raises ValueError when `model` is not patched, when a W_eff is not finite, or when the tokens of one projection go
+    by different W_eff and `per_modality` was not asked for; nothing was changed then.
     """
     adapters = adapters_of(model)
-    write(model, effective_weights(adapters), dict(adapters.projections()), keep)
+    weights, projections = effective_weights(adapters), dict(adapters.projections())
+    divided = apart(unwrap(model), projections, weights)
+    names = {name for one in divided for name in one.names}
+    if divided and not per_modality:
+        raise ValueError(
+            f"per_modality: got False, but {listed([one.path for one in divided], 2)} have a W_eff for each modality, "
+            "which one plain weight cannot hold; expected per_modality=True, which leaves a plain weight for each"
+        )
+    if divided and keep:
+        raise ValueError("keep: got True with per_modality=True, expected False: such a merge cannot be taken back")
+    write(model, {name: weight for name, weight in weights.items() if name not in names}, projections, keep)
+    for one in divided:
+        divide(unwrap(model), one)
     return model
 
 
