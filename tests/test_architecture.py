@@ -23,7 +23,8 @@ FLOORS = (
     ("mora.system",),
     ("mora.batch_norm", "mora.names", "mora.per_tower"),
     ("mora.config", "mora.tiny"),
-    ("mora.data", "mora.metrics", "mora.patterns"),
+    ("mora.metrics", "mora.patterns"),
+    ("mora.contrast", "mora.data"),
     ("mora.start",),  # from here on what is put into a model
     ("mora.factors", "mora.shared_input"),
     ("mora.linear",),

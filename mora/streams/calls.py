@@ -127,6 +127,12 @@ class Routes(Calls):
         return fitting[0]
 
 
+def routes_in(model: nn.Module) -> list[Routes]:
+    """Those that routed projections of a model go by, each once."""
+    held = (getattr(module, "routes", None) for module in model.modules())
+    return list({id(one): one for one in held if isinstance(one, Routes)}.values())
+
+
 @contextmanager
 def route(model: nn.Module, ids: Tensor) -> Iterator[nn.Module]:
     """Within the block, calls of `model` that are given no token ids take their route from `ids`.
@@ -147,8 +153,7 @@ def route(model: nn.Module, ids: Tensor) -> Iterator[nn.Module]:
     if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point():
         got = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
         raise TypeError(f"ids: got {got}, expected token ids [B, L], whole numbers")
-    found = {id(one): one for one in (getattr(module, "routes", None) for module in model.modules()) if one is not None}
-    every = [one for one in found.values() if isinstance(one, Routes)]
+    every = routes_in(model)
     if not every:
         raise ValueError(f"model: got a {type(model).__name__} without a routed projection, expected a patched one")
     token = _given.set((*_given.get(), *((one, one.reader.of_ids(ids)) for one in every)))

@@ -21,6 +21,7 @@ from mora.linear import MoraLinear
 from mora.shared_input import SharedInput
 from mora.site import Site
 from mora.streams import Marked, Reader, Routes, StreamSite, TextFirst, route
+from mora.streams.calls import routes_in
 from mora.towers.layouts import Separate
 from mora.towers.slots import SeparateSlot, Slot
 from mora.towers.stacks import OLD_VIT, VIT, names
@@ -200,8 +201,7 @@ class DecoderStream(StreamTower):
     def hidden(self, model: Any, ids: Tensor) -> Tensor:
         inner = descend(model, self.root)
         decoder = descend(model, self.path.rpartition(".")[0])
-        patched = any(isinstance(module, StreamSite) for module in decoder.modules())
-        with route(model, ids) if patched else nullcontext():
+        with route(model, ids) if routes_in(decoder) else nullcontext():
             embedded = inner.get_input_embeddings()(ids)
             state: Tensor = decoder(inputs_embeds=embedded, use_cache=False).last_hidden_state
         return state
