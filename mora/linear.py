@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mora_kernels
+from mora.bases import Base, base_of
 from mora.config import MoraConfig
 from mora.factors import CommonFactors
 from mora.shared_input import SharedInput
-from mora.site import Site
+from mora.site import HeldSite, Site
 from mora.start import check_call, column_norms, fill, follow
 from mora.switch import Switch
 from mora_kernels import backend as backends
+from mora_kernels.factors import Origin
 
 
 class MoraLinear(Site):
@@ -50,7 +52,7 @@ class MoraLinear(Site):
         self._common = (common,)
         self.join(mora_kernels.Group([self], config.backend), 0)
         self.shared_input: SharedInput | None = None
-        (rows, size), rank = self.weight.shape, config.specific_rank(modality)
+        (rows, size), rank = self.outline.shape, config.specific_rank(modality)
         self.common_name = common.name(modality, size)
         self.common_out_name = None if rows == size else common.name(modality, rows)
         norm, self.identity = column_norms(self.weight), config.init == "identity"
@@ -119,7 +121,7 @@ class MoraLinear(Site):
     def product(self, x: Tensor) -> Tensor:
         """The same for this projection alone, whatever computes beside it."""
         if not self.switch.is_on:
-            return F.linear(x, self.weight, self.bias)
+            return self.stand.frozen(x)
         group, index = self.place
         return group.linear(index, x, self.bias, self.dropout, self.training)
 
@@ -148,7 +150,7 @@ class MoraLinear(Site):
     def path(self) -> tuple[str, str]:
         """(backend, reason): what computes this projection where it is now, or that its backend cannot run there."""
         try:
-            return backends.explain(self.backend, self.weight.device, self.weight.dtype)
+            return backends.explain(self.backend, self.outline.device, self.outline.dtype)
         except RuntimeError as error:
             return f"{self.backend} (cannot run)", str(error)
 
@@ -160,6 +162,16 @@ class MoraLinear(Site):
             f"common_rank={self.common.rank}, specific_rank={specific}, alpha={self.alpha}, dropout={self.dropout}, "
             f"backend={backend}"
         )
+
+
+class HeldMoraLinear(HeldSite, MoraLinear):
+    """A MoraLinear on weights that are quantised, or elsewhere between two calls."""
+
+
+def mora_linear(linear: Any, common: CommonFactors, modality: str, config: MoraConfig) -> MoraLinear:
+    """The MoraLinear that can stand for `linear`."""
+    kind = MoraLinear if base_of(linear) is None else HeldMoraLinear
+    return kind(linear, common, modality, config)
 
 
 class MoraGuest(MoraLinear):
@@ -181,6 +193,26 @@ class MoraGuest(MoraLinear):
     def weight(self) -> Tensor:  # type: ignore[override]
         """W [out, in]."""
         return self._site[0].weight
+
+    @property
+    def outline(self) -> Tensor:
+        return self._site[0].outline
+
+    @property
+    def base(self) -> Base | None:  # type: ignore[override]
+        """The site's."""
+        return self._site[0].base
+
+    @property
+    def origin(self) -> Callable[[], Origin] | None:  # type: ignore[override]
+        """The site's."""
+        return self._site[0].origin
+
+    def give(self, linear: Any) -> None:
+        self._site[0].give(linear)
+
+    def write(self, weight: Tensor) -> None:
+        self._site[0].write(weight)
 
     @property
     def bias(self) -> Tensor | None:  # type: ignore[override]

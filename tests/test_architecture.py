@@ -18,9 +18,9 @@ SOURCES = sorted([*ROOT.glob("mora/**/*.py"), *ROOT.glob("mora_kernels/**/*.py")
 FLOORS = (
     ("mora_kernels",),
     ("mora.version", "mora.hooks", "mora.rows", "mora.switch"),
-    ("mora.choice",),
-    ("mora.site",),
     ("mora.system",),
+    ("mora.bases", "mora.choice"),
+    ("mora.site",),
     ("mora.batch_norm", "mora.names", "mora.per_tower"),
     ("mora.config", "mora.tiny"),
     ("mora.metrics", "mora.patterns"),

@@ -33,7 +33,7 @@ def expected_shapes(pairs: list[Pair], config: MoraConfig) -> dict[str, tuple[in
     for slot in (slot for pair in pairs for slot in pair.values()):
         rank = config.specific_rank(slot.modality, slot.layer)
         for target in config.targets_of(slot.modality):
-            name, (rows, columns) = slot.label(target), slot.weight(target).shape
+            name, (rows, columns) = slot.label(target), slot.outline(target).shape
             if config.variant != "no-specific":
                 shapes[f"{name}.specific_a"] = (columns, rank)
                 shapes[f"{name}.specific_b"] = (rank, rows)

@@ -13,6 +13,7 @@ from mora.linear import MoraLinear
 from mora.streams.calls import Routes
 from mora.streams.merged import ModalityLinear
 from mora.streams.site import StreamSite
+from mora.system.messages import listed
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,23 @@ class Apart:
     weights: dict[str, Tensor]
 
 
-def apart(model: nn.Module, projections: Mapping[str, MoraLinear], weights: Mapping[str, Tensor]) -> list[Apart]:
+def apart(
+    model: nn.Module,
+    projections: Mapping[str, MoraLinear],
+    weights: Mapping[str, Tensor],
+    per_modality: bool,
+    keep: bool,
+) -> list[Apart]:
     """The projections of a patched model that one plain weight cannot stand for.
 
     Args:
         model: the patched model itself.
         projections: the adapted ones by name.
         weights: W_eff of each.
+        per_modality: whether they may have a weight for each modality.
+        keep: whether the merge is to be taken back.
+
+    Raises ValueError where there are some and that was not asked for, or cannot be taken back.
     """
     found = []
     for path, site in model.named_modules():
@@ -52,6 +63,13 @@ def apart(model: nn.Module, projections: Mapping[str, MoraLinear], weights: Mapp
         first, *others = each.values()
         if not all(torch.equal(first, other) for other in others):
             found.append(Apart(path, tuple(names.values()), root_of(model, site.routes), site.routes, each))
+    if found and not per_modality:
+        raise ValueError(
+            f"per_modality: got False, but {listed([one.path for one in found], 2)} have a W_eff for each modality, "
+            "which one plain weight cannot hold; expected per_modality=True, which leaves a plain weight for each"
+        )
+    if found and keep:
+        raise ValueError("keep: got True with per_modality=True, expected False: such a merge cannot be taken back")
     return found
 
 

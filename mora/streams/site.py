@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mora.config import MoraConfig
@@ -62,7 +61,7 @@ class StreamSite(Site):
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., out] for x [B, L, in]."""
         if not self.is_on:
-            return F.linear(x, self.weight, self.bias)
+            return self.frozen(x)
         route = self.routes.here(x)
         return route.apply(x, self.one, lambda tokens: self.every(route.modalities, tokens))
 
@@ -72,7 +71,7 @@ class StreamSite(Site):
     def one(self, modality: str, x: Tensor) -> Tensor:
         """Tokens of one modality [..., in] -> [..., out]."""
         projection = self.adapted.get(modality)
-        return F.linear(x, self.weight, self.bias) if projection is None else projection.product(x)
+        return self.frozen(x) if projection is None else projection.product(x)
 
     def every(self, modalities: tuple[str, ...], x: Tensor) -> list[Tensor]:
         """All tokens by the weight of each modality: one mask, and one product for those that are adapted."""
@@ -80,7 +79,7 @@ class StreamSite(Site):
         some = [adapted[modality] for modality in modalities if modality in adapted]
         group, indices = some[0].place[0], [one.place[1] for one in some]
         products = iter(linears_beside(group, indices, x, self.bias, some[0].dropout, self.training))
-        return [next(products) if m in adapted else F.linear(x, self.weight, self.bias) for m in modalities]
+        return [next(products) if m in adapted else self.frozen(x) for m in modalities]
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {' and '.join(self.streams)} apart"

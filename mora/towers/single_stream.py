@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mora.bases import base_of
 from mora.config import MoraConfig
 from mora.factors import CommonFactors
 from mora.hooks import share_hooks
@@ -57,6 +58,15 @@ class StreamSlot(SeparateSlot):
     @property
     def held(self) -> Sequence[nn.Module]:
         return super().held if self.holds_block else ()
+
+    def linear(self, target: str) -> nn.Linear:
+        found, path = super().linear(target), self.place(target)[2]
+        if not isinstance(found, Site) and (base := base_of(found, path)) is not None:
+            raise ValueError(
+                f"model: {path} is a {type(found).__name__} ({base.label}) in a single-stream model, expected a plain "
+                "weight of 16 or 32 bit: load the model without quantisation, dispatching and offloading"
+            )
+        return found
 
     def install(self, targets: tuple[str, ...], common: CommonFactors, config: MoraConfig) -> None:
         for target in targets:
