@@ -17,6 +17,7 @@ NAVIGATION = {
         "sweep",
         "diagnosis",
         "evaluation",
+        "retrieval",
         "usage",
         "adapters",
         "your_own_model",
