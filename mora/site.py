@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mora.choice import Choice
+from mora.switch import Switch
 
 
 class Site(nn.Module):
@@ -65,6 +67,126 @@ class Site(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
+
+
+class Adapted(Site):
+    """A site with an adapter of its own, whatever the method: `mora.MoraLinear`, `mora.lora.linear.LoraLinear`.
+
+    Attributes:
+        kinds: names of the tensors of the adapter, those that are None included.
+        modality: of the tower.
+        alpha: plain factor of the update.
+        dropout: probability, in training.
+        backend: of the configuration.
+        builds: whether W_eff is built here and now for a product of its own.
+        switch: of the model.
+        place: (group of what is built together, number there).
+        shared_input: of the others of q, k, v; None where they are not computed together.
+    """
+
+    kinds: ClassVar[tuple[str, ...]]
+    modality: str
+    alpha: float
+    dropout: float
+    backend: str
+    place: tuple[Any, int]
+
+    def __init__(self, linear: Any) -> None:
+        super().__init__(linear)
+        self.switch = Switch()
+        self.shared_input: Any = None
+
+    @property
+    def builds(self) -> bool:
+        raise NotImplementedError
+
+    def join(self, group: Any, index: int) -> None:
+        """Be built as number `index` of `group`, together with the other projections of a model."""
+        self.place = (group, index)
+
+    def present(self) -> Any:
+        """Itself; where there are several adapters, the one that computes here and now."""
+        return self if self.choice is None else self.choice.at(self.number)
+
+    def together(self, x: Tensor) -> Tensor:
+        """Return [..., out] for x [..., in]; inside `mora.disabled`, the frozen projection."""
+        if self.shared_input is not None and self.shared_input.share(self):
+            shared: Tensor = self.shared_input.project(self, x)
+            return shared
+        return self.product(x)
+
+    def product(self, x: Tensor) -> Tensor:
+        """The same for this projection alone, whatever computes beside it."""
+        if not self.switch.is_on:
+            return F.linear(x, self.weight, self.bias)
+        group, index = self.place
+        y: Tensor = group.linear(index, x, self.bias, self.dropout, self.training)
+        return y
+
+    def buffer(self, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+        """Where W_eff [out, in] is to be written; None: wherever the group likes."""
+        return None
+
+    def effective_weight(self, weight: Tensor | None = None) -> Tensor:
+        """W_eff [out, in] in the dtype of the weight: what `merge` writes.
+
+        Args:
+            weight: W in another dtype, in which W_eff is wanted.
+        """
+        raise NotImplementedError
+
+    def settle(self) -> None:
+        """Start anew from the weight that is there now."""
+        raise NotImplementedError
+
+    def follow(self, loaded: bool) -> None:
+        """After weights were loaded: start anew from them where nothing was trained, else say that it was."""
+        raise NotImplementedError
+
+    def path(self) -> tuple[str, str]:
+        """(backend, reason): what computes this projection where it is now, or that its backend cannot run there."""
+        raise NotImplementedError
+
+    def __prepare_scriptable__(self) -> Any:
+        raise RuntimeError(
+            "torch.jit.script cannot hold adapters; expected a merged model (mora.merge(copy.deepcopy(model))), or "
+            "torch.export"
+        )
+
+
+class Guest(Adapted):
+    """An adapted projection whose frozen weight belongs to a site at which other adapters compute as well.
+
+    Args:
+        linear: the site; it is what stands in the model, is called, and says whether it is in training.
+    """
+
+    def hold(self, linear: Site) -> None:
+        """Remember where the weight is; it stays with its owner."""
+        self._site = (linear,)
+
+    @property
+    def stand(self) -> Site:
+        return self._site[0]
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """W [out, in]."""
+        return self._site[0].weight
+
+    @property
+    def bias(self) -> Tensor | None:  # type: ignore[override]
+        """b [out] or None."""
+        return self._site[0].bias
+
+    @property
+    def training(self) -> bool:
+        """Whether the site is."""
+        return self._site[0].training
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        """The site's own `train` decides."""
 
 
 def present(module: Any) -> Any:

@@ -22,6 +22,7 @@ FLOORS = (
     ("mora.site",),
     ("mora.system",),
     ("mora.batch_norm", "mora.names", "mora.per_tower"),
+    ("mora.lora",),
     ("mora.config", "mora.tiny"),
     ("mora.data", "mora.metrics", "mora.patterns"),
     ("mora.start",),  # from here on what is put into a model

@@ -48,9 +48,15 @@ def measure(
         first = None if start is None else {name: start[f"common.{position}.{name}"] for name in common.names}
         for modality, slot in pair.items():
             own = list(slot.named_projections())
-            if own[0][1].gram:
+            coupled = [(name, projection) for name, projection in own if isinstance(projection, MoraLinear)]
+            if coupled and coupled[0][1].gram:
                 grams.append(coupling(f"{modality}.{slot.layer}", common, modality, now, first))
-            projections += [one(name, projection, now, first, start, ranks) for name, projection in own]
+            projections += [one(name, projection, now, first, start, ranks) for name, projection in coupled]
+            if not coupled:
+                weights = {name: (exact(one.weight), one) for name, one in own}
+                projections += [
+                    moved(n, modality, w, one.effective_weight(w), ranks) for n, (w, one) in weights.items()
+                ]
     return tuple(projections), tuple(grams)
 
 
@@ -83,6 +89,23 @@ def one(
         specific_negative=None if projection.specific_magnitude is None else negative(projection.specific_magnitude),
         effective_rank=effective_rank(total) if ranks else None,
         learned_rank=None if learned is None or not ranks else effective_rank(learned),
+    )
+
+
+def moved(name: str, modality: str, before: Tensor, after: Tensor, ranks: bool) -> Projection:
+    """The figures of a projection whose start is the pretrained weight [out, in], float64: of LoRA and DoRA."""
+    move = after - before
+    length = share(move.norm(), float(before.norm()))
+    rank = effective_rank(move) if ranks else None
+    return Projection(
+        name=name,
+        modality=modality,
+        shape=(before.shape[0], before.shape[1]),
+        start_move=0.0,
+        learned_move=length,
+        total_move=length,
+        effective_rank=rank,
+        learned_rank=rank,
     )
 
 
