@@ -3,7 +3,6 @@
 import copy
 import math
 
-import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 import mora
 from mora.lora.linear import LoraLinear
 from mora_kernels.testing import assert_parity
-from tests.mora.models import MODELS, SITES, embed, images, open_clip_model, randomise, tokens
+from tests.mora.models import MODELS, SITES, attention_of, embed, images, open_clip_model, randomise, tokens
 
 TABLE = {torch.float32: 2e-5, torch.float64: 1e-10}
 WHOLE = ("q", "k", "v", "out", "fc1", "fc2")
@@ -40,7 +39,7 @@ def test_a_whole_life(family, method, tmp_path):
             for one, expected in zip(embed(model), plain, strict=True):
                 assert_parity("disabled", one, expected, TABLE)
     mora.save_adapter(model, tmp_path)
-    assert {row.effective_rank for row in mora.diagnose(model).projections} <= {1, 2, 3, *range(4, 200)}
+    assert all(row.start_move == 0 and row.learned_move > 0 for row in mora.diagnose(model).projections)
     again = mora.load_adapter(MODELS[family](), tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(embed(again), embed(model), strict=True))
     mora.merge(model, keep=True)
@@ -65,7 +64,7 @@ def test_open_clip_against_a_split_reference_in_float64(method):
     found, _ = attention(x, x, x, need_weights=False)
     gradients = torch.autograd.grad((found * weight).sum(), [*named.values()])
 
-    packed = {t: rows for t, rows in zip("qkv", attention.in_proj_weight.chunk(3), strict=True)}
+    packed = dict(zip("qkv", attention.in_proj_weight.chunk(3), strict=True))
     frozen = {**packed, "out": attention.out_proj.weight}
     biases = dict(zip(("q", "k", "v"), attention.in_proj_bias.chunk(3), strict=True)) | {"out": attention.out_proj.bias}
 
@@ -103,7 +102,8 @@ def test_a_method_for_each_tower(family, tmp_path):
     with torch.no_grad():
         adapted = embed(model)
     again = mora.load_adapter(SITES[family](), mora.save_adapter(model, tmp_path))
-    assert all(torch.equal(a, b) for a, b in zip(embed(again), adapted, strict=True))
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(embed(again), adapted, strict=True))
     for tower, mode, number in (("image", "mora", 0), ("text", "lora", 1)):
         alone, other = SITES[family](), {"image": "text", "text": "image"}[tower]
         strength = {"alpha": 0.05} if mode == "mora" else {"lora_alpha": 4}
@@ -154,11 +154,8 @@ def test_adapters_of_several_methods_on_one_model(family):
         total = one.weight + 0.5 * (one.effective_weight() - one.weight)
         mora.delete_adapter(mora.set_adapter(model, "lora"), "mora")
         mora.combine(model, {"lora": 0.5})
-        weight = (
-            next(p for n, p in model.named_parameters() if p.shape == total.shape and torch.allclose(p, total))
-            if (family == "hugging_face")
-            else model.visual.transformer.resblocks[3].attn.in_proj_weight[:64]
-        )
+        weight = attention_of(model, "image", 3)
+        weight = weight.in_proj_weight[:64] if family == "open_clip" else weight.q_proj.weight
         assert_parity("sum", weight, total, TABLE)
 
 
@@ -200,14 +197,7 @@ def test_a_row_of_zeros_has_no_direction():
 
 
 def test_dora_follows_weights_that_are_loaded_under_it():
-    model, other = (
-        open_clip.CLIP(
-            32,
-            {"layers": 2, "width": 64, "head_width": 16, "patch_size": 8, "image_size": 32},
-            {"layers": 2, "width": 48, "heads": 4, "vocab_size": 100, "context_length": 16},
-        )
-        for _ in range(2)
-    )
+    model, other = (open_clip_model(2, 2, seed) for seed in (0, 1))
     mora.patch(model, method="dora")
     model.load_state_dict(other.state_dict())
     with torch.no_grad():
@@ -215,18 +205,7 @@ def test_dora_follows_weights_that_are_loaded_under_it():
             assert_parity("embedding", one, expected, TABLE)
     randomise(model)
     with pytest.warns(UserWarning, match="other base weights were loaded"):
-        model.load_state_dict(open_clip_like(other).state_dict())
-
-
-def open_clip_like(model):
-    return (
-        copy.deepcopy(model)
-        .requires_grad_(False)
-        .apply(lambda part: part.weight.mul_(2) if isinstance(part, torch.nn.Linear) else None)
-        .requires_grad_(False)
-        if not isinstance(model, torch.nn.MultiheadAttention)
-        else model
-    )
+        model.load_state_dict({name: 2 * tensor for name, tensor in other.state_dict().items()})
 
 
 @pytest.mark.parametrize(
