@@ -33,7 +33,6 @@ PACKAGES = (
 CLIP_ART = "openclipart-svg 1:0.18+dfsg-19 (Debian)"
 PUBLIC_DOMAIN = {"http://web.resource.org/cc/PublicDomain", "http://creativecommons.org/licenses/publicdomain/"}
 LARGEST_DRAWING = 400_000  # bytes of an SVG: larger ones take seconds each
-PIXELS = {"px": 1.0, "pt": 4 / 3, "pc": 16.0, "in": 96.0, "cm": 96 / 2.54, "mm": 96 / 25.4}
 EMOJI_LIKE = re.compile(r"emoji|emoticon|smil(ey|ies)|mood|tango-faces|face-")
 STYLE_WORDS = re.compile(r"-(outlined?|rounded|sharp|filled|fill|duotone|variant)(?=-|$)")
 NO_WORDS = {"unsorted", "hash", "svg", "clipart", "clip art", "duplicates", "examples", "theme", "icon", "icons"}
@@ -122,7 +121,7 @@ def clip_art(folder: Path) -> Iterator[Item]:
         title, tags, licence = described(root)
         if licence in PUBLIC_DOMAIN and not EMOJI_LIKE.search(" ".join((title, *tags)).lower()):
             places = [words(part) for part in path.relative_to(folder).parts[:-1]]
-            found.append((path, title, [*tags, *places], framed(root)))
+            found.append((path, title, [*tags, *places], drawings.framed(root, 64)))
     titles = Counter(title for _, title, _, _ in found)
     for path, title, tags, svg in found:
         stem = re.sub(r"\d+|(__|-by-).*$", " ", path.stem)
@@ -146,24 +145,6 @@ def described(root: ElementTree.Element) -> tuple[str, list[str], str]:
         elif kind == "license":
             licence = next(iter(entry.attrib.values()), "")
     return title, tags, licence
-
-
-def framed(root: ElementTree.Element) -> str:
-    """The drawing as text, whole in a square: with a viewBox, from its size in pixels where it has none."""
-    if "viewBox" not in root.attrib:
-        width, height = (in_pixels(root.get(side, "")) for side in ("width", "height"))
-        if width and height:
-            root.set("viewBox", f"0 0 {width:g} {height:g}")
-    root.set("width", "64")
-    root.set("height", "64")
-    root.attrib.pop("preserveAspectRatio", None)
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def in_pixels(length: str) -> float:
-    """A length of SVG in pixels, 96 an inch; 0 for a share or none."""
-    found = re.fullmatch(r"\s*([\d.eE+-]+)\s*([a-z]*)\s*", length)
-    return float(found[1]) * PIXELS.get(found[2] or "px", 0.0) if found else 0.0
 
 
 def load(icons_folder: Path, clip_art_folder: Path, size: int, cache: Path) -> tuple[list[Item], Tensor]:

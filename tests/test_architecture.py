@@ -24,7 +24,8 @@ FLOORS = (
     ("mora.batch_norm", "mora.names", "mora.per_tower"),
     ("mora.lora",),
     ("mora.config", "mora.tiny"),
-    ("mora.data", "mora.metrics", "mora.patterns"),
+    ("mora.metrics", "mora.patterns"),
+    ("mora.contrast", "mora.data"),
     ("mora.start",),  # from here on what is put into a model
     ("mora.factors", "mora.shared_input"),
     ("mora.linear",),

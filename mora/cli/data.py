@@ -40,17 +40,21 @@ def add(commands: Commands) -> None:
 def _add_build(actions: Commands) -> None:
     parser = actions.add_parser(
         "build",
-        help="a published data set from its raw folder",
+        help="a published data set, or Tux Paint's stamps, from its raw folder",
         description="Write {train,val,test}.arrow and dataset.json; every image is decoded, every broken file named. "
-        "Run again, it keeps what is done.",
+        "Run again, it keeps what is done. Of stamps it writes stamps.csv: picture, text, recording.",
     )
-    parser.add_argument("name", choices=("mmimdb", "food101", "hateful_memes"), help="which data set")
-    parser.add_argument("--raw", type=Path, required=True, metavar="FOLDER", help="the raw folder, as distributed")
+    parser.add_argument("name", choices=("mmimdb", "food101", "hateful_memes", "stamps"), help="which data set")
+    parser.add_argument(
+        "--raw", "--from", type=Path, required=True, metavar="FOLDER", help="the raw folder, as distributed"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where to write")
     parser.add_argument("--skip-broken", action="store_true", help="leave out missing and broken files, and list them")
     parser.add_argument(
         "--accept-counts", action="store_true", help="build though the counts are not the published ones"
     )
+    parser.add_argument("--languages", nargs="+", metavar="L", help="of stamps: recordings in these only, fr es")
+    parser.add_argument("--seed", type=int, metavar="N", help="of stamps: of the division into parts (default: 0)")
     parser.set_defaults(run=_build)
 
 
@@ -112,12 +116,25 @@ def _source(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _build(options: argparse.Namespace, command: str) -> None:
-    from mora.data.builders import build
+    from mora.data.builders import build, build_stamps
     from mora.system.folders import remove_leftovers
     from mora.system.lock import FolderLock
 
+    stamps = options.name == "stamps"
+    for name, meant in (("languages", stamps), ("seed", stamps), ("accept_counts", not stamps)):
+        if getattr(options, name) and not meant:
+            raise ValueError(f"--{name.replace('_', '-')}: got it with {options.name}, where it has no meaning")
     with FolderLock.beside(options.out):
         remove_leftovers(options.out)
+        if stamps:
+            build_stamps(
+                options.raw,
+                options.out,
+                languages=options.languages,
+                seed=options.seed or 0,
+                skip_broken=options.skip_broken,
+            )
+            return
         build(
             options.name,
             options.raw,

@@ -3,17 +3,21 @@
 from mora.data.corruption import Corruption
 from mora.data.dataset import Dataset, Sample
 from mora.data.missing import combine_missing, missing_table
+from mora.data.modalities import register
+from mora.data.modality import BrokenInputError, Modality
 from mora.data.open import open_dataset, splits_of
 from mora.data.table_files import find_table, load_table
 from mora.data.tables import Missing, MissingTable, draw_table, parse_missing, per_sample, save_table, table_seed
 from mora.data.views import Corrupted
 
 __all__ = [
+    "BrokenInputError",
     "Corrupted",
     "Corruption",
     "Dataset",
     "Missing",
     "MissingTable",
+    "Modality",
     "Sample",
     "combine_missing",
     "draw_table",
@@ -23,6 +27,7 @@ __all__ = [
     "open_dataset",
     "parse_missing",
     "per_sample",
+    "register",
     "save_table",
     "splits_of",
     "table_seed",

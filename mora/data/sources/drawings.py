@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
+from xml.etree import ElementTree
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,6 +17,8 @@ from torch import Tensor
 
 from mora.system.files import pack_tensors, regular_file, write_bytes
 from mora.system.machine import absent, need
+
+PIXELS = {"px": 1.0, "pt": 4 / 3, "pc": 16.0, "in": 96.0, "cm": 96 / 2.54, "mm": 96 / 25.4}
 
 
 def cache_folder() -> Path:
@@ -34,6 +38,32 @@ def draw(svg: str, size: int) -> Tensor:
         image = image.resize((size, size), Image.Resampling.BICUBIC)
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return pixels.view(size, size, 3).permute(2, 0, 1).contiguous()
+
+
+def square(svg: str, side: int) -> Tensor:
+    """An SVG of any size, whole on a white square, uint8 [3, side, side]; ValueError for one that is none."""
+    try:
+        return draw(framed(ElementTree.fromstring(svg), side), side)
+    except ElementTree.ParseError as error:
+        raise ValueError(f"it is no SVG ({error})") from error
+
+
+def framed(root: ElementTree.Element, side: int) -> str:
+    """The drawing as text, whole in a square: with a viewBox, from its size in pixels where it has none."""
+    if "viewBox" not in root.attrib:
+        width, height = (in_pixels(root.get(edge, "")) for edge in ("width", "height"))
+        if width and height:
+            root.set("viewBox", f"0 0 {width:g} {height:g}")
+    root.set("width", str(side))
+    root.set("height", str(side))
+    root.attrib.pop("preserveAspectRatio", None)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def in_pixels(length: str) -> float:
+    """A length of SVG in pixels, 96 an inch; 0 for a share or none."""
+    found = re.fullmatch(r"\s*([\d.eE+-]+)\s*([a-z]*)\s*", length)
+    return float(found[1]) * PIXELS.get(found[2] or "px", 0.0) if found else 0.0
 
 
 def versions() -> list[str]:
