@@ -17,7 +17,7 @@ def test_the_page_runs(monkeypatch, tmp_path):
     plain, keys = clip.encode_image(images()), list(clip.state_dict())
     names = {"clip": clip, "images": images()}
     code = re.findall(r"```python\n(.*?)```", PAGE, re.S)
-    assert len(code) == 4
+    assert len(code) == 5
     for block in code:
         exec(block, names)
     torch.testing.assert_close(names["plain"], plain, rtol=1e-4, atol=1e-5)
