@@ -16,13 +16,24 @@ from mora.lora.fields import (
     of_projection,
 )
 from mora.names import OTHER_NAMES, TARGETS, target_hint, target_of
-from mora.per_tower import as_lists, by_tower, check_keys, check_rank, label, of, with_indices
+from mora.per_tower import (
+    as_lists,
+    by_tower,
+    check_count,
+    check_keys,
+    check_rank,
+    label,
+    of,
+    ordered_layers,
+    with_indices,
+)
 from mora.system.checks import check_whole, is_number, one_of
 from mora.system.messages import VALUE, shown
 
 INITS = ("official", "identity")
 VARIANTS = ("official", "no-gram", "fixed-gram", "no-specific")
 PAIRINGS = ("top", "bottom", "proportional")
+GRAMS = ("sum", "mean")
 # Past it W is lost in W + alpha C and the squares of a column overflow float32; the published ones are at most 0.1.
 LARGEST_ALPHA = 1e6
 
@@ -57,6 +68,8 @@ class MoraConfig:
         pair_layers: which blocks of towers of unequal depth share factors: those as far from the "top", those as far
             from the "bottom", or those at the same relative height, "proportional".
         adapt: what happens to each tower, {"image": "mora", "text": "lora"}, a method or "frozen"; None: `method`.
+        gram: what G is where several other towers share factors with a block: the "sum" of their Gram matrices, which
+            grows with their number, or the "mean", which keeps what alpha means. None: "mean". Of two towers the same.
         method: "mora", or PEFT's "lora" or "dora", which share `rank`, `dropout`, `targets` and blocks with it.
         lora_alpha: LoRA's and DoRA's scale is s = lora_alpha / rank; None means the rank itself, s = 1, as PEFT's
             defaults have it (r = lora_alpha = 8, no dropout). By tower where it is a mapping.
@@ -78,6 +91,7 @@ class MoraConfig:
     layers: tuple[int, ...] | dict[str, tuple[int, ...]] | None = None
     pair_layers: str = "top"
     adapt: dict[str, str] | None = None
+    gram: str | None = None
     method: str = "mora"
     lora_alpha: float | dict[str, float] | None = None
     use_rslora: bool = False
@@ -96,6 +110,8 @@ class MoraConfig:
         one_of("init", self.init, INITS)
         one_of("variant", self.variant, VARIANTS)
         one_of("backend", self.backend, ("auto", "reference", "torch", "triton"))
+        if self.gram is not None:
+            one_of("gram", self.gram, GRAMS)
         if self.variant == "no-specific" and self.init == "identity":
             raise ValueError(
                 "init: got 'identity' with variant='no-specific', expected 'official': the common term alone has no "
@@ -185,6 +201,14 @@ class MoraConfig:
             targets=self.targets_of(modality),
         )
 
+    def gram_of(self, towers: int) -> str | None:
+        """What G is where so many towers share factors, "mean" or "sum"; None for two, which have one other each."""
+        return (self.gram or "mean") if towers > 2 else None
+
+    def gram_scale(self, others: int) -> float:
+        """The factor of the sum of so many other towers' Gram matrices."""
+        return 1.0 if self.gram == "sum" else 1.0 / others
+
     def mode(self, modality: str) -> str:
         """What happens to one tower: a method, or "frozen"."""
         return self.method if self.adapt is None else self.adapt[modality]
@@ -210,7 +234,7 @@ class MoraConfig:
         return next(self.ranks()) if self.common_rank is None else self.common_rank
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON types; those that earlier versions do not know only where they say something."""
+        """The fields as JSON types; those of `LATER` only where they say something."""
         return {
             field: as_lists(value)
             for field, value in asdict(self).items()
@@ -232,10 +256,8 @@ class MoraConfig:
 
 
 # Fields that earlier versions do not read, and what they mean to them.
-LATER: dict[str, Any] = {
-    **{"layers": None, "pair_layers": "top", "adapt": None, "method": "mora", "lora_alpha": None},
-    **{"use_rslora": False, "rank_pattern": None, "alpha_pattern": None},
-}
+LATER: dict[str, Any] = {"layers": None, "pair_layers": "top", "adapt": None, "gram": None, "method": "mora"}
+LATER |= {"lora_alpha": None, "use_rslora": False, "rank_pattern": None, "alpha_pattern": None}
 
 
 def check_alpha(name: str, alpha: Any) -> float:
@@ -243,23 +265,6 @@ def check_alpha(name: str, alpha: Any) -> float:
     if not is_number(alpha) or not 0 < alpha <= LARGEST_ALPHA:
         raise ValueError(f"{name}: got {shown(alpha)}, expected a positive number of at most {LARGEST_ALPHA:g}")
     return alpha
-
-
-def check_count(name: str, count: Any) -> int:
-    """How many blocks of one tower."""
-    check_whole(name, count, 1)
-    return int(count)
-
-
-def ordered_layers(name: str, layers: Any) -> tuple[int, ...]:
-    """The block indices of one tower, from bottom to top."""
-    if isinstance(layers, str) or not isinstance(layers, Sequence) or not layers:
-        raise ValueError(f"{name}: got {shown(layers)}, expected a non-empty sequence of block indices")
-    for layer in layers:
-        check_whole(name, layer, 0)
-    if len(set(layers)) < len(layers):
-        raise ValueError(f"{name}: got {shown(layers)}, expected each block once")
-    return tuple(sorted(layers))
 
 
 def ordered_targets(name: str, targets: Any) -> tuple[str, ...]:

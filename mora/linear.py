@@ -40,7 +40,9 @@ class MoraLinear(Adapted):
         super().__init__(linear)
         self.modality, self.alpha, self.dropout = modality, config.alpha_of(modality), float(config.dropout)
         self.gram, self.backend = config.variant not in ("no-gram", "fixed-gram"), config.backend
-        fixed = common.expected_root(modality) if config.variant == "fixed-gram" else None
+        scale = config.gram_scale(len(common.others(modality)))
+        self.gram_scale, self.root_scale = (scale if self.gram else 1.0), scale
+        fixed = common.expected_root(modality, scale) if config.variant == "fixed-gram" else None
         self.register_buffer("fixed_root", fixed, persistent=False)
         self._common = (common,)
         self.join(mora_kernels.Group([self], config.backend), 0)
@@ -93,7 +95,11 @@ class MoraLinear(Adapted):
             weight: W in another dtype, in which W_eff is wanted.
         """
         weight, factors = self.weight if weight is None else weight, (*self.factors(), self.alpha)
-        return mora_kernels.effective_weight(weight, *factors, backend=self.backend, common_out=self.common_out)
+        options: dict[str, Any] = {"common_out": self.common_out, "gram_scale": self.gram_scale}
+        return mora_kernels.effective_weight(weight, *factors, backend=self.backend, **options)
+
+    def strengths(self) -> tuple[float, ...]:
+        return self.alpha, self.gram_scale
 
     def settle(self) -> None:
         settle(self)
@@ -108,7 +114,7 @@ class MoraLinear(Adapted):
         if empty and not self.common_magnitude.is_meta:
             fill(self)
             if self.fixed_root is not None:
-                self.fixed_root = self.common.expected_root(self.modality).to(self.fixed_root)
+                self.fixed_root = self.common.expected_root(self.modality, self.root_scale).to(self.fixed_root)
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:

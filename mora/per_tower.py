@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from mora.system.checks import check_whole, is_whole
@@ -84,3 +84,20 @@ def with_indices(rank: Any) -> Any:
     if not isinstance(rank, Mapping):
         return rank
     return {int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 7 else key: rank[key] for key in rank}
+
+
+def check_count(name: str, count: Any) -> int:
+    """How many blocks of one tower."""
+    check_whole(name, count, 1)
+    return int(count)
+
+
+def ordered_layers(name: str, layers: Any) -> tuple[int, ...]:
+    """The block indices of one tower, from bottom to top."""
+    if isinstance(layers, str) or not isinstance(layers, Sequence) or not layers:
+        raise ValueError(f"{name}: got {shown(layers)}, expected a non-empty sequence of block indices")
+    for layer in layers:
+        check_whole(name, layer, 0)
+    if len(set(layers)) < len(layers):
+        raise ValueError(f"{name}: got {shown(layers)}, expected each block once")
+    return tuple(sorted(layers))

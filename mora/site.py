@@ -135,6 +135,10 @@ class Adapted(Site):
         """
         raise NotImplementedError
 
+    def strengths(self) -> tuple[float, ...]:
+        """Plain numbers that what is computed depends on, which no counter of autograd sees change."""
+        return (self.alpha,)
+
     def settle(self) -> None:
         """Start anew from the weight that is there now."""
         raise NotImplementedError

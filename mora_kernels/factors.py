@@ -11,7 +11,8 @@ from torch import Tensor
 class Factors(NamedTuple):
     """One projection: its frozen weight and all that moves it, named as in `effective_weight`.
 
-    `buffer` is where a group is to write W_eff; None: wherever it likes.
+    `buffer` is where a group is to write W_eff; None: wherever it likes. `gram_scale` is a plain factor of the sum
+    of Gram matrices that G is.
     """
 
     weight: Tensor
@@ -24,6 +25,7 @@ class Factors(NamedTuple):
     alpha: float
     common_out: Tensor | None = None
     buffer: Tensor | None = None
+    gram_scale: float = 1.0
 
     @property
     def out_side(self) -> Tensor:
@@ -60,7 +62,8 @@ class Factors(NamedTuple):
         way back.
         """
         every = (self.weight, *self.tensors())
-        return *((t.data_ptr(), 0 if t.is_inference() else t._version, t.dtype) for t in every), self.alpha
+        tensors = ((t.data_ptr(), 0 if t.is_inference() else t._version, t.dtype) for t in every)
+        return *tensors, self.alpha, self.gram_scale
 
     def fingerprint(self) -> tuple[Any, ...]:
         """Return `versions`, and what needs a gradient."""

@@ -259,7 +259,8 @@ class Group:
         for index, bias in zip(indices, biases, strict=True):
             one = self.projections[index]
             factors, common_out = (*one.factors(), one.alpha), getattr(one, "common_out", None)
-            results.append(mora_linear(x, one.weight, bias, *factors, dropout_p, training, self.backend, common_out))
+            options = dropout_p, training, self.backend, common_out, getattr(one, "gram_scale", 1.0)
+            results.append(mora_linear(x, one.weight, bias, *factors, *options))
         return results
 
 

@@ -19,7 +19,7 @@ class Projection(Protocol):
     `factors()` returns the arguments of `effective_weight` between `weight` and `alpha`, in its order. A projection may
     also have `common_out`, S_out [out, r_c] of a weight that is not square, or None, and
     `buffer(dtype, device) -> Tensor | None`: where W_eff is to be written, [out, in] with contiguous rows, for instance
-    its rows of a packed q, k, v weight.
+    its rows of a packed q, k, v weight; and `gram_scale`, a factor of the sum of Gram matrices.
     """
 
     alpha: float
@@ -36,8 +36,9 @@ def snapshot(projection: Projection) -> Factors:
     """Return the present tensors of a projection."""
     common, others, a, b, common_magnitude, specific_magnitude = projection.factors()
     alpha, common_out = float(projection.alpha), getattr(projection, "common_out", None)
-    others = as_tuple(others)
-    return Factors(projection.weight, common, others, a, b, common_magnitude, specific_magnitude, alpha, common_out)
+    own = a, b, common_magnitude, specific_magnitude, alpha, common_out
+    scale = float(getattr(projection, "gram_scale", 1.0))
+    return Factors(projection.weight, common, as_tuple(others), *own, gram_scale=scale)
 
 
 def place(projection: Projection, one: Factors, dtype: torch.dtype) -> Factors:

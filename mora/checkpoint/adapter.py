@@ -56,12 +56,13 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str | N
     folder, tensors = Path(folder), adapter_state_dict(model, adapters.name)
     check_values(str(folder), tensors)
     folder.mkdir(parents=True, exist_ok=True)
+    gram = adapters.config.gram_of(max(map(len, adapters.pairs)))
     weights = pack_tensors(tensors, {"format": "mora-adapter"})
     config = {
         "peft_type": "MORA",  # PEFT refuses a type it does not know, instead of loading something else
         "format": FORMAT,
         "mora_version": __version__,
-        "config": replace(adapters.config, backend="auto").to_dict(),
+        "config": replace(adapters.config, backend="auto", gram=gram).to_dict(),
         "layers": adapters.layers(),
         "towers": {name: {"kind": one.kind, "family": one.family} for name, one in adapters.adapted.items()},
         "base": base,
@@ -172,4 +173,6 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{path}: format {saved['format']}, expected {FORMAT}: saved by mora {saved.get('mora_version')}"
         )
     saved["config"]["backend"] = "auto"  # what computes it is the choice of the machine at hand
+    if len(saved["layers"]) > 2:
+        saved["config"].setdefault("gram", "sum")  # earlier versions knew no other, and did not say
     return saved

@@ -18,7 +18,7 @@ LONGEST_NAME = 200
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SPECIFIC = ("specific_a", "specific_b", "specific_magnitude")
 # What changes the computed weights; dropout, init and backend do not.
-WEIGHT_FIELDS = ("variant", "targets", "common_rank", "rank", "alpha", "lora_alpha")
+WEIGHT_FIELDS = ("variant", "targets", "common_rank", "rank", "alpha", "gram", "lora_alpha")
 
 
 def expected_shapes(pairs: list[Pair], config: MoraConfig) -> dict[str, tuple[int, ...]]:
@@ -73,6 +73,8 @@ def in_force(config: MoraConfig, field: str, pairs: list[Pair]) -> Any:
     """What a field that changes weights says for some blocks: one value for each where it may differ."""
     if field == "common_rank":
         return config.shared_rank if "mora" in config.modes() else None
+    if field == "gram":
+        return config.gram_of(max(map(len, pairs)))
     slots = [slot for pair in pairs for slot in pair.values()]
     coupled = [slot.modality for slot in slots if config.mode(slot.modality) == "mora"]
     values: dict[str, Any] = {}
