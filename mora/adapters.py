@@ -14,8 +14,8 @@ from mora.factors import CommonFactors
 from mora.keeping import OneCall
 from mora.linear import MoraLinear
 from mora.lora.group import LoraGroup
+from mora.projection.adapted import Adapted
 from mora.shared_input import SharedInput
-from mora.site import Adapted
 from mora.start import factor_dtype
 from mora.switch import Switch
 from mora.system.messages import listed, shown
@@ -68,7 +68,7 @@ class Adapters(nn.Module):
         self.common = nn.ModuleList()
         for pair in pairs:
             modality, slot = next(iter(pair.items()))
-            weight = slot.linear(config.targets_of(modality)[0]).weight
+            weight = slot.outline(config.targets_of(modality)[0])
             sharing = {modality: slot for modality, slot in pair.items() if config.mode(modality) == "mora"}
             widths = {modality: slot.width(config.targets_of(modality)) for modality, slot in sharing.items()}
             others = {modality: slot.further(config.targets_of(modality)) for modality, slot in sharing.items()}
@@ -81,7 +81,7 @@ class Adapters(nn.Module):
         super()._load_from_state_dict(*args)
         for common, pair in zip(self.common_factors(), self.pairs, strict=True):
             targets = {name: self.config.targets_of(name) for name in pair}
-            common.materialise({name: slot.weight(targets[name][0]).device for name, slot in pair.items()})
+            common.materialise({name: slot.outline(targets[name][0]).device for name, slot in pair.items()})
 
     @property
     def adapted(self) -> dict[str, Tower]:

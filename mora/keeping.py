@@ -11,7 +11,7 @@ from torch import nn
 
 from mora.hooks import Calls
 from mora.lora.group import LoraGroup
-from mora.site import Adapted
+from mora.projection.adapted import Adapted
 from mora.system.checks import check_whole
 from mora_kernels import Group, kept
 from mora_kernels.shelf import MOST

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 import mora_kernels
 from mora.config import MoraConfig
 from mora.factors import CommonFactors
-from mora.site import Adapted, Guest
+from mora.projection.adapted import Adapted
+from mora.projection.guest import Guest
+from mora.site import HeldSite
 from mora.start import check_call, column_norms, fill, follow, settle
 from mora_kernels import backend as backends
 
@@ -46,7 +48,7 @@ class MoraLinear(Adapted):
         self.register_buffer("fixed_root", fixed, persistent=False)
         self._common = (common,)
         self.join(mora_kernels.Group([self], config.backend), 0)
-        (rows, size), rank = self.weight.shape, config.specific_rank(modality)
+        (rows, size), rank = self.outline.shape, config.specific_rank(modality)
         self.common_name = common.name(modality, size)
         self.common_out_name = None if rows == size else common.name(modality, rows)
         norm, self.identity = column_norms(self.weight), config.init == "identity"
@@ -126,7 +128,7 @@ class MoraLinear(Adapted):
     def path(self) -> tuple[str, str]:
         """(backend, reason): what computes this projection where it is now, or that its backend cannot run there."""
         try:
-            return backends.explain(self.backend, self.weight.device, self.weight.dtype)
+            return backends.explain(self.backend, self.outline.device, self.outline.dtype)
         except RuntimeError as error:
             return f"{self.backend} (cannot run)", str(error)
 
@@ -138,6 +140,10 @@ class MoraLinear(Adapted):
             f"common_rank={self.common.rank}, specific_rank={specific}, alpha={self.alpha}, dropout={self.dropout}, "
             f"backend={backend}"
         )
+
+
+class HeldMoraLinear(HeldSite, MoraLinear):
+    """A MoraLinear on weights that are quantised, or elsewhere between two calls."""
 
 
 class MoraGuest(Guest, MoraLinear):

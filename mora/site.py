@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mora.bases import Base, base_of
 from mora.choice import Choice
-from mora.switch import Switch
+from mora_kernels.factors import Origin
 
 
 class Site(nn.Module):
@@ -25,6 +26,8 @@ class Site(nn.Module):
 
     weight: Tensor
     bias: Tensor | None
+    base: Base | None = None  # where the weight is made from; None: it is a parameter
+    origin: Callable[[], Origin] | None = None
 
     def __init__(self, linear: Any) -> None:
         super().__init__()
@@ -36,15 +39,28 @@ class Site(nn.Module):
         """Keep the parameters of `linear` under their own names."""
         self.weight, self.bias = linear.weight, linear.bias
 
+    def give(self, linear: Any) -> None:
+        """Let `linear` hold the parameters as they are now."""
+        linear.weight, linear.bias = self.weight, self.bias
+
+    def write(self, weight: Tensor) -> None:
+        """Put other values [out, in] in the place of the frozen weight."""
+        self.weight.copy_(weight)
+
+    @property
+    def outline(self) -> Tensor:
+        """A tensor of the weight's shape, dtype and device, whose values are not to be read: the weight, if it is."""
+        return self.weight
+
     @property
     def in_features(self) -> int:
         """Width of the input."""
-        return self.weight.shape[1]
+        return self.outline.shape[1]
 
     @property
     def out_features(self) -> int:
         """Width of the output."""
-        return self.weight.shape[0]
+        return self.outline.shape[0]
 
     @property
     def stand(self) -> Site:
@@ -58,139 +74,114 @@ class Site(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., out] for x [..., in]."""
         one = self.present()
-        return F.linear(x, self.weight, self.bias) if one is None else one.together(x)
+        return self.frozen(x) if one is None else one.together(x)
 
     def alone(self, x: Tensor) -> Tensor:
         """As `forward`, for an x that no other projection reads: nothing is computed for the others of q, k, v."""
         one = self.present()
-        return F.linear(x, self.weight, self.bias) if one is None else one.product(x)
+        return self.frozen(x) if one is None else one.product(x)
+
+    def frozen(self, x: Tensor) -> Tensor:
+        """What the projection that is stood for computes."""
+        return F.linear(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
 
 
-class Adapted(Site):
-    """A site with an adapter of its own, whatever the method: `mora.MoraLinear`, `mora.lora.linear.LoraLinear`.
+class HeldSite(Site):
+    """A site whose frozen weight is made anew whenever it is read, from what a linear of another library holds.
 
-    Attributes:
-        kinds: names of the tensors of the adapter, those that are None included.
-        modality: of the tower.
-        alpha: plain factor of the update.
-        dropout: probability, in training.
-        backend: of the configuration.
-        builds: whether W_eff is built here and now for a product of its own.
-        switch: of the model.
-        place: (group of what is built together, number there).
-        shared_input: of the others of q, k, v; None where they are not computed together.
+    The linear stays out of sight, and everything that is done to the parameters is done to it: it knows how its codes
+    and scales are moved, saved and loaded. Names in `state_dict` are its own.
     """
 
-    kinds: ClassVar[tuple[str, ...]]
-    modality: str
-    alpha: float
-    dropout: float
-    backend: str
-    place: tuple[Any, int]
+    base: Base
 
-    def __init__(self, linear: Any) -> None:
-        super().__init__(linear)
-        self.switch = Switch()
-        self.shared_input: Any = None
-
-    @property
-    def builds(self) -> bool:
-        raise NotImplementedError
-
-    def join(self, group: Any, index: int) -> None:
-        """Be built as number `index` of `group`, together with the other projections of a model."""
-        self.place = (group, index)
-
-    def present(self) -> Any:
-        """Itself; where there are several adapters, the one that computes here and now."""
-        return self if self.choice is None else self.choice.at(self.number)
-
-    def together(self, x: Tensor) -> Tensor:
-        """Return [..., out] for x [..., in]; inside `mora.disabled`, the frozen projection."""
-        if self.shared_input is not None and self.shared_input.share(self):
-            shared: Tensor = self.shared_input.project(self, x)
-            return shared
-        return self.product(x)
-
-    def product(self, x: Tensor) -> Tensor:
-        """The same for this projection alone, whatever computes beside it."""
-        if not self.switch.is_on:
-            return F.linear(x, self.weight, self.bias)
-        group, index = self.place
-        y: Tensor = group.linear(index, x, self.bias, self.dropout, self.training)
-        return y
-
-    def buffer(self, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        """Where W_eff [out, in] is to be written; None: wherever the group likes."""
-        return None
-
-    def effective_weight(self, weight: Tensor | None = None) -> Tensor:
-        """W_eff [out, in] in the dtype of the weight: what `merge` writes.
-
-        Args:
-            weight: W in another dtype, in which W_eff is wanted.
-        """
-        raise NotImplementedError
-
-    def strengths(self) -> tuple[float, ...]:
-        """Plain numbers that what is computed depends on, which no counter of autograd sees change."""
-        return (self.alpha,)
-
-    def settle(self) -> None:
-        """Start anew from the weight that is there now."""
-        raise NotImplementedError
-
-    def follow(self, loaded: bool) -> None:
-        """After weights were loaded: start anew from them where nothing was trained, else say that it was."""
-        raise NotImplementedError
-
-    def path(self) -> tuple[str, str]:
-        """(backend, reason): what computes this projection where it is now, or that its backend cannot run there."""
-        raise NotImplementedError
-
-    def __prepare_scriptable__(self) -> Any:
-        raise RuntimeError(
-            "torch.jit.script cannot hold adapters; expected a merged model (mora.merge(copy.deepcopy(model))), or "
-            "torch.export"
-        )
-
-
-class Guest(Adapted):
-    """An adapted projection whose frozen weight belongs to a site at which other adapters compute as well.
-
-    Args:
-        linear: the site; it is what stands in the model, is called, and says whether it is in training.
-    """
-
-    def hold(self, linear: Site) -> None:
-        """Remember where the weight is; it stays with its owner."""
-        self._site = (linear,)
-
-    @property
-    def stand(self) -> Site:
-        return self._site[0]
+    def hold(self, linear: Any) -> None:
+        """Keep the linear as it is."""
+        base = linear.base if isinstance(linear, HeldSite) else base_of(linear)
+        assert base is not None
+        self.base = base
+        self._parameters.update(base.linear._parameters)
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """W [out, in]."""
-        return self._site[0].weight
+        """W [out, in], dequantised now."""
+        return self.base.weight()
 
     @property
     def bias(self) -> Tensor | None:  # type: ignore[override]
         """b [out] or None."""
-        return self._site[0].bias
+        return self.base.bias
 
     @property
-    def training(self) -> bool:
-        """Whether the site is."""
-        return self._site[0].training
+    def outline(self) -> Tensor:
+        return self.base.outline
 
-    @training.setter
-    def training(self, mode: bool) -> None:
-        """The site's own `train` decides."""
+    def origin(self) -> Origin:
+        """What W is made from."""
+        return self.base.origin()
+
+    def give(self, linear: Any) -> None:
+        """Nothing to do: the linear holds what it held."""
+
+    def write(self, weight: Tensor) -> None:
+        self.base.write(weight)
+
+    def frozen(self, x: Tensor) -> Tensor:
+        return self.base.product(x)
+
+    def apart(self) -> dict[str, nn.Parameter | None]:
+        """Let go of the linear's parameters, and return this module's own."""
+        own = {name: one for name, one in self._parameters.items() if name not in self.base.linear._parameters}
+        self._parameters.clear()
+        self._parameters.update(own)
+        return own
+
+    def join_again(self) -> None:
+        """Register the linear's parameters as they are now before this module's own."""
+        own = self.apart()
+        self._parameters.clear()
+        self._parameters.update({**self.base.linear._parameters, **own})
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """As in `nn.Module`; what the linear holds is moved by the linear."""
+        self.apart()
+        try:
+            self.base.linear._apply(fn)
+            super()._apply(fn, recurse)
+        finally:
+            self.join_again()
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """As in `nn.Module`; first what the linear saves."""
+        self.base.linear._save_to_state_dict(destination, prefix, keep_vars)
+        self.apart()
+        try:
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+        finally:
+            self.join_again()
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, metadata: Any, strict: bool, missing: Any, unexpected: Any, errors: Any
+    ) -> None:
+        """As in `nn.Module`; the linear loads what it holds, and nobody may expect the other's tensors."""
+        theirs: list[str] = []
+        ours: list[str] = []
+        self.base.linear._load_from_state_dict(state_dict, prefix, metadata, strict, missing, theirs, errors)
+        self.apart()
+        try:
+            super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, ours, errors)
+        finally:
+            self.join_again()
+        unexpected += [name for name in ours if name in theirs]
+
+
+def site_of(linear: Any) -> Site:
+    """A site that stands for `linear`."""
+    return Site(linear) if base_of(linear) is None else HeldSite(linear)
 
 
 def present(module: Any) -> Any:

@@ -10,7 +10,7 @@ from mora.adapters import DEFAULT, Adapters, adapters_of, host_of, unwrap
 from mora.config import MoraConfig
 from mora.linear import MoraLinear
 from mora.lora.linear import LoraLinear
-from mora.site import Adapted
+from mora.projection.adapted import Adapted
 from mora.towers.custom import CustomTower
 from mora.towers.find import recipe_of
 

@@ -43,7 +43,7 @@ def lora_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float, magnitude: T
 
 def lora_linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     a: Tensor,
     b: Tensor,
@@ -51,17 +51,22 @@ def lora_linear(
     magnitude: Tensor | None = None,
     dropout_p: float = 0.0,
     training: bool = True,
+    frozen: Tensor | None = None,
 ) -> Tensor:
     """Return equation (5), or (6) with a magnitude, [..., out] for x [..., in] by thin products, in the frozen dtype.
 
     The update is computed in the dtype of its factors, float32 beside half-precision weights, and rounded with the sum.
-    Gradients flow to x, A, B and m; W and the norm in g get none.
+    Gradients flow to x, A, B and m; the norm in g counts as a constant. `frozen` is W x + b where others compute
+    it; LoRA needs no weight then.
     """
     dropped = F.dropout(x, dropout_p, training) if training and dropout_p > 0 else x
     update = F.linear(F.linear(dropped.to(a.dtype), a) * scale, b)
     if magnitude is None:
-        frozen = F.linear(x, weight, bias)
+        if frozen is None:
+            assert weight is not None
+            frozen = F.linear(x, weight, bias)
         return (frozen + update).to(frozen.dtype)
+    assert weight is not None
     g = row_scale(weight, a, b, scale, magnitude)
     if dropped is x:
         frozen = F.linear(x, weight)

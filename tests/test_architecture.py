@@ -18,9 +18,10 @@ SOURCES = sorted([*ROOT.glob("mora/**/*.py"), *ROOT.glob("mora_kernels/**/*.py")
 FLOORS = (
     ("mora_kernels",),
     ("mora.version", "mora.hooks", "mora.rows", "mora.switch"),
-    ("mora.choice",),
-    ("mora.site",),
     ("mora.system",),
+    ("mora.bases", "mora.choice"),
+    ("mora.site",),
+    ("mora.projection",),
     ("mora.batch_norm", "mora.names", "mora.per_tower"),
     ("mora.lora",),
     ("mora.config", "mora.tiny"),

@@ -35,7 +35,7 @@ def expected_shapes(pairs: list[Pair], config: MoraConfig) -> dict[str, tuple[in
     for slot in (slot for pair in pairs for slot in pair.values()):
         for target in config.targets_of(slot.modality):
             rank, mode = config.rank_of(slot.modality, slot.layer, target), config.mode(slot.modality)
-            name, (rows, columns) = slot.label(target), slot.weight(target).shape
+            name, (rows, columns) = slot.label(target), slot.outline(target).shape
             if mode != "mora":
                 shapes |= {f"{name}.lora_a": (rank, columns), f"{name}.lora_b": (rows, rank)}
                 shapes |= {f"{name}.magnitude": (rows,)} if mode == "dora" else {}

@@ -47,7 +47,11 @@ class LoraGroup:
         masked = training and dropout_p > 0
         if masked or not one.builds or (torch.is_grad_enabled() and (x.requires_grad or one.trains())):
             a, b, scale, magnitude = one.factors()
-            return lora_linear(x, one.weight, bias, a, b, scale, magnitude, dropout_p, training)
+            if one.base is None:
+                return lora_linear(x, one.weight, bias, a, b, scale, magnitude, dropout_p, training)
+            frozen = one.stand.frozen(x)
+            weight = None if magnitude is None else one.weight.to(frozen.dtype)
+            return lora_linear(x, weight, bias, a, b, scale, magnitude, dropout_p, training, frozen)
         return F.linear(x, self.built(index, x.dtype), bias)
 
     def built(self, index: int, dtype: torch.dtype) -> Tensor:

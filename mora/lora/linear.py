@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from mora.lora.group import LoraGroup
 from mora.lora.start import draw, follow, row_norms, settle
-from mora.site import Adapted, Guest
+from mora.projection.adapted import Adapted
+from mora.projection.guest import Guest
+from mora.site import HeldSite
 from mora_kernels.lora import lora_weight
 from mora_kernels.numerics import accumulation_dtype
 
@@ -49,8 +51,8 @@ class LoraLinear(Adapted):
         self.rank, self.alpha, self.dropout = rank, scale, float(dropout)
         self.modality, self.backend = modality, backend
         self.join(LoraGroup([self]), 0)
-        (rows, size), weight = self.weight.shape, self.weight
-        own = torch.zeros((), dtype=accumulation_dtype(weight), device=weight.device)
+        (rows, size), outline = self.outline.shape, self.outline
+        own = torch.zeros((), dtype=accumulation_dtype(outline), device=outline.device)
         self.lora_a = nn.Parameter(own.new_empty(rank, size))
         self.lora_b = nn.Parameter(own.new_zeros(rows, rank))
         draw(self.lora_a)
@@ -58,19 +60,19 @@ class LoraLinear(Adapted):
         if not dora:
             self.register_parameter("magnitude", None)
             return
-        norm = row_norms(weight)
+        norm = row_norms(self.weight)
         self.start = None if norm.is_meta else norm.cpu()
         self.magnitude = nn.Parameter(norm.clone())
 
     def factors(self) -> tuple[Tensor, Tensor, float, Tensor | None]:
         """A, B, s and m or None."""
-        if self.magnitude is not None and self.start is None and not self.weight.is_meta:
+        if self.magnitude is not None and self.start is None and not self.outline.is_meta:
             settle(self)
         return self.lora_a, self.lora_b, self.alpha, self.magnitude
 
     def trains(self) -> bool:
         """Whether a tensor of this projection requires grad."""
-        own = (self.lora_a, self.lora_b, self.magnitude, self.weight, self.bias)
+        own = (self.lora_a, self.lora_b, self.magnitude, self.outline, self.bias)
         return any(tensor is not None and tensor.requires_grad for tensor in own)
 
     @property
@@ -78,7 +80,7 @@ class LoraLinear(Adapted):
         """Whether W_eff is built here for a product of its own: in half precision it would lose small updates."""
         if self.backend == "reference" or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
             return False
-        wide = self.weight.dtype in (torch.float32, torch.float64)
+        wide = self.base is None and self.weight.dtype in (torch.float32, torch.float64)
         return wide and not torch.is_autocast_enabled(self.weight.device.type)
 
     def effective_weight(self, weight: Tensor | None = None) -> Tensor:
@@ -119,6 +121,10 @@ class LoraLinear(Adapted):
             f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self.modality}, {method}, "
             f"rank={self.rank}, scale={self.alpha:g}, dropout={self.dropout}"
         )
+
+
+class HeldLoraLinear(HeldSite, LoraLinear):
+    """A LoraLinear on weights that are quantised, or elsewhere between two calls."""
 
 
 class LoraGuest(Guest, LoraLinear):

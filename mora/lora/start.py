@@ -31,7 +31,7 @@ def materialise(projection: Any) -> None:
     for name in projection.kinds:
         parameter = getattr(projection, name)
         if parameter is not None:
-            empty = torch.zeros_like(parameter, device=projection.weight.device)
+            empty = torch.zeros_like(parameter, device=projection.outline.device)
             setattr(projection, name, nn.Parameter(empty, requires_grad=parameter.requires_grad))
     draw(projection.lora_a)
     projection.start = None
@@ -52,7 +52,7 @@ def follow(projection: Any, loaded: bool) -> None:
 
     `loaded` says that the adapter's own tensors came with the weights, and so belong to them.
     """
-    if projection.weight.is_meta:
+    if projection.outline.is_meta:
         return
     if projection.lora_a.is_meta:
         materialise(projection)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from mora.bases import base_of
 from mora.config import MoraConfig
 from mora.factors import CommonFactors
-from mora.linear import MoraGuest, MoraLinear
-from mora.lora.linear import LoraGuest, LoraLinear
-from mora.site import Adapted, Guest, Site
+from mora.linear import HeldMoraLinear, MoraGuest, MoraLinear
+from mora.lora.linear import HeldLoraLinear, LoraGuest, LoraLinear
+from mora.projection.adapted import Adapted
+from mora.projection.guest import Guest
+from mora.site import Site
 from mora.towers.packed import PackedAdapted, PackedSite, PackedSlice
 
 
@@ -47,10 +50,11 @@ def adapted_at(linear: Any, common: CommonFactors, slot: Any, target: str, confi
         config: of that block.
     """
     packed, guest = isinstance(linear, (PackedSlice, PackedSite)), isinstance(linear, Site)
+    held = not packed and not guest and base_of(linear) is not None
     modality, mode = slot.modality, config.mode(slot.modality)
     if mode == "mora":
-        kind = ((MoraLinear, MoraGuest), (PackedMoraLinear, PackedMoraGuest))[packed][guest]
+        kind = HeldMoraLinear if held else ((MoraLinear, MoraGuest), (PackedMoraLinear, PackedMoraGuest))[packed][guest]
         return kind(linear, common, modality, config)
-    lora = ((LoraLinear, LoraGuest), (PackedLoraLinear, PackedLoraGuest))[packed][guest]
+    lora = HeldLoraLinear if held else ((LoraLinear, LoraGuest), (PackedLoraLinear, PackedLoraGuest))[packed][guest]
     rank, scale = config.rank_of(modality, slot.layer, target), config.scale_of(modality, slot.layer, target)
     return lora(linear, rank, scale, mode == "dora", config.dropout, modality, config.backend)

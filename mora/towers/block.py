@@ -9,8 +9,9 @@ from torch import nn
 from mora.config import MoraConfig
 from mora.factors import CommonFactors
 from mora.names import MLP
+from mora.projection.adapted import Adapted
 from mora.shared_input import SharedInput
-from mora.site import Adapted, Site
+from mora.site import Site
 from mora.towers.layouts import Separate
 from mora.towers.packed import PackedSlice
 from mora.towers.slots import Slot
@@ -82,6 +83,9 @@ class BlockSlot(Slot):
             if part.projections:
                 part.restore()
         self.projections, self.shared_input = {}, None
+
+    def swap(self, target: str, linear: nn.Module) -> None:
+        self.part(target).swap(target, linear)
 
     def watch(self, shared_input: SharedInput) -> None:
         super().watch(shared_input)

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from mora.config import MoraConfig
 from mora.factors import CommonFactors
 from mora.hooks import share_hooks
+from mora.projection.adapted import Adapted
 from mora.shared_input import SharedInput
-from mora.site import Adapted, Site
+from mora.site import Site
 from mora.towers.adapted import adapted_at
 from mora.towers.admission import check_linear
 from mora.towers.packed import PACKED, PackedProjections, PackedSite, PackedSlice
@@ -83,7 +84,7 @@ class FusedSlot(SeparateSlot):
         found = getattr(holder, name, None)
         if isinstance(found, FusedLinear):
             return found
-        linear = check_linear(found, path, target)
+        linear = check_linear(found, path, target, packed=True)
         if linear.out_features % 3:
             raise ValueError(f"model: {path} has {linear.out_features} rows, expected as many each of q, k and v")
         if getattr(holder, "q_bias", None) is not None and not hasattr(holder, ADDS):

@@ -10,7 +10,8 @@ from torch import nn
 from mora.config import MoraConfig
 from mora.factors import CommonFactors
 from mora.hooks import share_hooks
-from mora.site import Adapted, Site
+from mora.projection.adapted import Adapted
+from mora.site import Site
 from mora.towers.adapted import adapted_at
 from mora.towers.admission import check_linear, check_packed
 from mora.towers.attention import MultiheadAttention, OpenClipAttention, unsupported
@@ -29,7 +30,7 @@ class PackedSlot(Slot):
         if reasons := unsupported(self.attention):
             raise ValueError(f"model: {self.path} cannot be adapted: {'; '.join(reasons.values())}")
         if target == "out":
-            return check_linear(self.attention.out_proj, f"{self.path}.out_proj", target)
+            return check_linear(self.attention.out_proj, f"{self.path}.out_proj", target, packed=True)
         return PackedSlice(self.attention, PACKED.index(target))
 
     def replaced(self, targets: tuple[str, ...]) -> dict[str, nn.Module]:

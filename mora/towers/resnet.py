@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from mora.config import MoraConfig
 from mora.factors import CommonFactors
 from mora.hooks import share_hooks
-from mora.site import Adapted, Site, present
+from mora.projection.adapted import Adapted
+from mora.site import Site, present
 from mora.towers.admission import altered, class_name
 from mora.towers.cutting import CutTower
 from mora.towers.layouts import Layout, Separate
