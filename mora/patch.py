@@ -27,9 +27,9 @@ from mora.bases.holding import check_holding
 from mora.batch_norm import hold_statistics, release_statistics
 from mora.config import MoraConfig, check_fields
 from mora.first_step import await_first_step
-from mora.linear import MoraLinear
 from mora.liveness import check_runs
 from mora.pairing import pair_blocks, slots_of
+from mora.projection.adapted import Adapted
 from mora.site import Site
 from mora.snapshot import PLACE, Snapshot, digest
 from mora.streams.merging import apart, divide
@@ -156,7 +156,7 @@ def merge(model: nn.Module, keep: bool = False, dequantise: bool = False, per_mo
 def write(
     model: nn.Module,
     weights: Mapping[str, Tensor],
-    projections: Mapping[str, MoraLinear],
+    projections: Mapping[str, Adapted],
     keep: bool = False,
     dequantise: bool = False,
 ) -> None:
@@ -253,11 +253,14 @@ def check_pairs(pairs: list[Pair], config: MoraConfig) -> None:
             f"model: got adapted blocks on several devices ({found}), expected one: W_eff is built at once"
         )
     for slot, targets in slots:
-        width, specific = slot.width(targets), config.specific_rank(slot.modality, slot.layer)
+        width, coupled = slot.width(targets), config.mode(slot.modality) == "mora"
         width = min([width, *slot.further(targets)])
-        for name, rank in (("rank", specific), ("common_rank", config.shared_rank)):
+        ranks = [("rank", config.rank_of(slot.modality, slot.layer, target)) for target in targets]
+        for name, rank in (*ranks, *([("common_rank", config.shared_rank)] if coupled else [])):
             if rank > width:
                 raise ValueError(f"{name}: got {rank}, expected at most {width}, the width of {slot.path}")
+        if not coupled:
+            continue
         weight = slot.outline(targets[0])
         backends.explain(config.backend, place_of(weight), weight.dtype)
 
@@ -268,7 +271,7 @@ def place_of(weight: Tensor) -> torch.device:
 
 
 def install(model: nn.Module, adapters: Adapters) -> None:
-    """Put every MoraLinear in its place and see that it runs; after an error everything stands as before."""
+    """Put every adapted projection in its place and see that it runs; after an error everything stands as before."""
     done: list[Slot] = []
     try:
         for common, pair in zip(adapters.common_factors(), adapters.pairs, strict=True):

@@ -81,7 +81,7 @@ def load_official(model: nn.Module, path: str | os.PathLike[str]) -> tuple[Tenso
         metadata,
         layers,
         targets,
-        replace(config, layers=None, first_layer=layers[0], pair_layers="top", adapt=None),
+        replace(config, layers=None, first_layer=layers[0], pair_layers="top", adapt=None, method="mora"),
     )
     pairs = pairs_for(path, model, theirs, layers)
     tensors = {name if not name.startswith("common") else rename(name, layers): t for name, t in tensors.items()}
@@ -136,6 +136,8 @@ def save_official(
     """
     adapters = adapters_of(model)
     config = adapters.config
+    if config.modes() != {"mora"}:
+        raise ValueError(f"model: got {' and '.join(sorted(config.modes()))}, expected MoRA: that format has no other")
     if config.variant != "official":
         raise ValueError(f"model: got variant {config.variant!r}, expected 'official': that format has no other")
     ranks = official_ranks(adapters)
