@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mora.hooks import share_hooks
-from mora.linear import MoraLinear
+from mora.projection.adapted import Adapted
 from mora.streams.calls import Routes
 from mora.streams.merged import ModalityLinear
 from mora.streams.site import StreamSite
@@ -37,7 +37,7 @@ class Apart:
 
 def apart(
     model: nn.Module,
-    projections: Mapping[str, MoraLinear],
+    projections: Mapping[str, Adapted],
     weights: Mapping[str, Tensor],
     per_modality: bool,
     keep: bool,
