@@ -10,7 +10,7 @@ from typing import Any
 from mora.data.table_files import load_table
 from mora.data.tables import Missing
 from mora.evaluation.cosines import report
-from mora.evaluation.cosines.models import ADAPTED, PRETRAINED, before, open_model, open_rows
+from mora.evaluation.cosines.models import ADAPTED, AS_IS, PRETRAINED, before, open_model, open_rows
 from mora.evaluation.cosines.retrieval import evaluate_retrieval
 from mora.evaluation.cosines.zero_shot import TEMPLATES, evaluate_zero_shot
 from mora.evaluation.report import print_table
@@ -93,7 +93,9 @@ def compare(
             templates=tuple(templates) if kind == ZERO_SHOT else (),
         )
         written = report.write(found, out)
-    print_table(console, report.table_of(found))
+    table = report.table_of(found)
+    console.print(printable(f"{table.title}; {found.data['name']}, {found.data['split']} split"), highlight=False)
+    print_table(console, report.narrow(table))
     console.print(f"Written: {printable(', '.join(map(str, written)))}", highlight=False, markup=False, soft_wrap=True)
     return found
 
@@ -107,5 +109,5 @@ def before_and_after(run: LoadedRun, savings: Savings, score: Any, bar_of: Any, 
                 untrained.model.save(savings)
                 results += score(untrained, progress=advance, state=PRETRAINED)
         run.model.save(savings)
-        results += score(run, progress=advance, state=ADAPTED if run.data else PRETRAINED)
+        results += score(run, progress=advance, state=ADAPTED if run.data else AS_IS)
     return results
