@@ -21,6 +21,7 @@ NAVIGATION = {
         "usage",
         "adapters",
         "your_own_model",
+        "single_stream",
     ],
     "Reference": ["commands", "api", "models", "gallery"],
     "Background": [
