@@ -14,7 +14,7 @@ from mora.evaluation.cosines.models import ADAPTED, AS_IS, PRETRAINED, before, o
 from mora.evaluation.cosines.retrieval import evaluate_retrieval
 from mora.evaluation.cosines.zero_shot import TEMPLATES, evaluate_zero_shot
 from mora.evaluation.report import print_table
-from mora.evaluation.run import Source, bar, described, labels_of, make_console
+from mora.evaluation.run import Source, about, bar, described, labels_of, make_console
 from mora.runs.run import LoadedRun
 from mora.savings import Savings
 from mora.system.folders import remove_leftovers
@@ -84,10 +84,7 @@ def compare(
         found = report.Comparison(
             kind=kind,
             results=results,
-            models=[
-                {"label": label, "folder": str(run.folder), "method": run.method, "config": run.config}
-                for label, run in zip(labels, runs, strict=True)
-            ],
+            models=[about(label, run) for label, run in zip(labels, runs, strict=True)],
             data=described(dataset, source),
             command=command,
             templates=tuple(templates) if kind == ZERO_SHOT else (),
