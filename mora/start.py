@@ -143,7 +143,7 @@ def check_call(projection: Projection) -> None:
     if len({tensor.is_meta for tensor in (weight, magnitude, common)}) > 1:
         raise RuntimeError(
             "mora: an adapter and its frozen weight are not both in memory (one is on the meta device); expected both: "
-            "load weights with load_state_dict on the whole model, and do not offload adapted blocks (accelerate)"
+            "load weights with load_state_dict on the whole model; with accelerate, offload first and patch then"
         )
     if projection.backend != "reference" and torch._C._functorch.peek_interpreter_stack() is not None:
         raise RuntimeError(
