@@ -24,6 +24,7 @@ from mora.adapters import (
     unwrap,
 )
 from mora.bases.holding import check_holding
+from mora.bases.sharded import check_whole
 from mora.batch_norm import hold_statistics, release_statistics
 from mora.config import MoraConfig, check_fields
 from mora.first_step import await_first_step
@@ -114,6 +115,7 @@ def unpatch(model: nn.Module) -> nn.Module:
     Raises ValueError when `model` is not patched.
     """
     host, inner = host_of(model), unwrap(model)
+    check_whole(inner, "unpatch")
     take_out(inner, host)
     return model
 
@@ -138,6 +140,7 @@ def merge(model: nn.Module, keep: bool = False, dequantise: bool = False) -> nn.
     adapters = adapters_of(model)
     projections = dict(adapters.projections())
     check_holding(projections, dequantise)
+    check_whole(unwrap(model), "merge")
     write(model, effective_weights(adapters), projections, keep, dequantise)
     return model
 
@@ -155,6 +158,7 @@ def write(
     Raises as `check_holding` does.
     """
     inner, held = unwrap(model), check_holding(projections, dequantise)
+    check_whole(inner, "merge")
     host = host_of(inner)
     places = {
         slot.label(t): (slot, t) for one in host.every().values() for slot in one.slots() for t in slot.projections

@@ -103,7 +103,9 @@ def check_plain(module: nn.Module, names: Iterable[str], path: str) -> None:
         if hasattr(parameter, "ds_id"):
             raise ValueError(f"model: {path}.{name} is partitioned by DeepSpeed ZeRO-3: {UNDO['deepspeed']}")
         if hasattr(parameter, "device_mesh"):
-            raise ValueError(f"model: {path}.{name} is sharded (DTensor), expected a whole one: patch before sharding")
+            raise ValueError(
+                f"model: {path}.{name} is sharded (DTensor), expected a whole one: patch first, then fully_shard"
+            )
         if type(parameter) is not nn.Parameter or type(parameter.data) is not Tensor:
             raise ValueError(
                 f"model: {path}.{name} is a {class_name(parameter)}, expected a plain tensor{advice(parameter)}"
