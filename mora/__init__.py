@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mora.classifier import MissingModalityClassifier
     from mora.config import PRESETS, MoraConfig
     from mora.diagnosis import Diagnosis, diagnose
+    from mora.evaluation.cosines.embed import embed
     from mora.keeping import forget, keeping
     from mora.linear import MoraLinear
     from mora.named import active_adapter, add_adapter, combine, delete_adapter, set_adapter, unmerge, using
@@ -51,6 +52,7 @@ __all__ = [
     "delete_adapter",
     "diagnose",
     "disabled",
+    "embed",
     "forget",
     "keeping",
     "load_adapter",
@@ -77,6 +79,7 @@ NAMES = {
     "mora.classifier": ("MissingModalityClassifier",),
     "mora.config": ("PRESETS", "MoraConfig"),
     "mora.diagnosis": ("Diagnosis", "diagnose"),
+    "mora.evaluation.cosines.embed": ("embed",),
     "mora.keeping": ("forget", "keeping"),
     "mora.linear": ("MoraLinear",),
     "mora.named": (
