@@ -147,6 +147,11 @@ def check_call(projection: Projection) -> None:
             "mora: an adapted projection is sharded (DTensor), and W_eff needs whole weights and factors: call the "
             "model through its root, to which fully_shard was applied last, or register_fsdp_forward_method there"
         )
+    if not magnitude.numel() and hasattr(magnitude, "ds_id"):
+        raise RuntimeError(
+            "mora: an adapter is partitioned by DeepSpeed ZeRO-3, and W_eff needs whole weights and factors: use DDP, "
+            "FSDP2, or ZeRO stage 1 or 2"
+        )
     if len({tensor.is_meta for tensor in (weight, magnitude, common)}) > 1:
         raise RuntimeError(
             "mora: an adapter and its frozen weight are not both in memory (one is on the meta device); expected both: "
