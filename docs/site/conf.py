@@ -22,6 +22,7 @@ NAVIGATION = {
         "adapters",
         "bases",
         "your_own_model",
+        "single_stream",
     ],
     "Reference": ["commands", "api", "models", "gallery"],
     "Background": [
