@@ -204,8 +204,8 @@ def check_untied(model: nn.Module, replaced: dict[str, nn.Module]) -> None:
 
 def weights_of(module: nn.Module) -> list[Tensor]:
     """The weights of a replaced module that merging may write."""
-    found = [getattr(module, name, None) for name in ("in_proj_weight", "weight")]
-    return [weight for weight in found if isinstance(weight, Tensor)]
+    found = [module._parameters.get(name) for name in ("in_proj_weight", "weight")]
+    return [weight for weight in found if weight is not None]
 
 
 def span(tensor: Tensor) -> tuple[int, int]:
