@@ -132,8 +132,8 @@ def merge(model: nn.Module, keep: bool = False, dequantise: bool = False, per_mo
         model: a patched CLIP.
         keep: whether the model remembers its adapters and the original weights of what is written (their memory), so
             that `mora.unmerge` takes the merge back, bit for bit.
-        dequantise: whether projections whose weights are quantised, or offloaded to a disk, may become `nn.Linear`s in
-            the dtype of their biases; docs/bases.md.
+        dequantise: whether a projection whose weight is quantised, or offloaded to a disk, may become an `nn.Linear` in
+            the dtype of its bias; docs/bases.md.
         per_modality: of a single-stream model, leave one plain weight for each modality instead, in a
             `mora.streams.ModalityLinear` at each adapted projection; docs/single_stream.md. Other models merge as ever.
 
