@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mora.config import MoraConfig
-from mora.factors import CommonFactors
-from mora.linear import MoraGuest
+from mora.linear import MoraLinear
+from mora.projection.adapted import Adapted
 from mora.site import Site
 from mora.streams.calls import Routes
 from mora_kernels.beside import linears_beside
@@ -38,10 +37,9 @@ class StreamSite(Site):
         """What stood here before."""
         return self._original[0]
 
-    def adapt(self, modality: str, common: CommonFactors, config: MoraConfig) -> MoraGuest:
-        """Adapt the tokens of a modality, and return their projection."""
-        self.streams[modality] = projection = MoraGuest(self, common, modality, config)
-        return projection
+    def adapt(self, projection: Adapted) -> None:
+        """Adapt the tokens of the projection's modality."""
+        self.streams[projection.modality] = projection
 
     def release(self, modality: str) -> bool:
         """Adapt the tokens of a modality no longer; whether none is adapted then."""
@@ -49,7 +47,7 @@ class StreamSite(Site):
         return not self.streams
 
     @property
-    def adapted(self) -> dict[str, MoraGuest]:
+    def adapted(self) -> dict[str, Adapted]:
         """The adapted projections by modality."""
         return dict(self.streams.items())  # type: ignore[arg-type]
 
@@ -74,12 +72,15 @@ class StreamSite(Site):
         return self.frozen(x) if projection is None else projection.product(x)
 
     def every(self, modalities: tuple[str, ...], x: Tensor) -> list[Tensor]:
-        """All tokens by the weight of each modality: one mask, and one product for those that are adapted."""
-        adapted = self.adapted
-        some = [adapted[modality] for modality in modalities if modality in adapted]
-        group, indices = some[0].place[0], [one.place[1] for one in some]
-        products = iter(linears_beside(group, indices, x, self.bias, some[0].dropout, self.training))
-        return [next(products) if m in adapted else self.frozen(x) for m in modalities]
+        """All tokens by the weight of each modality: of MoRA by one mask, and one product for all of them."""
+        coupled = {m: one for m, one in self.adapted.items() if isinstance(one, MoraLinear)}
+        products: dict[str, Tensor] = {}
+        if coupled:
+            some = next(iter(coupled.values()))
+            group, indices = some.place[0], [one.place[1] for one in coupled.values()]
+            found = linears_beside(group, indices, x, self.bias, some.dropout, self.training)
+            products = dict(zip(coupled, found, strict=True))
+        return [products[m] if m in products else self.one(m, x) for m in modalities]
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {' and '.join(self.streams)} apart"

@@ -18,11 +18,12 @@ from mora.bases import base_of
 from mora.config import MoraConfig
 from mora.factors import CommonFactors
 from mora.hooks import share_hooks
-from mora.linear import MoraLinear
+from mora.projection.adapted import Adapted
 from mora.shared_input import SharedInput
 from mora.site import Site
 from mora.streams import Marked, Reader, Routes, StreamSite, TextFirst, route
 from mora.streams.calls import routes_in
+from mora.towers.adapted import adapted_at
 from mora.towers.layouts import Separate
 from mora.towers.slots import SeparateSlot, Slot
 from mora.towers.stacks import OLD_VIT, VIT, names
@@ -76,7 +77,8 @@ class StreamSlot(SeparateSlot):
                 site = StreamSite(found, Routes.of(self.root, self.reader)).train(found.training)
                 share_hooks(site, found)
                 self.put(target, site)
-            self.projections[target] = site.adapt(self.modality, common, config)
+            self.projections[target] = projection = adapted_at(site, common, self, target, config)
+            site.adapt(projection)
 
     def restore(self) -> None:
         for target, projection in self.projections.items():
@@ -93,7 +95,7 @@ class StreamSlot(SeparateSlot):
     def site(self, target: str) -> Site:
         raise NotImplementedError("a single-stream model takes one adapter")
 
-    def seat(self, target: str, site: Site, common: CommonFactors, config: MoraConfig) -> MoraLinear:
+    def seat(self, target: str, site: Site, common: CommonFactors, config: MoraConfig) -> Adapted:
         raise NotImplementedError("a single-stream model takes one adapter")
 
     def watch(self, shared_input: SharedInput) -> None:

@@ -139,6 +139,17 @@ def test_heads_that_hold_a_vilt(kind):
     assert all(p.path.startswith("vilt.") for p in mora.summary(model).projections)
 
 
+@names
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{"method": "dora"}, {"adapt": {"image": "lora", "text": "mora"}}])
+def test_other_methods_adapt_a_modality_as_well(name, options):
+    model = randomise(mora.patch(MODELS[name]().double(), targets=("q", "v"), **options))
+    mora.verify(model)
+    adapted = run(model, given := inputs_of(name)[0])
+    mora.merge(model, per_modality=True)
+    torch.testing.assert_close(run(model, given), adapted, rtol=1e-9, atol=1e-9)
+
+
 @torch.no_grad()
 def test_two_images_are_two_calls_of_the_stream():
     model, (given, _) = (
