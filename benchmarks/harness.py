@@ -47,7 +47,7 @@ EFFORT = {
     "operations": Effort(1.5, 9, 2),
     "host": Effort(1.0, 9, 2),
     "towers": Effort(1.0, 7, 2),
-    "switch": Effort(1.0, 9, 2),
+    "switch": Effort(3.0, 31, 2),
     "projection": Effort(1.2, 5, 2),
     "attention": Effort(3.0, 7, 2),
     "training_step": Effort(0.0, 4, 0),
