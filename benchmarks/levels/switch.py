@@ -7,6 +7,8 @@ where W_eff is kept (`mora.keeping`) a switch finds that of the other adapter, e
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +17,6 @@ from torch import Tensor
 
 import mora
 from benchmarks.case import Case, Provider, Shape
-from benchmarks.providers.ours import within_keeping
 from benchmarks.sizes import Scale
 from mora import tiny
 
@@ -64,7 +65,10 @@ def build(shape: Shape, scale: Scale) -> Case:
 
     runs: dict[str, Callable[[], object]] = dict(zip(PROVIDERS, (stays, set_adapter, using, alone), strict=True))
     if shape["kept"]:
-        runs = {name: within_keeping(model, run) for name, run in runs.items()}
+        context, block = contextvars.copy_context(), mora.keeping(model)  # one for all: what one keeps is the others'
+        context.run(block.__enter__)
+        model.held = block
+        runs = {name: functools.partial(context.run, run) for name, run in runs.items()}
     providers = {name: Provider(run, check(model, image, names), capturable=False) for name, run in runs.items()}
     return Case(NAME, shape, BASELINE, providers)
 
