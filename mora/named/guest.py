@@ -9,7 +9,6 @@ from torch import nn
 from mora.adapters import Adapters
 from mora.choice import Choice
 from mora.config import MoraConfig
-from mora.linear import MoraLinear
 from mora.liveness import check_runs
 from mora.patch import admitted
 
@@ -70,7 +69,7 @@ def seat(adapters: Adapters, choice: Choice, seats: list[Any]) -> None:
                 site = slot.site(target)
                 if site.choice is None:
                     site.choice, site.number = choice, choice.add_site()
-                projection: MoraLinear = slot.seat(target, site, common, config)
+                projection = slot.seat(target, site, common, config)
                 seats[site.number] = projection
                 own.put(slot.label(target), projection)
     adapters.sites = own
@@ -85,6 +84,6 @@ def remove(host: Adapters, adapters: Adapters) -> None:
     for slot in adapters.slots():
         slot.let_go()
         host.left.append(slot)
-    if (group := getattr(adapters, "group", None)) in host.groups:
+    for group in adapters.own:
         host.groups.remove(group)
         group.invalidate()
