@@ -86,8 +86,10 @@ def batch_of(run: LoadedRun, dataset: Dataset, prompt: str) -> Batch:
         given = [one.inputs.get(name) for one in samples]
         present[name] = torch.tensor([value is not None for value in given])
         inputs[name] = torch.stack([run.preparing.one(name, value) for value in given])
-    labels = torch.stack([torch.as_tensor(one.label) for one in samples])
-    prompts = run.tokenize([prompt.format(name) for name in run.classes])
+    labels = prompts = None
+    if len(run.classes) > 1:  # pairs have no names to be told by
+        labels = torch.stack([torch.as_tensor(one.label) for one in samples])
+        prompts = run.tokenize([prompt.format(name) for name in run.classes])
     return Batch.checked(run.model.towers, inputs, present, labels, prompts)
 
 
