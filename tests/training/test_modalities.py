@@ -1,6 +1,7 @@
 """A run of three modalities from end to end: rows of every subset; two modalities go the same way as before."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +14,11 @@ from mora.evaluation.grid import evaluate, grid
 from mora.evaluation.predict import predict
 from mora.export.merge import merge_run, read_plain
 from mora.runs.run import load_run
+from mora.towers import towers_of
+from mora.training import Backbone, Trainer
 from mora.training.batches import Inputs
 from mora_kernels.testing import assert_parity
+from tests.mora.models import open_clip_model
 from tests.training import fakes, three
 
 TABLE = {torch.float32: 2e-5}
@@ -131,9 +135,40 @@ def test_data_that_the_model_has_no_tower_for_is_named(tmp_path):
 
 
 def test_a_model_of_three_towers_trains_on_two_modalities(tmp_path):
-    made = three.trainer(tmp_path / "run", fakes.splits())
-    assert made.splits["train"].inputs.present.missing == {"image": 0, "text": 0, "sketch": 40}
+    made = three.trainer(tmp_path / "run", fakes.splits(24), epochs=1)
+    assert made.splits["train"].inputs.present.missing == {"image": 0, "text": 0, "sketch": 24}
     assert made.fit().test is not None
+
+
+class Twice(three.Rows):
+    """Rows whose sketch is an image, for a tower that can be cut."""
+
+    def __getitem__(self, index):
+        row = super().__getitem__(index)
+        sketch = None if row.inputs["sketch"] is None else self.images[index].flip(0)
+        return row._replace(inputs={**row.inputs, "sketch": sketch})
+
+
+def test_rows_past_the_frozen_blocks_of_three_towers_are_kept(tmp_path):
+    found = {}
+    for cache in ("off", "memory", "disk"):
+        clip = open_clip_model()
+        towers = towers_of(clip)
+        clip.mora_towers = {**towers, "sketch": replace(towers["image"], modality="sketch")}
+        backbone = Backbone.of(clip, fakes.preprocess, fakes.tokenizer, "twice", others={"sketch": fakes.preprocess})
+        fields = {"cache": cache, "cache_folder": str(tmp_path / "rows") if cache == "disk" else None}
+        given = fakes.config(tmp_path / cache, missing="train=any:0.3", method="linear", **fields)
+        data = {name: Twice(21, name, seed) for seed, name in enumerate(("train", "validation"))}
+        made = Trainer(given, backbone, data, fakes.Silent())
+        found[cache] = made.fit().validation, fakes.trained_tensors(made)
+        assert set(made.engine.cached) == (set() if cache == "off" else {"train", "validation"})
+        if cache != "off":
+            batch = made.engine.cached["train"].__getitems__([0, 5])
+            assert {"image_rows", "text_rows", "sketch_rows", "sketch_present"} <= set(batch)
+    for figures, tensors in (found["memory"], found["disk"]):
+        assert figures == pytest.approx(found["off"][0])
+        for name, tensor in tensors.items():
+            assert_parity(name, tensor, found["off"][1][name], TABLE)
 
 
 def test_the_code_of_two_modalities_is_the_presence_of_two():
