@@ -24,6 +24,7 @@ from mora.adapters import (
     unwrap,
 )
 from mora.bases.holding import check_holding
+from mora.bases.sharded import check_whole
 from mora.batch_norm import hold_statistics, release_statistics
 from mora.config import MoraConfig, check_fields
 from mora.first_step import await_first_step
@@ -115,6 +116,7 @@ def unpatch(model: nn.Module) -> nn.Module:
     Raises ValueError when `model` is not patched.
     """
     host, inner = host_of(model), unwrap(model)
+    check_whole(inner, "unpatch")
     take_out(inner, host)
     return model
 
@@ -130,8 +132,8 @@ def merge(model: nn.Module, keep: bool = False, dequantise: bool = False, per_mo
         model: a patched CLIP.
         keep: whether the model remembers its adapters and the original weights of what is written (their memory), so
             that `mora.unmerge` takes the merge back, bit for bit.
-        dequantise: whether projections whose weights are quantised, or offloaded to a disk, may become `nn.Linear`s in
-            the dtype of their biases; docs/bases.md.
+        dequantise: whether a projection whose weight is quantised, or offloaded to a disk, may become an `nn.Linear` in
+            the dtype of its bias; docs/bases.md.
         per_modality: of a single-stream model, leave one plain weight for each modality instead, in a
             `mora.streams.ModalityLinear` at each adapted projection; docs/single_stream.md. Other models merge as ever.
 
@@ -142,6 +144,7 @@ def merge(model: nn.Module, keep: bool = False, dequantise: bool = False, per_mo
     adapters = adapters_of(model)
     projections = dict(adapters.projections())
     check_holding(projections, dequantise)
+    check_whole(unwrap(model), "merge")
     weights = effective_weights(adapters)
     divided = apart(unwrap(model), projections, weights, per_modality, keep)
     for name in [name for one in divided for name in one.names]:

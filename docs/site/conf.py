@@ -20,6 +20,7 @@ NAVIGATION = {
         "retrieval",
         "usage",
         "adapters",
+        "bases",
         "your_own_model",
         "single_stream",
     ],
