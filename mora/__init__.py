@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mora.patch import disabled, merge, patch, unpatch
     from mora.savings import Hidden, Savings
     from mora.savings.cache import PrefixCache
+    from mora.streams import route
     from mora.summary import summary
     from mora.sweeping.sweep import Sweep, sweep
     from mora.towers.custom import Tower
@@ -59,6 +60,7 @@ __all__ = [
     "load_official",
     "merge",
     "patch",
+    "route",
     "save_adapter",
     "save_adapters",
     "save_official",
@@ -95,6 +97,7 @@ NAMES = {
     "mora.patch": ("disabled", "merge", "patch", "unpatch"),
     "mora.savings": ("Hidden", "Savings"),
     "mora.savings.cache": ("PrefixCache",),
+    "mora.streams": ("route",),
     "mora.summary": ("summary",),
     "mora.sweeping.sweep": ("Sweep", "sweep"),
     "mora.towers.custom": ("Tower",),

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mora.bases.sharded import whole
 from mora.choice import Choice
 from mora.config import MoraConfig
 from mora.factors import CommonFactors
@@ -251,8 +252,10 @@ def adapter_state_dict(model: nn.Module, name: str | None = None) -> dict[str, T
     Args:
         model: a patched CLIP.
         name: of the adapter; None: the active one.
+
+    Every process has to ask where `fully_shard` was applied: whole tensors are gathered.
     """
-    return {name: parameter.detach() for name, parameter in adapter_parameters(model, name)}
+    return {name: whole(parameter.detach()) for name, parameter in adapter_parameters(model, name)}
 
 
 def keep_adapters_of_a_base_checkpoint(

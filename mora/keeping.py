@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mora.bases.sharded import is_managed
 from mora.hooks import Calls
 from mora.lora.group import LoraGroup
 from mora.projection.adapted import Adapted
@@ -27,6 +28,7 @@ def keeping(model: nn.Module, adapters: int = MOST) -> Iterator[nn.Module]:
     Changes that autograd counts (optimizers, `load_state_dict`, in-place operators) are noticed within it. One that no
     counter sees (`.data`, an average that is swapped in, another process) is not: make it outside the block, or call
     `mora.forget(model)` after it. The block is this thread's own. Outside, nothing is ever kept, so nothing is stale.
+    Of a model that `fully_shard` was applied to nothing is kept: nobody counts what its steps write.
 
     Args:
         model: a patched CLIP, a `MissingModalityClassifier`, or anything that holds one.
@@ -37,7 +39,7 @@ def keeping(model: nn.Module, adapters: int = MOST) -> Iterator[nn.Module]:
     """
     check(model)
     check_whole("adapters", adapters, 1)
-    with kept.keeping(owners_of(model), most=adapters):
+    with nullcontext() if is_managed(model) else kept.keeping(owners_of(model), most=adapters):
         yield model
 
 

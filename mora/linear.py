@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import mora_kernels
+from mora.bases.sharded import is_sharded
 from mora.config import MoraConfig
 from mora.factors import CommonFactors
 from mora.projection.adapted import Adapted
@@ -84,6 +85,11 @@ class MoraLinear(Adapted):
     def common_out(self) -> Tensor | None:
         """S_out [out, r_c], where the widths of input and output differ; else None."""
         return None if self.common_out_name is None else self.common.of(self.common_out_name)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether its parameters are not whole here and now."""
+        return type(self.common_magnitude) is not nn.Parameter and is_sharded(self.common_magnitude)
 
     @property
     def builds(self) -> bool:

@@ -20,7 +20,9 @@ NAVIGATION = {
         "retrieval",
         "usage",
         "adapters",
+        "bases",
         "your_own_model",
+        "single_stream",
     ],
     "Reference": ["commands", "api", "models", "gallery"],
     "Background": [

@@ -55,6 +55,8 @@ def save_adapter(
         name: of the adapter; None: the active one. The file does not say it.
         format: "peft" writes a LoRA or DoRA as PEFT does, for `peft.PeftModel.from_pretrained`.
 
+    Where `fully_shard` was applied every process has to call it, and the first one writes.
+
     Raises ValueError when `model` is not patched or has no such adapter, the adapter has NaN or infinity, or another
     method than PEFT has: what loading refuses is not saved, and what stood in `folder` stays.
     """

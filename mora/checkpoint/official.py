@@ -183,6 +183,8 @@ def official_ranks(adapters: Adapters) -> dict[str, int]:
     """The rank of each tower; ValueError for what is adapted in a way that the format has no place for."""
     config, slots = adapters.config, list(adapters.slots())
     towers = [*OFFICIAL_TOWERS]
+    if any(slot.one_stream for slot in slots):
+        raise ValueError("model: got a single-stream model, expected towers of their own: that format has no other")
     if [*adapters.adapted] != towers or any(len(pair) < len(towers) for pair in adapters.pairs):
         found = ", ".join(f"{len(layers)} blocks of {name}" for name, layers in adapters.layers().items())
         raise ValueError(f"model: got {found} adapted, expected pairs of image and text: that format has no other")

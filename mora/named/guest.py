@@ -40,7 +40,10 @@ def put_beside(model: nn.Module, host: Adapters, name: str, config: MoraConfig) 
         seat(adapters, choice, choice.add(name))
         adapters.build_together(host)
         named.put(name, adapters.train(model.training))
-        check_runs(model, adapters)
+        with choice.using(
+            name
+        ):  # where no other adapter is, an attention does not call the site of one that is not active
+            check_runs(model, adapters)
     except BaseException:
         remove(host, adapters)
         raise

@@ -41,6 +41,7 @@ class Slot(ABC):
     """
 
     mlp: Mapping[str, str] = {}
+    one_stream = False  # whether the tokens of other modalities go through the same block
     key: str  # what tells the attention itself from a wrapper around it
 
     def __init__(self, modality: str, layer: int, block: nn.Module, attention: str, path: str) -> None:

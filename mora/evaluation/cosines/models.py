@@ -27,7 +27,7 @@ from mora.system.files import read_json
 if TYPE_CHECKING:
     from mora.evaluation.run import Source
 
-PRETRAINED, ADAPTED = "pretrained", "adapted"
+PRETRAINED, ADAPTED, AS_IS = "pretrained", "adapted", "as it is"
 MERGED = "classifier.json"  # of `mora merge`: says how texts were tokenized
 
 

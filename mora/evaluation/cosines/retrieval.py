@@ -22,7 +22,7 @@ class Retrieved:
 
     Attributes:
         model: label of the run.
-        state: "adapted", or "pretrained": before its training.
+        state: "adapted", "pretrained" (before its training), or "as it is" for a model whose training is not known.
         kind, rate, seed, table: what was taken away, as in `mora.evaluation.grid.Result`.
         rows: samples; `pairs` of them have both sides.
         directions: image to text, and text to image.
