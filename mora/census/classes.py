@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from mora.census.decoders import DECODERS
+
 IMAGE, VOCABULARY, WIDTH = 32, 60, 32
 BERT = {
     "hidden_size": WIDTH,
@@ -134,26 +136,9 @@ SINGLE: dict[str, Callable[[], nn.Module]] = {
         ("RobertaModel", "Roberta", ROBERTA),
     )
 }
-
-
-def decoder(name: str, kind: str, text: dict[str, Any], vision: dict[str, Any], **options: Any) -> nn.Module:
-    """A decoder that reads what an image encoder saw; `kind` is the name of its configuration."""
-    import transformers
-
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(text_config=text, vision_config=vision, **options)
-    model: nn.Module = getattr(transformers, name)(config)
-    return model.eval()
-
-
-LLAMA = {**VIT, "model_type": "llama", "num_key_value_heads": 2, "vocab_size": VOCABULARY, "initializer_range": 0.2}
-SEES = {**VIT, "model_type": "clip_vision_model"}
 # Models of one stream: text and image tokens go through the same blocks.
 STREAMS: dict[str, Callable[[], nn.Module]] = {
     "ViltModel": partial(single, "ViltModel", "Vilt", {**VIT, **BERT, "initializer_range": 0.2}),
-    "LlavaForConditionalGeneration": partial(
-        decoder, "LlavaForConditionalGeneration", "Llava", LLAMA, SEES, image_token_index=59
-    ),
 }
 # Models whose towers read each other: no embedding of one modality alone.
 OTHERS: dict[str, Callable[[], nn.Module]] = {
@@ -161,4 +146,4 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
         two_towers, "BridgeTower", WIDE, {**ROBERTA, **WIDE}, num_hidden_layers=2, hidden_size=64, num_attention_heads=4
     ),
 }
-CLASSES: dict[str, Callable[[], nn.Module]] = {**PAIRS, "AlignModel": ALIGN, **SINGLE, **STREAMS, **OTHERS}
+CLASSES: dict[str, Callable[[], nn.Module]] = {**PAIRS, "AlignModel": ALIGN, **SINGLE, **STREAMS, **DECODERS, **OTHERS}

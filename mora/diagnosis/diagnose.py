@@ -54,6 +54,11 @@ def diagnose(
             "merged one nothing is known), or a MissingModalityClassifier around it"
         )
     adapters = adapters_of(clip)
+    if batch is not None and any(slot.one_stream for slot in adapters.slots()):
+        raise ValueError(
+            "batch: got one for a single-stream model, in which no tower embeds a modality alone, expected None: the "
+            "weights alone are looked at then"
+        )
     kept = known_start(adapters, start)
     checked = Batch.checked(adapters.towers, batch, present, labels, prompts)
     return patched_diagnosis(unwrap(clip), checked, classifier, kept)

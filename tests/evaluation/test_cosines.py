@@ -66,7 +66,7 @@ def test_retrieval_from_the_command_line(run, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["evaluate", "--retrieval", "--model", str(run), "--out", str(out), "--missing", "text:0.4"]) == 0
     shown = capsys.readouterr().out
-    assert "median rank" in " ".join(shown.split()) and "Written" in shown
+    assert "median rank" in shown and "text 40 %" in shown and "Written" in shown
     found = json.loads((out / "results.json").read_text())
     assert found["kind"] == "retrieval" and len(found["cells"]) == 2 * (1 + 3) * 2
     first, second, *_ = found["cells"]
@@ -77,7 +77,7 @@ def test_retrieval_from_the_command_line(run, tmp_path, capsys):
     header, *lines = (out / "results.csv").read_text().splitlines()
     assert header.startswith("model,state,kind,rate,seed,table,rows,pairs,query,target,queries") and len(lines) == 16
     text = (out / "report.md").read_text()
-    assert "no text (40 %)" in text and "| image to text |" in text and "Ties count against" in text
+    assert "| text 40 % |" in text and "| image to text |" in text and "Ties count against" in text
     again = tmp_path / "again"
     main(["evaluate", "--retrieval", "--model", str(run), "--out", str(again), "--missing", "text:0.4"])
     assert (again / "results.csv").read_bytes() == (out / "results.csv").read_bytes()

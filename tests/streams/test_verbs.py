@@ -11,7 +11,7 @@ import mora
 from mora.streams import ModalityLinear, Routes, StreamSite
 from mora.towers import towers_of
 from tests.mora.models import randomise
-from tests.streams.models import MODELS, inputs_of, llava, run, vilt
+from tests.streams.models import MODELS, inputs_of, llava, run, tokens, vilt
 
 names = pytest.mark.parametrize("name", MODELS)
 HEADS = (
@@ -183,6 +183,8 @@ def test_an_adapter_fits_its_own_kind_of_stream(tmp_path):
 
 REFUSED = {
     "another adapter": (lambda model: mora.add_adapter(model, "other"), "in a single-stream model, which takes one"),
+    "a sum of adapters": (lambda model: mora.combine(model, {"default": 0.5}), "model: got a single-stream model"),
+    "a batch to diagnose": (lambda model: mora.diagnose(model, {"text": tokens()}), "batch: got one for a single-str"),
     "a classifier": (lambda model: mora.MissingModalityClassifier(model, 3), "no tower embeds the image alone"),
     "a cache": (lambda model: mora.savings.Encoder(model), "no tower embeds the image alone"),
     "official files": (lambda model: mora.save_official(model, "best.pt", nn.Linear(2, 2)), "got a single-stream"),
@@ -196,6 +198,7 @@ def test_what_needs_towers_is_refused_by_name(what):
     model = mora.patch(llava())
     with pytest.raises(ValueError, match=message):
         act(model)
+    assert "single stream" in str(mora.summary(model)) and str(mora.diagnose(model)).startswith(" ")
 
 
 def test_an_error_leaves_the_model_as_it_was():

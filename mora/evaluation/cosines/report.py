@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from mora.contrast.ranks import DEPTHS
-from mora.evaluation.cosines.models import PRETRAINED
+from mora.evaluation.cosines.models import ADAPTED, PRETRAINED
 from mora.evaluation.cosines.retrieval import Retrieved
 from mora.evaluation.cosines.zero_shot import Named
 from mora.evaluation.grid import NOTHING
-from mora.evaluation.tables import LACKING, Table
+from mora.evaluation.tables import Table
 from mora.metrics import spread
 from mora.system.folders import write_together
 from mora.system.machine import versions
 from mora.system.markup import cell, code, plain
 
 FILES = ("results.csv", "report.md", "results.json")
+COUNTS = ("queries", "among")
+WHEN = {PRETRAINED: "before", ADAPTED: "after"}
 READING = {
     "retrieval": (
         "Recall at k: the share of queries of which a match is among the k nearest, by cosine. Ties count against the "
@@ -89,18 +91,17 @@ def as_json(found: Comparison) -> dict[str, Any]:
 def table_of(found: Comparison) -> Table:
     """The figures in percent: a row per model, state and condition, or modality; means over tables."""
     if found.kind == "zero-shot":
-        headings = ["model", "", "by", "rows", "accuracy", "mean over the classes"]
+        headings = ["model", "when", "by", "rows", "accuracy", "mean over the classes"]
         rows = [
-            [line["model"], line["state"], line["modality"], f"{line['rows']:,}"]
+            [line["model"], WHEN.get(line["state"], line["state"]), line["modality"], f"{line['rows']:,}"]
             + [f"{100 * line[name]:.2f}" for name in ("accuracy", "macro_accuracy")]
             for line in lines_of(found)
         ]
         return Table("Zero-shot classification, in %", headings, rows, set(), words=3)
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for line in lines_of(found):
-        taken = "" if line["kind"] == NOTHING else f" ({100 * line['rate']:g} %)"
-        what = f"{LACKING.get(line['kind'], line['kind'])}{taken}"
-        key = (line["model"], line["state"], what, f"{line['query']} to {line['target']}")
+        what = "nothing" if line["kind"] == NOTHING else f"{line['kind']} {100 * line['rate']:g} %"
+        key = (line["model"], WHEN.get(line["state"], line["state"]), what, f"{line['query']} to {line['target']}")
         groups.setdefault(key, []).append(line)
     rows = []
     for place, cells in groups.items():
@@ -108,11 +109,23 @@ def table_of(found: Comparison) -> Table:
         shares = [spread([one[f"recall_at_{depth}"] for one in cells]) for depth in DEPTHS]
         shown = [str(share) if len(cells) > 1 else f"{100 * share.mean:.1f}" for share in shares]
         rows.append(
-            [*place, f"{mean['queries']:,.0f}", f"{mean['candidates']:,.0f}", *shown, f"{mean['median_rank']:g}"]
+            [
+                *place,
+                f"{mean['queries']:,.0f}",
+                f"{mean['candidates']:,.0f}",
+                *shown,
+                f"{round(mean['median_rank'], 1):g}",
+            ]
         )
-    headings = ["model", "", "what is missing", "", "queries", "candidates"]
-    headings += [*(f"recall at {depth}" for depth in DEPTHS), "median rank"]
-    return Table("Retrieval, recall in %", headings, rows, set(), words=4)
+    headings = ["model", "when", "missing", "from", *COUNTS, *(f"R@{depth}" for depth in DEPTHS), "rank"]
+    return Table("Retrieval: recall at 1, 5, 10 in %, median rank", headings, rows, set(), words=4)
+
+
+def narrow(table: Table) -> Table:
+    """The table without how many asked whom, for a terminal of 80 columns."""
+    kept = [place for place, heading in enumerate(table.headings) if heading not in COUNTS]
+    rows = [[row[place] for place in kept] for row in table.rows]
+    return table._replace(headings=[table.headings[place] for place in kept], rows=rows)
 
 
 def markdown(found: Comparison) -> str:
@@ -121,7 +134,7 @@ def markdown(found: Comparison) -> str:
     lines = [READING[found.kind]]
     if found.templates:
         lines.append(f"Prompts: {', '.join(map(code, found.templates))}.")
-    lines.append(f'"{PRETRAINED}" is the model before its training, its adapters switched off or loaded anew.')
+    lines.append("Before its training: the adapters switched off, or the backbone loaded anew.")
     origin = [
         f"Command: {code(found.command)}",
         f"Data: {code(str(data['source']))}, split {data['split']}, {data['samples']:,} samples, fingerprint "

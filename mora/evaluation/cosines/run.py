@@ -10,11 +10,11 @@ from typing import Any
 from mora.data.table_files import load_table
 from mora.data.tables import Missing
 from mora.evaluation.cosines import report
-from mora.evaluation.cosines.models import ADAPTED, PRETRAINED, before, open_model, open_rows
+from mora.evaluation.cosines.models import ADAPTED, AS_IS, PRETRAINED, before, open_model, open_rows
 from mora.evaluation.cosines.retrieval import evaluate_retrieval
 from mora.evaluation.cosines.zero_shot import TEMPLATES, evaluate_zero_shot
 from mora.evaluation.report import print_table
-from mora.evaluation.run import Source, bar, described, labels_of, make_console
+from mora.evaluation.run import Source, about, bar, described, labels_of, make_console
 from mora.runs.run import LoadedRun
 from mora.savings import Savings
 from mora.system.folders import remove_leftovers
@@ -84,16 +84,15 @@ def compare(
         found = report.Comparison(
             kind=kind,
             results=results,
-            models=[
-                {"label": label, "folder": str(run.folder), "method": run.method, "config": run.config}
-                for label, run in zip(labels, runs, strict=True)
-            ],
+            models=[about(label, run) for label, run in zip(labels, runs, strict=True)],
             data=described(dataset, source),
             command=command,
             templates=tuple(templates) if kind == ZERO_SHOT else (),
         )
         written = report.write(found, out)
-    print_table(console, report.table_of(found))
+    table = report.table_of(found)
+    console.print(printable(f"{table.title}; {found.data['name']}, {found.data['split']} split"), highlight=False)
+    print_table(console, report.narrow(table))
     console.print(f"Written: {printable(', '.join(map(str, written)))}", highlight=False, markup=False, soft_wrap=True)
     return found
 
@@ -107,5 +106,5 @@ def before_and_after(run: LoadedRun, savings: Savings, score: Any, bar_of: Any, 
                 untrained.model.save(savings)
                 results += score(untrained, progress=advance, state=PRETRAINED)
         run.model.save(savings)
-        results += score(run, progress=advance, state=ADAPTED if run.data else PRETRAINED)
+        results += score(run, progress=advance, state=ADAPTED if run.data else AS_IS)
     return results
