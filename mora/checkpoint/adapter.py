@@ -68,7 +68,7 @@ def save_adapter(
     folder, tensors = Path(folder), adapter_state_dict(model, adapters.name)
     check_values(str(folder), tensors)
     folder.mkdir(parents=True, exist_ok=True)
-    gram = adapters.config.gram_of(max(map(len, adapters.pairs)))
+    gram = adapters.config.gram_of(adapters.pairs)
     weights = pack_tensors(tensors, {"format": "mora-adapter"})
     config = {
         "peft_type": "MORA",  # PEFT refuses a type it does not know, instead of loading something else
@@ -220,6 +220,6 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{path}: format {saved['format']}, expected {FORMAT}: saved by mora {saved.get('mora_version')}"
         )
     saved["config"]["backend"] = "auto"  # what computes it is the choice of the machine at hand
-    if len(saved["layers"]) > 2:
+    if len(saved["layers"]) > 2 and "method" not in saved["config"]:
         saved["config"].setdefault("gram", "sum")  # earlier versions knew no other, and did not say
     return saved
