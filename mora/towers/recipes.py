@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from mora.towers import hugging_face, kinds, open_clip, resnet, single, text_encoder, timm, two_towers
+from mora.towers import hugging_face, kinds, open_clip, resnet, single, spectrogram, text_encoder, timm, two_towers
+from mora.towers.spectrogram import AUDIO_BLOCKS
 from mora.towers.tower import Tower, descend
 
 
@@ -59,7 +60,7 @@ class HuggingFace(Recipe):
 
 
 class OpenClip(Recipe):
-    """`open_clip.CLIP`, `CustomTextCLIP` and `CoCa`; their towers are open_clip's own transformers, or others'."""
+    """`open_clip.CLIP`, `CustomTextCLIP` and `CoCa`, with `audio` beside them perhaps; their towers are open_clip's own transformers, or others'."""
 
     name = "open_clip"
     looked_for = "visual.transformer.resblocks and transformer.resblocks (or text.transformer.resblocks)"
@@ -75,6 +76,7 @@ class OpenClip(Recipe):
         return {
             "image": self.image(model),
             "text": open_clip.OpenClipText("text", text) if text else text_encoder.of_open_clip(model),
+            **({"audio": spectrogram.OpenClipAudio("audio", audio)} if (audio := at(model, AUDIO_BLOCKS)) else {}),
         }
 
     def image(self, model: Any) -> Tower:
