@@ -65,7 +65,7 @@ class Adapters(nn.Module):
         self.common = nn.ModuleList()
         for pair in pairs:
             modality, slot = next(iter(pair.items()))
-            weight = slot.linear(config.targets_of(modality)[0]).weight
+            weight = slot.outline(config.targets_of(modality)[0])
             widths = {modality: slot.width(config.targets_of(modality)) for modality, slot in pair.items()}
             others = {modality: slot.further(config.targets_of(modality)) for modality, slot in pair.items()}
             self.common.append(CommonFactors(widths, config.shared_rank, factor_dtype(weight), weight.device, others))
@@ -77,7 +77,7 @@ class Adapters(nn.Module):
         super()._load_from_state_dict(*args)
         for common, pair in zip(self.common_factors(), self.pairs, strict=True):
             targets = {name: self.config.targets_of(name) for name in pair}
-            common.materialise({name: slot.weight(targets[name][0]).device for name, slot in pair.items()})
+            common.materialise({name: slot.outline(targets[name][0]).device for name, slot in pair.items()})
 
     @property
     def adapted(self) -> dict[str, Tower]:

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from mora.adapters import host_of, is_patched
 from mora.first_step import begin_training
 from mora.heads import (
-    HEADS,
+    KINDS,
     LEARNED,
     LINEAR,
     MISSING_EMBEDDINGS,
     SUBSTITUTE,
-    ZERO_SHOT,
     classify,
     first_tensor,
     make_head,
@@ -48,8 +47,8 @@ class MissingModalityClassifier(Encoder):
         missing: substitutes by modality, one input each: for other modalities than images and texts.
         towers: of a model of your own that is not patched, as `mora.patch` takes them.
         head: "linear"; "pattern-bias", a bias vector per presence pattern (which modalities a row has); "prototypes",
-            cosines to learned class prototypes per pattern; "zero-shot", cosines to class names, not trained:
-            `mora.heads`.
+            cosines to learned class prototypes per pattern; "zero-shot", cosines to class names, not trained; "none":
+            the embeddings themselves, each of length 1, zero where missing: `mora.heads`.
         missing_embedding: what stands in the place of a missing modality's embedding: "substitute", the substitute's;
             "learned", a vector [e] per modality that begins there; "zero". Rows that lack it pass no block with the
             last two.
@@ -73,7 +72,7 @@ class MissingModalityClassifier(Encoder):
         head: str = LINEAR,
         missing_embedding: str = SUBSTITUTE,
     ) -> None:
-        one_of("head", head, (*HEADS, ZERO_SHOT))
+        one_of("head", head, KINDS)
         one_of("missing_embedding", missing_embedding, MISSING_EMBEDDINGS)
         if not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 1:
             raise ValueError(f"num_classes: got {num_classes!r}, expected an int of at least 1")

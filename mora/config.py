@@ -14,6 +14,7 @@ from mora.system.messages import VALUE, shown
 INITS = ("official", "identity")
 VARIANTS = ("official", "no-gram", "fixed-gram", "no-specific")
 PAIRINGS = ("top", "bottom", "proportional")
+GRAMS = ("sum", "mean")
 MODES = ("mora", "frozen")
 PLANNED_MODES = ("lora", "dora")
 # Past it W is lost in W + alpha C and the squares of a column overflow float32; the published ones are at most 0.1.
@@ -49,6 +50,8 @@ class MoraConfig:
         pair_layers: which blocks of towers of unequal depth share factors: those as far from the "top", those as far
             from the "bottom", or those at the same relative height, "proportional".
         adapt: what happens to each tower, {"image": "mora", "text": "frozen"}; None adapts all.
+        gram: what G is where several other towers share factors with a block: the "sum" of their Gram matrices, which
+            grows with their number, or the "mean", which keeps what alpha means. None: "mean". Of two towers the same.
     """
 
     rank: int | dict[str, int | dict[int, int]] = 4
@@ -64,6 +67,7 @@ class MoraConfig:
     layers: tuple[int, ...] | dict[str, tuple[int, ...]] | None = None
     pair_layers: str = "top"
     adapt: dict[str, str] | None = None
+    gram: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rank", by_tower("rank", self.rank, check_rank))
@@ -76,6 +80,8 @@ class MoraConfig:
         one_of("init", self.init, INITS)
         one_of("variant", self.variant, VARIANTS)
         one_of("backend", self.backend, ("auto", "reference", "torch", "triton"))
+        if self.gram is not None:
+            one_of("gram", self.gram, GRAMS)
         if self.variant == "no-specific" and self.init == "identity":
             raise ValueError(
                 "init: got 'identity' with variant='no-specific', expected 'official': the common term alone has no "
@@ -140,6 +146,14 @@ class MoraConfig:
             targets=self.targets_of(modality),
         )
 
+    def gram_of(self, towers: int) -> str | None:
+        """What G is where so many towers share factors, "mean" or "sum"; None for two, which have one other each."""
+        return (self.gram or "mean") if towers > 2 else None
+
+    def gram_scale(self, others: int) -> float:
+        """The factor of the sum of so many other towers' Gram matrices."""
+        return 1.0 if self.gram == "sum" else 1.0 / others
+
     def mode(self, modality: str) -> str:
         """What happens to one tower: "mora" or "frozen"."""
         return "mora" if self.adapt is None else self.adapt[modality]
@@ -158,7 +172,7 @@ class MoraConfig:
         return next(self.ranks()) if self.common_rank is None else self.common_rank
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON types; `layers`, `pair_layers` and `adapt` only where they say something."""
+        """The fields as JSON types; those of `LATER` only where they say something."""
         return {
             field: as_lists(value)
             for field, value in asdict(self).items()
@@ -180,7 +194,7 @@ class MoraConfig:
 
 
 # Fields that earlier versions do not read, and what they mean to them.
-LATER: dict[str, Any] = {"layers": None, "pair_layers": "top", "adapt": None}
+LATER: dict[str, Any] = {"layers": None, "pair_layers": "top", "adapt": None, "gram": None}
 
 
 def check_rank(name: str, rank: Any) -> int | dict[int, int]:

@@ -93,12 +93,13 @@ class CommonFactors(nn.Module):
         """S of every other modality at its main width, what G is made of; its own where it stands alone."""
         return [self.of(name) for name in self.modalities if name != modality] or [self.of(modality)]
 
-    def expected_root(self, modality: str) -> Tensor:
-        """R [r_c, r_c] with R^T R = (d / r_c) I, the mean of a modality's G at the start; d adds up the others' widths.
+    def expected_root(self, modality: str, scale: float = 1.0) -> Tensor:
+        """R [r_c, r_c] with R^T R = (d / r_c) I, what a modality's G is at the start on average.
 
+        d adds up the others' widths, times the scale of G.
         On the device and in the dtype of that modality's factor.
         """
-        width = sum(factor.shape[0] for factor in self.others(modality))
+        width = scale * sum(factor.shape[0] for factor in self.others(modality))
         own = self.of(modality)
         return torch.eye(self.rank, dtype=own.dtype, device=own.device) * (width / self.rank) ** 0.5
 

@@ -71,5 +71,5 @@ def begin_training(model: nn.Module) -> None:
     if not warn_of_frozen(adapters):
         adapters.begun = True
         for _, projection in adapters.projections():
-            if not hasattr(projection.weight, "device_mesh"):
+            if not hasattr(projection.outline, "device_mesh"):
                 follow(projection, loaded=False)

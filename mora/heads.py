@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from mora.patterns import pattern_index, patterns_of
 
-LINEAR, BIAS, PROTOTYPES, ZERO_SHOT = "linear", "pattern-bias", "prototypes", "zero-shot"
+LINEAR, BIAS, PROTOTYPES, ZERO_SHOT, NONE = "linear", "pattern-bias", "prototypes", "zero-shot", "none"
 HEADS = (LINEAR, BIAS, PROTOTYPES)  # those that are trained
+KINDS = (*HEADS, ZERO_SHOT, NONE)
 SUBSTITUTE, LEARNED, ZERO = "substitute", "learned", "zero"
 MISSING_EMBEDDINGS = (SUBSTITUTE, LEARNED, ZERO)
 SCALE = 1 / 0.07  # CLIP's first
@@ -115,6 +116,29 @@ class ZeroShot(PresenceHead):
         return self.scale * ((parts * share[..., None]).sum(dim=1) @ self.classes.mT)
 
 
+class Directions(PresenceHead):
+    """No head: the embeddings themselves, each of length 1 and zero where its modality is missing; nothing is trained.
+
+    Args:
+        widths: e of each tower: all the same, for embeddings are compared with each other.
+        like: a tensor on the device and of the dtype of the embeddings.
+
+    Raises ValueError for towers of different widths.
+    """
+
+    scale: Tensor
+
+    def __init__(self, widths: Mapping[str, int], like: Tensor) -> None:
+        super().__init__()
+        if len({*widths.values()}) > 1:
+            raise ValueError(f"head: got towers of widths {dict(widths)}, expected one width to compare embeddings")
+        self.register_buffer("scale", like.new_tensor(SCALE))
+
+    def forward(self, features: Tensor, present: Tensor) -> Tensor:
+        parts = F.normalize(features.unflatten(-1, (present.shape[1], -1)), dim=-1)  # [B, M, e]
+        return (parts * present[..., None]).flatten(1)
+
+
 def make_head(kind: str, widths: Mapping[str, int], num_classes: int, like: Tensor) -> nn.Module:
     """The head of a kind on towers of some widths, on the device of `like`, in its dtype but at least float32."""
     dtype = torch.promote_types(like.dtype, torch.float32)
@@ -124,6 +148,8 @@ def make_head(kind: str, widths: Mapping[str, int], num_classes: int, like: Tens
         return PatternBias([*widths], linear)
     if kind == PROTOTYPES:
         return Prototypes([*widths], linear.weight.detach())
+    if kind == NONE:
+        return Directions(widths, linear.weight.detach())
     if kind == ZERO_SHOT:
         return ZeroShot(widths, linear.weight.detach())
     return linear

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mora_kernels
+from mora.bases import Base, base_of
 from mora.config import MoraConfig
 from mora.factors import CommonFactors
 from mora.shared_input import SharedInput
-from mora.site import Site
+from mora.site import HeldSite, Site
 from mora.start import check_call, column_norms, fill, follow
 from mora.switch import Switch
 from mora_kernels import backend as backends
+from mora_kernels.factors import Origin
 
 
 class MoraLinear(Site):
@@ -42,13 +44,15 @@ class MoraLinear(Site):
         super().__init__(linear)
         self.modality, self.alpha, self.dropout = modality, config.alpha_of(modality), float(config.dropout)
         self.gram, self.backend = config.variant not in ("no-gram", "fixed-gram"), config.backend
-        fixed = common.expected_root(modality) if config.variant == "fixed-gram" else None
+        scale = config.gram_scale(len(common.others(modality)))
+        self.gram_scale, self.root_scale = (scale if self.gram else 1.0), scale
+        fixed = common.expected_root(modality, scale) if config.variant == "fixed-gram" else None
         self.register_buffer("fixed_root", fixed, persistent=False)
         self.switch = Switch()
         self._common = (common,)
         self.join(mora_kernels.Group([self], config.backend), 0)
         self.shared_input: SharedInput | None = None
-        (rows, size), rank = self.weight.shape, config.specific_rank(modality)
+        (rows, size), rank = self.outline.shape, config.specific_rank(modality)
         self.common_name = common.name(modality, size)
         self.common_out_name = None if rows == size else common.name(modality, rows)
         norm, self.identity = column_norms(self.weight), config.init == "identity"
@@ -101,7 +105,8 @@ class MoraLinear(Site):
             weight: W in another dtype, in which W_eff is wanted.
         """
         weight, factors = self.weight if weight is None else weight, (*self.factors(), self.alpha)
-        return mora_kernels.effective_weight(weight, *factors, backend=self.backend, common_out=self.common_out)
+        options: dict[str, Any] = {"common_out": self.common_out, "gram_scale": self.gram_scale}
+        return mora_kernels.effective_weight(weight, *factors, backend=self.backend, **options)
 
     def present(self) -> MoraLinear | None:
         """Itself; where there are several adapters, the one that computes here and now."""
@@ -116,7 +121,7 @@ class MoraLinear(Site):
     def product(self, x: Tensor) -> Tensor:
         """The same for this projection alone, whatever computes beside it."""
         if not self.switch.is_on:
-            return F.linear(x, self.weight, self.bias)
+            return self.stand.frozen(x)
         group, index = self.place
         return group.linear(index, x, self.bias, self.dropout, self.training)
 
@@ -127,7 +132,7 @@ class MoraLinear(Site):
         if empty and not self.common_magnitude.is_meta:
             fill(self)
             if self.fixed_root is not None:
-                self.fixed_root = self.common.expected_root(self.modality).to(self.fixed_root)
+                self.fixed_root = self.common.expected_root(self.modality, self.root_scale).to(self.fixed_root)
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
@@ -145,7 +150,7 @@ class MoraLinear(Site):
     def path(self) -> tuple[str, str]:
         """(backend, reason): what computes this projection where it is now, or that its backend cannot run there."""
         try:
-            return backends.explain(self.backend, self.weight.device, self.weight.dtype)
+            return backends.explain(self.backend, self.outline.device, self.outline.dtype)
         except RuntimeError as error:
             return f"{self.backend} (cannot run)", str(error)
 
@@ -157,6 +162,16 @@ class MoraLinear(Site):
             f"common_rank={self.common.rank}, specific_rank={specific}, alpha={self.alpha}, dropout={self.dropout}, "
             f"backend={backend}"
         )
+
+
+class HeldMoraLinear(HeldSite, MoraLinear):
+    """A MoraLinear on weights that are quantised, or elsewhere between two calls."""
+
+
+def mora_linear(linear: Any, common: CommonFactors, modality: str, config: MoraConfig) -> MoraLinear:
+    """The MoraLinear that can stand for `linear`."""
+    kind = MoraLinear if base_of(linear) is None else HeldMoraLinear
+    return kind(linear, common, modality, config)
 
 
 class MoraGuest(MoraLinear):
@@ -178,6 +193,26 @@ class MoraGuest(MoraLinear):
     def weight(self) -> Tensor:  # type: ignore[override]
         """W [out, in]."""
         return self._site[0].weight
+
+    @property
+    def outline(self) -> Tensor:
+        return self._site[0].outline
+
+    @property
+    def base(self) -> Base | None:  # type: ignore[override]
+        """The site's."""
+        return self._site[0].base
+
+    @property
+    def origin(self) -> Callable[[], Origin] | None:  # type: ignore[override]
+        """The site's."""
+        return self._site[0].origin
+
+    def give(self, linear: Any) -> None:
+        self._site[0].give(linear)
+
+    def write(self, weight: Tensor) -> None:
+        self._site[0].write(weight)
 
     @property
     def bias(self) -> Tensor | None:  # type: ignore[override]

@@ -26,7 +26,7 @@ def check_runs(model: nn.Module, adapters: Adapters) -> None:
     """
     strange = untrusted(model, [path for slot in adapters.slots() for path in slot.paths])
     projections = dict(adapters.projections())
-    if not strange or any(projection.weight.is_meta for projection in projections.values()):
+    if not strange or any(projection.outline.is_meta for projection in projections.values()):
         return
     ran: set[str] = set()
     adapted = adapters.adapted
@@ -37,7 +37,7 @@ def check_runs(model: nn.Module, adapters: Adapters) -> None:
                 f"mora.patch: whether the {modality} tower runs what was adapted was not tried: {tower.untried(model)}",
                 stacklevel=4,
             )
-    weight = next(iter(projections.values())).weight
+    weight = next(iter(projections.values())).outline
     devices = [weight.device] if weight.is_cuda else []
     try:
         with quiet(model), evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=devices):

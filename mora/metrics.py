@@ -12,7 +12,8 @@ from torch import Tensor
 from mora.system.checks import is_whole, one_of
 from mora.system.machine import need
 
-KINDS = ("accuracy", "macro_f1", "auroc")
+KINDS = ("accuracy", "macro_f1", "auroc")  # of labels
+RECALL = "recall_at_1"  # of pairs, whatever their labels: `mora.contrast.ranks`
 THRESHOLD = 0.5
 
 

@@ -23,6 +23,7 @@ from mora.adapters import (
     restore,
     unwrap,
 )
+from mora.bases.holding import check_holding
 from mora.batch_norm import hold_statistics, release_statistics
 from mora.config import MoraConfig, check_fields
 from mora.first_step import await_first_step
@@ -118,7 +119,7 @@ def unpatch(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def merge(model: nn.Module, keep: bool = False) -> nn.Module:
+def merge(model: nn.Module, keep: bool = False, dequantise: bool = False) -> nn.Module:
     """Fold the active adapter into the weights, W <- W_eff, and return the model: a plain CLIP again.
 
     W_eff is computed in float32 (float64 for float64 weights) and rounded once to the weight's dtype. Adapters beside
@@ -128,29 +129,51 @@ def merge(model: nn.Module, keep: bool = False) -> nn.Module:
         model: a patched CLIP.
         keep: whether the model remembers its adapters and the original weights of what is written (their memory), so
             that `mora.unmerge` takes the merge back, bit for bit.
+        dequantise: whether projections whose weights are quantised, or offloaded to a disk, may become `nn.Linear`s in
+            the dtype of their biases; docs/bases.md.
 
-    Raises ValueError when `model` is not patched, or when a W_eff is not finite; nothing was changed then.
+    Raises ValueError when `model` is not patched, when a W_eff is not finite, or when a weight is quantised and
+    `dequantise` is not given: what is quantised cannot hold W_eff as it is. Nothing was changed then.
     """
     adapters = adapters_of(model)
-    write(model, effective_weights(adapters), dict(adapters.projections()), keep)
+    projections = dict(adapters.projections())
+    check_holding(projections, dequantise)
+    write(model, effective_weights(adapters), projections, keep, dequantise)
     return model
 
 
 @torch.no_grad()
 def write(
-    model: nn.Module, weights: Mapping[str, Tensor], projections: Mapping[str, MoraLinear], keep: bool = False
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    projections: Mapping[str, MoraLinear],
+    keep: bool = False,
+    dequantise: bool = False,
 ) -> None:
-    """Write weights [out, in] over those of adapted projections, by name, and take all adapters out."""
-    inner = unwrap(model)
+    """Write weights [out, in] over those of adapted projections, by name, and take all adapters out.
+
+    Raises as `check_holding` does.
+    """
+    inner, held = unwrap(model), check_holding(projections, dequantise)
+    host = host_of(inner)
+    places = {
+        slot.label(t): (slot, t) for one in host.every().values() for slot in one.slots() for t in slot.projections
+    }
     snapshot = Snapshot.of(inner) if keep else None
     for name, weight in weights.items():
-        own = projections[name].weight
+        if name not in held:
+            if snapshot is not None:
+                snapshot.rows[name] = projections[name].weight.clone()
+            projections[name].write(weight)
+            if snapshot is not None:
+                snapshot.written[name] = digest(projections[name].weight)
+    take_out(inner, host)
+    for name, base in held.items():
+        slot, target = places[name]
+        plain = base.plain(weights[name])
+        slot.swap(target, plain)
         if snapshot is not None:
-            snapshot.rows[name] = own.clone()
-        own.copy_(weight)
-        if snapshot is not None:
-            snapshot.written[name] = digest(own)
-    take_out(inner, host_of(inner))
+            snapshot.modules[name], snapshot.written[name] = base.linear, digest(plain.weight)
     if snapshot is not None:
         snapshot.leave(inner)
     elif hasattr(inner, PLACE):
@@ -213,7 +236,7 @@ def frozen_slots(model: nn.Module, towers: Mapping[str, Tower], adapted: Collect
 def check_pairs(pairs: list[Pair], config: MoraConfig) -> None:
     """Raise ValueError unless every block has a rank and every target is there, wide enough, on one device."""
     slots = [(slot, config.targets_of(modality)) for pair in pairs for modality, slot in pair.items()]
-    places = {slot.linear(targets[0]).weight.device: slot.path for slot, targets in slots}
+    places = {slot.outline(targets[0]).device: slot.path for slot, targets in slots}
     if len(places) > 1:
         found = ", ".join(f"{path} on {device}" for device, path in places.items())
         raise ValueError(
@@ -225,7 +248,7 @@ def check_pairs(pairs: list[Pair], config: MoraConfig) -> None:
         for name, rank in (("rank", specific), ("common_rank", config.shared_rank)):
             if rank > width:
                 raise ValueError(f"{name}: got {rank}, expected at most {width}, the width of {slot.path}")
-        weight = slot.linear(targets[0]).weight
+        weight = slot.outline(targets[0])
         backends.explain(config.backend, place_of(weight), weight.dtype)
 
 

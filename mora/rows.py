@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -71,4 +70,4 @@ class Mixed:
 
     def of(self, seat: Any, x: Tensor) -> Tensor:
         """The product of one adapter's rows."""
-        return F.linear(x, self.one.weight, self.one.bias) if seat is None else seat.product(x)
+        return self.one.stand.frozen(x) if seat is None else seat.product(x)

@@ -36,6 +36,7 @@ class Snapshot:
 
     Attributes:
         rows: original weights [out, in] that were written over, by the name of their projection.
+        modules: original linears that others stand for now, likewise.
         written: the digest of what was written there.
     """
 
@@ -43,6 +44,7 @@ class Snapshot:
     adapters: list[Apart]
     active: str
     rows: dict[str, Tensor] = field(default_factory=dict)
+    modules: dict[str, nn.Module] = field(default_factory=dict)
     written: dict[str, str] = field(default_factory=dict)
 
     @classmethod

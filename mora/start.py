@@ -26,6 +26,10 @@ class Projection(Protocol):
     backend: str
 
     @property
+    def outline(self) -> Tensor:
+        """Shape, dtype and device of the weight."""
+
+    @property
     def common(self) -> Any:
         """The factors shared by a pair of blocks."""
 
@@ -71,7 +75,7 @@ def materialise(projection: Projection) -> None:
     for name in ("specific_a", "specific_b", "common_magnitude", "specific_magnitude"):
         parameter = getattr(projection, name)
         if parameter is not None:
-            empty = torch.empty_like(parameter, device=projection.weight.device)
+            empty = torch.empty_like(parameter, device=projection.outline.device)
             setattr(projection, name, nn.Parameter(empty, requires_grad=parameter.requires_grad))
     fill(projection)
 
@@ -97,7 +101,7 @@ def follow(projection: Projection, loaded: bool) -> None:
 
     `loaded` says that the adapter's own tensors came with the weights, and so belong to them.
     """
-    if projection.weight.is_meta:
+    if projection.outline.is_meta:
         return
     if projection.common_magnitude.is_meta:
         materialise(projection)
@@ -129,7 +133,7 @@ def check_call(projection: Projection) -> None:
             "torch.jit.trace and TorchScript ONNX export would record W_eff as a constant; expected a merged model "
             "(mora.merge(copy.deepcopy(model))), torch.export, or torch.onnx.export(dynamo=True)"
         )
-    weight, magnitude = projection.weight, projection.common_magnitude
+    weight, magnitude = projection.outline, projection.common_magnitude
     common = projection.common.of(projection.modality)
     if any(hasattr(tensor, "device_mesh") for tensor in (weight, magnitude, common)):
         raise RuntimeError(

@@ -36,6 +36,7 @@ class Projection:
 class Summary:
     """What `mora.summary` found; `str()` is a table.
 
+    `gram` is what G is of several other towers' Gram matrices, "mean" or "sum"; None where no block has several.
     `name` is that of the active adapter, whose rows these are; `others` those of adapters beside it.
     `adapter_parameters` counts the active one, `other_parameters` the others; `trainable_parameters` everything that
     requires grad in the model; `total_parameters` everything, adapters included; `base_parameters` the pretrained model
@@ -49,6 +50,7 @@ class Summary:
     adapter_parameters: int
     trainable_parameters: int
     total_parameters: int
+    gram: str | None = None
     name: str = DEFAULT
     others: tuple[str, ...] = ()
     other_parameters: int = 0
@@ -78,6 +80,7 @@ class Summary:
                 f"common factors, shared by towers: {self.common_parameters:,} parameters",
                 f"adapters: {self.adapter_parameters:,}; trainable: {self.trainable_parameters:,}; pretrained model: "
                 f"{self.base_parameters:,}; trainable share: {share:.4f} %",
+                *([f"G: the {self.gram} of the Gram matrices of the other towers"] if self.gram else []),
                 *([f"active: {self.name}; beside it: {', '.join(self.others)}"] if self.others else []),
                 *(f"backend {reason}" for reason in reasons),
             ]
@@ -105,6 +108,7 @@ def summary(model: nn.Module) -> Summary:
                 reason=reason,
             )
         )
+    coupled = any(projection.gram for _, projection in adapters.projections())
     return Summary(
         library=library_of(inner, adapters),
         config=adapters.config,
@@ -113,6 +117,7 @@ def summary(model: nn.Module) -> Summary:
         adapter_parameters=sum(p.numel() for _, p in adapters.named_tensors()),
         trainable_parameters=sum(p.numel() for p in inner.parameters() if p.requires_grad),
         total_parameters=sum(p.numel() for p in inner.parameters()),
+        gram=adapters.config.gram_of(max(map(len, adapters.pairs))) if coupled else None,
         name=adapters.name,
         others=tuple(one.name for one in others),
         other_parameters=sum(p.numel() for one in others for _, p in one.named_tensors()),

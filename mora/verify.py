@@ -95,7 +95,7 @@ def accumulated(model: nn.Module, parameters: list[nn.Parameter]) -> list[Tensor
 def embedding_energy(model: nn.Module) -> Tensor:
     """The sum over adapted towers of the mean square of their embeddings of random inputs."""
     adapters = adapters_of(model)
-    weight = next(adapters.projections())[1].weight
+    weight = next(adapters.projections())[1].outline
     for tower in adapters.adapted.values():
         if why := tower.untried(model):
             raise ValueError(f"verify: {why}")

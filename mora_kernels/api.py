@@ -47,6 +47,7 @@ def effective_weight(
     alpha: float,
     backend: str = "auto",
     common_out: Tensor | None = None,
+    gram_scale: float = 1.0,
 ) -> Tensor:
     """W_eff = m_c dir(W + alpha S G S^T) + m_s dir(W + alpha (A B)^T), equation (1).
 
@@ -65,6 +66,7 @@ def effective_weight(
         backend: "auto", "reference", "torch" or "triton".
         common_out: this modality's factor S_out [out, r_c] for the width of the output: the common update is then
             S_out G S^T. None: `weight` is square and S stands on both sides.
+        gram_scale: plain factor of the sum of Gram matrices: 1 / len(other_common) makes G their mean. Of G = I, none.
 
     Returns:
         [out, in] in the dtype of `weight`; computed in float32 (float64 for float64) and rounded once.
@@ -76,7 +78,7 @@ def effective_weight(
     """
     others = as_tuple(other_common)
     own = specific_a, specific_b, common_magnitude, specific_magnitude
-    factors = Factors(weight, common, others, *own, alpha, common_out)
+    factors = Factors(weight, common, others, *own, alpha, common_out, gram_scale=gram_scale)
     check_factors(factors)
     return backends.load(backend, weight.device, weight.dtype).effective_weight(factors)
 
@@ -96,6 +98,7 @@ def mora_linear(
     training: bool = True,
     backend: str = "auto",
     common_out: Tensor | None = None,
+    gram_scale: float = 1.0,
 ) -> Tensor:
     """y = dropout(x) W_eff^T + b, equation (2): what the adapted projection computes.
 
@@ -117,7 +120,7 @@ def mora_linear(
     """
     others = as_tuple(other_common)
     own = specific_a, specific_b, common_magnitude, specific_magnitude
-    factors = Factors(weight, common, others, *own, alpha, common_out)
+    factors = Factors(weight, common, others, *own, alpha, common_out, gram_scale=gram_scale)
     check_factors(factors)
     check_linear(x, weight, bias, dropout_p)
     dtype = product_dtype(x)

@@ -8,10 +8,33 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 
+class Origin(NamedTuple):
+    """What a weight that is made at every build is made from.
+
+    Attributes:
+        key: differs where the weight does, as far as anybody counts changes.
+        tensors: to be kept alive as long as `key` is compared, and whose changes autograd counts.
+    """
+
+    key: Any
+    tensors: list[Tensor]
+
+    @classmethod
+    def of(cls, tensors: list[Tensor]) -> Origin:
+        """Return that of a weight which these tensors decide."""
+        return cls(tuple(map(version, tensors)), tensors)
+
+
+def version(tensor: Tensor) -> tuple[Any, ...]:
+    """Return what changes when a value or the place of a tensor does, as far as autograd sees."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version, tensor.dtype
+
+
 class Factors(NamedTuple):
     """One projection: its frozen weight and all that moves it, named as in `effective_weight`.
 
-    `buffer` is where a group is to write W_eff; None: wherever it likes.
+    `buffer` is where a group is to write W_eff; None: wherever it likes. `origin` is what `weight` was made from, where
+    that was made for one build; None: it is a tensor that stays.
     """
 
     weight: Tensor
@@ -24,6 +47,8 @@ class Factors(NamedTuple):
     alpha: float
     common_out: Tensor | None = None
     buffer: Tensor | None = None
+    gram_scale: float = 1.0
+    origin: Origin | None = None
 
     @property
     def out_side(self) -> Tensor:
@@ -59,8 +84,8 @@ class Factors(NamedTuple):
         In-place changes through `.data` and the like are invisible to it: it is asked only within `keeping`, and on the
         way back.
         """
-        every = (self.weight, *self.tensors())
-        return *((t.data_ptr(), 0 if t.is_inference() else t._version, t.dtype) for t in every), self.alpha
+        frozen = version(self.weight) if self.origin is None else self.origin.key
+        return frozen, *map(version, self.tensors()), self.alpha, self.gram_scale
 
     def fingerprint(self) -> tuple[Any, ...]:
         """Return `versions`, and what needs a gradient."""
@@ -68,11 +93,15 @@ class Factors(NamedTuple):
 
     def aliases(self) -> list[Tensor]:
         """Return tensors that keep the memory of these from being given to others."""
-        return [t.detach() for t in (self.weight, *self.tensors())]
+        return [t.detach() for t in (*self.frozen(), *self.tensors())]
 
     def counted(self) -> bool:
         """Whether autograd counts the changes of every tensor: it does not for those made in inference mode."""
-        return not any(t.is_inference() for t in (self.weight, *self.tensors()))
+        return not any(t.is_inference() for t in (*self.frozen(), *self.tensors()))
+
+    def frozen(self) -> list[Tensor]:
+        """Return the tensors that decide the weight."""
+        return [self.weight] if self.origin is None else self.origin.tensors
 
     def identity(self) -> tuple[Any, ...]:
         """Return what must be the same for the values to be written where they were before."""

@@ -16,7 +16,7 @@ from mora_kernels.built import Linear, State, Values
 from mora_kernels.factors import Factors, distinct
 from mora_kernels.kept import Scope, drop, scope_of
 from mora_kernels.numerics import full_precision, product_dtype, untracked
-from mora_kernels.projection import Projection, place, snapshot, watch_optimizers
+from mora_kernels.projection import Projection, outline, place, snapshot, watch_optimizers
 from mora_kernels.shelf import Shelf
 from mora_kernels.validation import check_factors, check_linear
 
@@ -135,7 +135,8 @@ class Group:
         device = fresh[indices[0]].weight.device
         with untracked(fresh[indices[0]].weight):
             if state is None or any(state.identities[i] != one.identity() for i, one in fresh.items()):
-                fresh = {i: place(projections[i], found.get(i) or snapshot(projections[i]), dtype) for i in every}
+                more = {i: found.get(i) or snapshot(projections[i]) for i in every}
+                fresh = {i: fresh.get(i) or place(projections[i], more[i], dtype) for i in every}
                 state = self._new_state(name, dtype, list(fresh.values()))
                 wanted = indices if scope is None and not engine.at_once else every
             factors = [fresh.get(i, known) for i, known in enumerate(state.values.factors)]
@@ -174,8 +175,7 @@ class Group:
         u, U and V' carry gradients to the factors where those are on; W_eff carries none. All four are the group's own
         buffers: read them, do not write or keep them across a change of a factor.
         """
-        weight = self.projections[index].weight
-        state = self._state([index], dtype or weight.dtype)
+        state = self._state([index], dtype or outline(self.projections[index]).dtype)
         if state is None:
             raise ValueError(
                 "backend: got 'reference', which builds nothing ahead; expected 'auto', 'torch' or 'triton'"
@@ -219,12 +219,13 @@ class Group:
         if torch.compiler.is_compiling():
             return self._functional(indices, x, biases, dropout_p, training)
         dtype = product_dtype(x)
-        weight = self.projections[indices[0]].weight
+        weight = outline(self.projections[indices[0]])
         check_linear(x, weight, biases[0], dropout_p)
         state = self._state(indices, dtype)
         if state is None:
             return self._functional(indices, x, biases, dropout_p, training)
-        if dtype == x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        fits = dtype == weight.dtype or getattr(self.projections[indices[0]], "origin", None) is not None
+        if dtype == x.dtype and not fits and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(f"x: got dtype {x.dtype}, expected {weight.dtype}, that of weight (or run under autocast)")
         with full_precision(x):
             if training and dropout_p > 0:
@@ -259,7 +260,11 @@ class Group:
         for index, bias in zip(indices, biases, strict=True):
             one = self.projections[index]
             factors, common_out = (*one.factors(), one.alpha), getattr(one, "common_out", None)
-            results.append(mora_linear(x, one.weight, bias, *factors, dropout_p, training, self.backend, common_out))
+            weight, scale = one.weight, getattr(one, "gram_scale", 1.0)
+            if getattr(one, "origin", None) is not None and not torch.is_autocast_enabled(x.device.type):
+                weight = weight.to(x.dtype)
+            options = dropout_p, training, self.backend, common_out, scale
+            results.append(mora_linear(x, weight, bias, *factors, *options))
         return results
 
 

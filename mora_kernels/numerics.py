@@ -53,14 +53,19 @@ def gram(factor: Tensor) -> Tensor:
         return torch.mm(factor.t(), factor)
 
 
-def total_gram(common: Tensor, other_common: Sequence[Tensor] | None) -> Tensor:
-    """Return G, the sum of the other modalities' Gram matrices [r_c, r_c]; the identity when `other_common` is None."""
+def total_gram(common: Tensor, other_common: Sequence[Tensor] | None, scale: float = 1.0) -> Tensor:
+    """Return G, the scaled sum of the others' Gram matrices [r_c, r_c]; the identity when `other_common` is None."""
     if other_common is None:
         return torch.eye(common.shape[1], dtype=accumulation_dtype(common), device=common.device)
     total = gram(other_common[0])
     for other in other_common[1:]:
         total = total + gram(other)
-    return total
+    return scaled(total, scale)
+
+
+def scaled(gram: Tensor, scale: float) -> Tensor:
+    """Return scale * gram; no operation for a scale of 1."""
+    return gram if scale == 1.0 else gram * scale
 
 
 def dense_gradient(grad: Tensor, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from mora_kernels.factors import Factors
+from mora_kernels.factors import Factors, Origin
 from mora_kernels.validation import as_tuple
 
 
@@ -19,7 +19,8 @@ class Projection(Protocol):
     `factors()` returns the arguments of `effective_weight` between `weight` and `alpha`, in its order. A projection may
     also have `common_out`, S_out [out, r_c] of a weight that is not square, or None, and
     `buffer(dtype, device) -> Tensor | None`: where W_eff is to be written, [out, in] with contiguous rows, for instance
-    its rows of a packed q, k, v weight.
+    its rows of a packed q, k, v weight. Where `weight` is made whenever it is read (from quantised values), `outline`
+    is a tensor of its shape, dtype and device, and `origin() -> Origin` what it is made from: it is read once a build.
     """
 
     alpha: float
@@ -36,12 +37,27 @@ def snapshot(projection: Projection) -> Factors:
     """Return the present tensors of a projection."""
     common, others, a, b, common_magnitude, specific_magnitude = projection.factors()
     alpha, common_out = float(projection.alpha), getattr(projection, "common_out", None)
-    others = as_tuple(others)
-    return Factors(projection.weight, common, others, a, b, common_magnitude, specific_magnitude, alpha, common_out)
+    own = a, b, common_magnitude, specific_magnitude, alpha, common_out
+    scale, origin = float(getattr(projection, "gram_scale", 1.0)), origin_of(projection)
+    return Factors(outline(projection), common, as_tuple(others), *own, gram_scale=scale, origin=origin)
+
+
+def outline(projection: Projection) -> Tensor:
+    """Return a tensor of the shape, dtype and device of a projection's weight: the weight itself, if it has one."""
+    found: Tensor | None = getattr(projection, "outline", None)
+    return projection.weight if found is None else found
+
+
+def origin_of(projection: Projection) -> Origin | None:
+    """Return what a weight that is made for each build is made from; None where the weight is there."""
+    made = getattr(projection, "origin", None)
+    return None if made is None else made()
 
 
 def place(projection: Projection, one: Factors, dtype: torch.dtype) -> Factors:
-    """Return `one` with the buffer its projection offers for W_eff in `dtype`, if it offers one."""
+    """Return `one` with its weight, and with the buffer its projection offers for W_eff in `dtype`, if any."""
+    if one.origin is not None:
+        one = one._replace(weight=projection.weight)
     offer = getattr(projection, "buffer", None)
     return one if offer is None else one._replace(buffer=offer(dtype, one.weight.device))
 

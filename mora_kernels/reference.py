@@ -24,11 +24,11 @@ def gram(factor: Tensor) -> Tensor:
         return factor.T @ factor
 
 
-def total_gram(common: Tensor, other_common: Sequence[Tensor] | None) -> Tensor:
-    """Return G = sum over the other modalities of S^T S [r_c, r_c]; the identity when `other_common` is None."""
+def total_gram(common: Tensor, other_common: Sequence[Tensor] | None, scale: float = 1.0) -> Tensor:
+    """Return G = scale * sum over the other modalities of S^T S [r_c, r_c]; the identity without `other_common`."""
     if other_common is None:
         return torch.eye(common.shape[1], dtype=accumulation_dtype(common), device=common.device)
-    return sum((gram(other) for other in other_common[1:]), gram(other_common[0]))
+    return scale * sum((gram(other) for other in other_common[1:]), gram(other_common[0]))
 
 
 def direction(matrix: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def effective_weight(one: Factors) -> Tensor:
     with full_precision(one.weight):
         dtype = accumulation_dtype(one.weight)
         base, shared, shared_out = one.weight.detach().to(dtype), one.common.to(dtype), one.out_side.to(dtype)
-        common_update = shared_out @ total_gram(one.common, one.other_common).to(dtype) @ shared.T
+        common_update = shared_out @ total_gram(one.common, one.other_common, one.gram_scale).to(dtype) @ shared.T
         result = one.common_magnitude.to(dtype) * direction(base + one.alpha * common_update)
         if one.specific_a is not None and one.specific_b is not None and one.specific_magnitude is not None:
             specific_update = (one.specific_a.to(dtype) @ one.specific_b.to(dtype)).T

@@ -37,6 +37,7 @@ class ProjectionInputs:
     bias: Tensor
     grad: Tensor
     common_out: Tensor | None = None
+    gram_scale: float = 1.0
 
     def arguments(self) -> tuple[Any, ...]:
         """The positional arguments of `effective_weight`."""
@@ -53,7 +54,7 @@ class ProjectionInputs:
 
     def factors(self) -> Factors:
         """The same as one object."""
-        return Factors(*self.arguments())._replace(common_out=self.common_out)
+        return Factors(*self.arguments())._replace(common_out=self.common_out, gram_scale=self.gram_scale)
 
     def leaves(self) -> dict[str, Tensor]:
         """Every tensor that can get a gradient, by name."""
@@ -98,6 +99,7 @@ def make_factors(
     zero_columns: int = 0,
     seed: int = 0,
     out: int | None = None,
+    gram_scale: float = 1.0,
 ) -> ProjectionInputs:
     """Return float64 inputs of one projection; `trained`: B != 0, magnitudes of mixed sign, some u near 0.
 
@@ -131,6 +133,7 @@ def make_factors(
         bias=normal(rows_out, std=0.1),
         grad=normal(rows, rows_out),
         common_out=None if out is None else normal(out, common_rank, std=common_rank**-0.5),
+        gram_scale=gram_scale,
     )
 
 

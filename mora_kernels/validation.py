@@ -58,8 +58,9 @@ def check_factors(one: Factors) -> None:
         check_tensor(name, other, (None, rank), weight)
     check_tensor("common_magnitude", one.common_magnitude, (columns,), weight)
     check_specific(one)
-    if not isinstance(one.alpha, (int, float)) or not math.isfinite(one.alpha):
-        raise ValueError(f"alpha: got {one.alpha!r}, expected a finite number")
+    for name in ("alpha", "gram_scale"):
+        if not isinstance(value := getattr(one, name), (int, float)) or not math.isfinite(value):
+            raise ValueError(f"{name}: got {value!r}, expected a finite number")
 
 
 def check_specific(one: Factors) -> None:

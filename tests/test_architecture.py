@@ -18,12 +18,13 @@ SOURCES = sorted([*ROOT.glob("mora/**/*.py"), *ROOT.glob("mora_kernels/**/*.py")
 FLOORS = (
     ("mora_kernels",),
     ("mora.version", "mora.hooks", "mora.rows", "mora.switch"),
-    ("mora.choice",),
-    ("mora.site",),
     ("mora.system",),
+    ("mora.bases", "mora.choice"),
+    ("mora.site",),
     ("mora.batch_norm", "mora.names", "mora.per_tower"),
     ("mora.config", "mora.tiny"),
-    ("mora.data", "mora.metrics", "mora.patterns"),
+    ("mora.metrics", "mora.patterns"),
+    ("mora.contrast", "mora.data"),
     ("mora.start",),  # from here on what is put into a model
     ("mora.factors", "mora.shared_input"),
     ("mora.linear",),

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from mora.adapters import DEFAULT, adapter_state_dict, adapters_of, host_of, is_patched, layers_of, unwrap
-from mora.checkpoint.base import check_base, fingerprint
+from mora.checkpoint.base import check_base, fingerprint, held
 from mora.checkpoint.tensors import (
     assign,
     check_same_adapters,
@@ -52,19 +52,21 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str | N
     loading refuses is not saved, and what stood in `folder` stays.
     """
     adapters = adapters_of(model, name)
-    base = fingerprint(adapters.slots(), adapters.config)
+    base, kinds = fingerprint(adapters.slots(), adapters.config), held(adapters.slots(), adapters.config)
     folder, tensors = Path(folder), adapter_state_dict(model, adapters.name)
     check_values(str(folder), tensors)
     folder.mkdir(parents=True, exist_ok=True)
+    gram = adapters.config.gram_of(max(map(len, adapters.pairs)))
     weights = pack_tensors(tensors, {"format": "mora-adapter"})
     config = {
         "peft_type": "MORA",  # PEFT refuses a type it does not know, instead of loading something else
         "format": FORMAT,
         "mora_version": __version__,
-        "config": replace(adapters.config, backend="auto").to_dict(),
+        "config": replace(adapters.config, backend="auto", gram=gram).to_dict(),
         "layers": adapters.layers(),
         "towers": {name: {"kind": one.kind, "family": one.family} for name, one in adapters.adapted.items()},
         "base": base,
+        **({"held": kinds} if kinds else {}),
         "weights_sha256": digest(weights),
     }
     write_bytes(folder / WEIGHTS, weights)
@@ -130,9 +132,10 @@ def load_adapter(
     if found != saved["weights_sha256"]:
         raise ValueError(f"{folder / WEIGHTS}: its SHA-256 is not the one in {CONFIG}, expected files of one save")
     check_tensors(str(folder / WEIGHTS), tensors, shapes)
-    present = fingerprint((slot for pair in pairs for slot in pair.values()), config)
+    slots = [slot for pair in pairs for slot in pair.values()]
+    present = fingerprint(slots, config)
     if base == "same" and "base" in saved:
-        check_base(present, saved["base"], str(folder))
+        check_base(present, saved["base"], str(folder), (held(slots, config), saved.get("held")))
     elif base == "same":
         warnings.warn(f"{folder / CONFIG} does not say which base weights it belongs to: not checked", stacklevel=2)
     if not patched:
@@ -172,4 +175,6 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{path}: format {saved['format']}, expected {FORMAT}: saved by mora {saved.get('mora_version')}"
         )
     saved["config"]["backend"] = "auto"  # what computes it is the choice of the machine at hand
+    if len(saved["layers"]) > 2:
+        saved["config"].setdefault("gram", "sum")  # earlier versions knew no other, and did not say
     return saved

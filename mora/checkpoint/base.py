@@ -43,6 +43,16 @@ def fingerprint(slots: Iterable[Slot], config: MoraConfig) -> Fingerprint:
     return found
 
 
+def held(slots: Iterable[Slot], config: MoraConfig) -> dict[str, str]:
+    """What holds the weights that are not plain, by projection: "bitsandbytes nf4"."""
+    found = {}
+    for slot in slots:
+        for target in config.targets_of(slot.modality):
+            if (base := slot.base(target)) is not None:
+                found[slot.label(target)] = base.label
+    return found
+
+
 def sketch(weight: Tensor) -> list[float]:
     """|W| and the products of a weight [out, in], to six digits."""
     weight = weight.to("cpu", torch.float64)
@@ -82,11 +92,25 @@ def is_number(value: object) -> bool:
     return isinstance(value, float) or (is_whole(value) and -(2**53) < value < 2**53)  # type: ignore[operator]
 
 
-def check_base(ours: Fingerprint, theirs: Any, source: str) -> None:
-    """Raise ValueError that names the projections whose weights are not those that `source` was trained on."""
+def kinds_of(found: Any, names: Iterable[str]) -> str:
+    """What holds the weights of some projections, in words."""
+    kinds = found if isinstance(found, dict) else {}
+    return ", ".join(sorted({str(kinds.get(name, "plain")) for name in names}))
+
+
+def check_base(ours: Fingerprint, theirs: Any, source: str, held: tuple[Any, Any] = (None, None)) -> None:
+    """Raise ValueError that names the projections whose weights are not those that `source` was trained on.
+
+    Args:
+        ours, theirs: fingerprints; the second is a file's.
+        source: that file, for errors.
+        held: what `held` says of either.
+    """
     if far := differing(ours, theirs if isinstance(theirs, dict) else {}):
         shown = listed(f"{name} (relative difference {value:.2g})" for name, value in far.items())
+        here, there = (kinds_of(one, far) for one in held)
+        apart = "" if here == there else f" (trained on {there} weights, here they are {here})"
         raise ValueError(
-            f"base: {source} was trained on other weights than this model's: {shown}; load the checkpoint it was "
-            "trained on first, or insist with base='any'"
+            f"base: {source} was trained on other weights than this model's: {shown}{apart}; load the checkpoint it "
+            "was trained on first, or insist with base='any'"
         )

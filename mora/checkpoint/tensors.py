@@ -18,7 +18,7 @@ LONGEST_NAME = 200
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SPECIFIC = ("specific_a", "specific_b", "specific_magnitude")
 # What changes the computed weights; dropout, init and backend do not.
-WEIGHT_FIELDS = ("variant", "targets", "common_rank", "rank", "alpha")
+WEIGHT_FIELDS = ("variant", "targets", "common_rank", "rank", "alpha", "gram")
 
 
 def expected_shapes(pairs: list[Pair], config: MoraConfig) -> dict[str, tuple[int, ...]]:
@@ -33,7 +33,7 @@ def expected_shapes(pairs: list[Pair], config: MoraConfig) -> dict[str, tuple[in
     for slot in (slot for pair in pairs for slot in pair.values()):
         rank = config.specific_rank(slot.modality, slot.layer)
         for target in config.targets_of(slot.modality):
-            name, (rows, columns) = slot.label(target), slot.weight(target).shape
+            name, (rows, columns) = slot.label(target), slot.outline(target).shape
             if config.variant != "no-specific":
                 shapes[f"{name}.specific_a"] = (columns, rank)
                 shapes[f"{name}.specific_b"] = (rank, rows)
@@ -67,6 +67,8 @@ def in_force(config: MoraConfig, field: str, pairs: list[Pair]) -> Any:
     """What a field that changes weights says for some blocks: one value for each where it may differ."""
     if field == "common_rank":
         return config.shared_rank
+    if field == "gram":
+        return config.gram_of(max(map(len, pairs)))
     slots = [slot for pair in pairs for slot in pair.values()]
     values: dict[str, Any] = {}
     if field == "rank":

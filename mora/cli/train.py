@@ -68,6 +68,11 @@ def add_model(group: Any) -> None:
         help="mora (default), mora-no-gram, mora-fixed-gram, mora-no-specific, lora, dora, bitfit, last-block, mmp, "
         "dcp, linear or zero-shot",
     )
+    group.add_argument(
+        "--objective",
+        metavar="O",
+        help="classification (default), or contrastive: image-text pairs, no labels, no head: docs/retrieval.md",
+    )
     group.add_argument("--head", metavar="H", help="linear (default), pattern-bias or prototypes: docs/training.md")
     group.add_argument(
         "--missing-embedding",

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 import torch.utils.data
 from torch import Tensor
 
@@ -39,7 +40,7 @@ class Dataset(torch.utils.data.Dataset[Sample], ABC):
         split: `"train"`, `"validation"`, `"test"`, or `"all"` for a source that was not split.
         classes: names of the labels, in one order for every split of a source.
         multi_label: whether a row may have several labels.
-        metric: `"accuracy"`, `"macro_f1"` or `"auroc"`: what the data set is scored by.
+        metric: `"accuracy"`, `"macro_f1"`, `"auroc"` or `"recall_at_1"`: what the data set is scored by.
         fingerprint: hexadecimal SHA-256 of what defines the rows: their order, texts, labels, and the size in bytes
             of every image. Two data sets of one fingerprint can share a missing table.
         broken: one message for every image that was left out because it could not be read.
@@ -76,6 +77,14 @@ class Dataset(torch.utils.data.Dataset[Sample], ABC):
         MM-IMDb repeats a movie for each of its plots. Missing tables have one value per image row: `rows` of them.
         """
         return None
+
+    def pictures(self) -> Tensor:
+        """Which picture each sample shows, int64 [N]: the texts of samples of one number are captions of one picture.
+
+        By default that of `groups`; a manifest, whose samples have image rows of their own, goes by the image's path.
+        """
+        groups = self.groups()
+        return torch.arange(len(self)) if groups is None else groups
 
     def stamp(self) -> str:
         """What changes whenever a sample does: the fingerprint, and size and time of change of every file behind it.

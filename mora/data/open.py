@@ -10,6 +10,7 @@ from mora.data.missing import check_seed
 from mora.data.sources import badges, hugging_face, manifest, official, openmoji
 from mora.data.sources.source import Options, Source
 from mora.data.trainable import refuse_unlearnable
+from mora.metrics import RECALL
 from mora.system.messages import listed
 
 # The first that matches: a folder that `datasets` saved holds Arrow files, too.
@@ -38,7 +39,7 @@ def open_dataset(
         name: of a folder in the official layout that does not tell its own: `"mmimdb"`, `"food101"` and
             `"hateful_memes"` choose the published classes and metric. Anything else is called what its path is.
         metric: instead of the usual one: `"auroc"` for two classes, `"accuracy"` for one label per row, `"macro_f1"`
-            for several.
+            for several; `"recall_at_1"`, of pairs: then a manifest needs no labels, and one class is enough.
         on_broken: what an image that is absent or cannot be read does: `"raise"` is an error that names it;
             `"skip"` decodes every image once, now, and leaves the rows out, with a warning that names them.
         size: side of OpenMoji's drawings in pixels.
@@ -63,7 +64,7 @@ def open_dataset(
             f"name (--data-name): got {name!r} for {source}, expected it for a folder in the official layout only: it "
             "chooses published classes, which other data brings itself"
         )
-    options = Options(name, on_broken, size, classes, multi_label, seed, extra_columns)
+    options = Options(name, on_broken, size, classes, multi_label, seed, extra_columns, metric != RECALL)
     dataset = kind.open(str(source), split, options)
     _fit(dataset, source, classes, metric, multi_label)
     return dataset
@@ -101,6 +102,8 @@ def _fit(
             ("one label per row", "several labels per row")[bool(several)] for several in (multi_label, not multi_label)
         ]
         raise ValueError(f"multi_label: got {multi_label} ({kinds[0]}), expected what {source} has: {kinds[1]}")
+    if metric == RECALL:
+        dataset.metric = RECALL
     if classes is None:
         refuse_unlearnable(dataset)
     elif tuple(classes) != dataset.classes:
@@ -108,7 +111,7 @@ def _fit(
             f"classes: got {len(classes)} ({listed(classes)}), expected the {len(dataset.classes)} of {source} "
             f"({listed(dataset.classes)})"
         )
-    if metric is not None:
+    if metric not in (None, RECALL):
         single = ("accuracy", "auroc") if len(dataset.classes) == 2 else ("accuracy",)
         allowed = ("macro_f1",) if dataset.multi_label else single
         if metric not in allowed:

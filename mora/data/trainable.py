@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mora.data.dataset import Dataset
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
+from mora.metrics import RECALL
 from mora.system.messages import listed, printable
 
 NEEDED = ("train", "validation")
@@ -43,7 +44,7 @@ def refuse_unlearnable(dataset: Dataset) -> None:
     if dataset.split not in ("train", "all"):
         return
     labels = dataset.labels()
-    if bool((labels == labels[:1]).all()):
+    if dataset.metric != RECALL and bool((labels == labels[:1]).all()):
         only = printable(dataset.classes[int(labels[0])]) if labels.ndim == 1 else "the same labels"
         raise ValueError(f"{where}: every row is of one class ({only}), expected two classes at least")
     available = dataset.available()

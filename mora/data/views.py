@@ -32,6 +32,9 @@ class View(Dataset):
     def groups(self) -> Tensor | None:
         return self.dataset.groups()
 
+    def pictures(self) -> Tensor:
+        return self.dataset.pictures()
+
     @property
     def rows(self) -> int:
         """As in `Dataset`: those of the whole."""
@@ -64,12 +67,29 @@ class Subset(View):
         groups = self.dataset.groups()
         return None if groups is None else groups[self.index]
 
+    def pictures(self) -> Tensor:
+        return self.dataset.pictures()[self.index]
+
 
 def thinned(dataset: Dataset, limit: int | None) -> Dataset:
     """At most `limit` samples, evenly spread over the data set; the data set itself when it has no more."""
     if limit is None or limit >= len(dataset):
         return dataset
     return Subset(dataset, torch.arange(limit) * len(dataset) // limit)
+
+
+class Rescored(View):
+    """A data set scored by another metric."""
+
+    def __init__(self, dataset: Dataset, metric: str) -> None:
+        super().__init__(dataset)
+        self.metric = metric
+
+    def stamp(self) -> str:
+        return self.dataset.stamp()
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.dataset[index]
 
 
 class Corrupted(View):

@@ -1,7 +1,7 @@
-"""The audio tower of the demonstration: trained to put a recording where the frozen tiny CLIP puts its text and picture.
+"""The demo's audio tower: trained to put a recording where the frozen tiny CLIP puts its text and its picture.
 
-A batch of recordings of the training part, in any language, is contrasted with all texts, and with all pictures, of that
-part: -log softmax of the scaled cosines, summed over those of the recording's own stamp (equal texts are one).
+A batch of recordings of the training part, in any language, is contrasted with all texts, and with all pictures, of
+that part: -log softmax of the scaled cosines, summed over those of the recording's own stamp (equal texts are one).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Recipe:
 class Part:
     """Recordings as features float16 [N, 1, T, mels], and which of the stamps [S, e] each is of.
 
-    `texts` and `images` are the frozen CLIP's embeddings of the stamps, normalised; `same` [S, S] says which stamps have
-    one text.
+    `texts` and `images` are the frozen CLIP's embeddings of the stamps, normalised; `same` [S, S] says which have one
+    text.
     """
 
     features: Tensor
@@ -70,10 +70,11 @@ def pretrain(train: Part, held_out: Part, recipe: Recipe, report: Callable[[str]
             for rows in torch.randperm(len(train.features)).split(recipe.batch):
                 embedded = F.normalize(tower(augment(train.features[rows].float())), dim=1)
                 stamps = train.stamps[rows]
-                loss = sum(
+                losses = [
                     contrast(scale.exp().clamp(max=100) * embedded @ towards.T, train.same[stamps])
                     for scale, towards in zip(scales, targets, strict=True)
-                )
+                ]
+                loss = torch.stack(losses).sum()
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -131,7 +132,7 @@ def embed(tower: nn.Module, features: Tensor, batch: int = 256) -> Tensor:
 
 
 def retrieval(tower: nn.Module, part: Part, train: Part, at: Sequence[int] = (1, 5)) -> dict[str, Any]:
-    """How often a recording's own stamp is among the nearest, by its text and by its picture, with what chance gives."""
+    """How often a recording's own stamp is among the nearest, by text and by picture, and what chance gives."""
     embedded = embed(tower, part.features)
     same = part.same[part.stamps]
     found: dict[str, Any] = {"recordings": len(part.features), "stamps": len(part.texts)}

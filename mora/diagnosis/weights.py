@@ -11,7 +11,6 @@ from torch import Tensor
 import mora_kernels
 from mora.adapters import Adapters
 from mora.diagnosis.figures import Gram, Projection
-from mora.factors import CommonFactors
 from mora.linear import MoraLinear
 from mora.start import column_norms
 
@@ -49,7 +48,7 @@ def measure(
         for modality, slot in pair.items():
             own = list(slot.named_projections())
             if own[0][1].gram:
-                grams.append(coupling(f"{modality}.{slot.layer}", common, modality, now, first))
+                grams.append(coupling(f"{modality}.{slot.layer}", own[0][1], now, first))
             projections += [one(name, projection, now, first, start, ranks) for name, projection in own]
     return tuple(projections), tuple(grams)
 
@@ -112,7 +111,9 @@ def terms_of(projection: MoraLinear, common: Tensors, own: Tensors) -> Terms:
     ]
     if not projection.gram:
         others = None if projection.fixed_root is None else [exact(projection.fixed_root)]
-    coupled = torch.eye(inward.shape[1], dtype=inward.dtype) if others is None else total(others)
+    coupled = torch.eye(inward.shape[1], dtype=inward.dtype)
+    if others is not None:
+        coupled = projection.gram_scale * total(others)
     zero = torch.zeros(weight.shape[1], dtype=weight.dtype)
     specific = [exact(own[kind]) if kind in own else None for kind in ("specific_a", "specific_b")]
     shared = (weight, inward, others)
@@ -121,7 +122,7 @@ def terms_of(projection: MoraLinear, common: Tensors, own: Tensors) -> Terms:
         a, b = (None, None) if specific_magnitude is None else specific
         return mora_kernels.effective_weight(
             *shared, a, b, common_magnitude, specific_magnitude, projection.alpha,
-            backend="reference", common_out=outward,
+            backend="reference", common_out=outward, gram_scale=projection.gram_scale,
         )  # fmt: skip
 
     apart = torch.zeros_like(weight)
@@ -130,11 +131,12 @@ def terms_of(projection: MoraLinear, common: Tensors, own: Tensors) -> Terms:
     return Terms(outward @ coupled @ inward.T, built(exact(own["common_magnitude"]), None), apart)
 
 
-def coupling(name: str, common: CommonFactors, modality: str, now: Tensors, first: Tensors | None) -> Gram:
-    """The Gram matrix of one tower in a pair of blocks."""
-    names = [other for other in common.modalities if other != modality] or [modality]
-    matrix = total([exact(now[other]) for other in names])
-    before = None if first is None else total([exact(first[other]) for other in names])
+def coupling(name: str, projection: MoraLinear, now: Tensors, first: Tensors | None) -> Gram:
+    """The Gram matrix of one tower in a pair of blocks, as one of its projections sees it."""
+    modality, scale = projection.modality, projection.gram_scale
+    names = [other for other in projection.common.modalities if other != modality] or [modality]
+    matrix = scale * total([exact(now[other]) for other in names])
+    before = None if first is None else scale * total([exact(first[other]) for other in names])
     return Gram(
         name=name,
         modality=modality,

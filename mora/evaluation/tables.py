@@ -19,6 +19,7 @@ FIGURES = {
     "micro_f1": "micro F1",
     "macro_f1_per_movie": "macro F1, a movie counted once",
     "auroc": "AUROC",
+    **{f"recall_at_{depth}": f"recall at {depth}, mean of all directions" for depth in (1, 5, 10)},
 }
 LACKING = {
     "text": "no text",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mora.adapters import Adapters, host_of, is_patched
+from mora.bases.holding import check_holding
 from mora.named.rebuild import put_back
 from mora.patch import admitted, write
 from mora.snapshot import PLACE, Snapshot, digest
@@ -19,7 +20,7 @@ from mora.system.messages import listed, shown
 
 
 @torch.no_grad()
-def combine(model: nn.Module, weights: Mapping[str, float], keep: bool = False) -> nn.Module:
+def combine(model: nn.Module, weights: Mapping[str, float], keep: bool = False, dequantise: bool = False) -> nn.Module:
     """Fold a weighted sum of adapters into the weights and return the model: a plain CLIP again.
 
         W <- W + sum over i of w_i (W_eff,i - W)
@@ -32,6 +33,7 @@ def combine(model: nn.Module, weights: Mapping[str, float], keep: bool = False) 
         model: a patched CLIP.
         weights: a finite number for each adapter that takes part, {"films": 0.7, "food": 0.3}; any sum, any sign.
         keep: whether the model remembers adapters and original weights for `mora.unmerge`.
+        dequantise: as in `mora.merge`.
 
     Raises ValueError when `model` is not patched, for an unknown name, a weight that is no finite number, or a sum that
     is not finite; nothing was changed then.
@@ -39,10 +41,11 @@ def combine(model: nn.Module, weights: Mapping[str, float], keep: bool = False) 
     host = host_of(model)
     parts = [(host.chosen(name), weight) for name, weight in checked(weights)]
     projections = {name: projection for one, _ in parts for name, projection in one.projections()}
+    check_holding(projections, dequantise)
     found = {name: summed(name, parts) for name in projections}
     if broken := [name for name, weight in found.items() if not torch.isfinite(weight).all()]:
         raise ValueError(f"combine: got NaN or infinity in {listed(broken)}, expected finite weights")
-    write(model, found, projections, keep)
+    write(model, found, projections, keep, dequantise)
     return model
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from mora.adapters import host_of
 from mora.named.guest import put_beside
-from mora.patch import put_in, take_out
+from mora.patch import admitted, put_in, take_out
 from mora.snapshot import Snapshot
 from mora.start import settle
 
@@ -19,6 +19,7 @@ def put_back(model: nn.Module, snapshot: Snapshot) -> None:
     """
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
     first, *others = snapshot.adapters
+    put_back_modules(model, snapshot)
     with torch.random.fork_rng(devices=[device.index or 0 for device in devices]):
         put_in(model, first.config, snapshot.towers, first.name)
         host = host_of(model)
@@ -42,6 +43,15 @@ def put_back(model: nn.Module, snapshot: Snapshot) -> None:
 def write_rows(model: nn.Module, snapshot: Snapshot) -> None:
     """Write the original weights of a snapshot over what was merged."""
     every = host_of(model).every().values()
-    weights = {name: projection.weight for one in every for name, projection in one.projections()}
+    projections = {name: projection for one in every for name, projection in one.projections()}
     for name, rows in snapshot.rows.items():
-        weights[name].copy_(rows)
+        projections[name].write(rows)
+
+
+def put_back_modules(model: nn.Module, snapshot: Snapshot) -> None:
+    """Put the original linears of a snapshot where others stand for them."""
+    for one in snapshot.adapters if snapshot.modules else ():
+        for slot in (slot for pair in admitted(model, snapshot.towers, one.config) for slot in pair.values()):
+            for target in one.config.targets_of(slot.modality):
+                if (module := snapshot.modules.pop(slot.label(target), None)) is not None:
+                    slot.swap(target, module)

@@ -6,14 +6,15 @@ import difflib
 import hashlib
 import os
 import pickle
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from mora.data.sources.drawings import cache_folder
 from mora.runs.described import SCHEMES, check_text_tower, make_tokenizer, no_code_from_elsewhere, read_description
 from mora.system.files import regular_file
 from mora.system.machine import need
@@ -21,16 +22,21 @@ from mora.system.machine import need
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-TINY = "tiny"
+TINY, TINY_AUDIO = "tiny", "tiny-audio"
+AUDIO_WEIGHTS = "tiny-audio.safetensors"  # in the user's cache folder
 TOKEN_POLICIES = ("official", "plain")
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A CLIP and what belongs to it.
+    """A CLIP and what belongs to it; or another model with towers, of any modalities.
+
+    A model with further towers brings one function for each in `others`, from what `mora.data.Modality.decode` returns
+    to the tensor that the tower takes. Where the towers of `model` are not known by its class, its attribute
+    `mora_towers` names them, as `mora.patch(model, towers=...)` would: {**towers_of(clip), "audio": mora.Tower(...)}.
 
     Attributes:
-        model: an open_clip or Hugging Face CLIP, in eval mode, not patched.
+        model: an open_clip or Hugging Face CLIP, or any model with towers, in eval mode, not patched.
         preprocess: a PIL image to float32 [3, H, W].
         tokenizer: texts to int64 [B, L].
         name: "tiny", an open_clip name, or a name of your own.
@@ -38,6 +44,9 @@ class Backbone:
         image_size: (H, W).
         missing_image: [3, H, W], a white image through `preprocess`.
         empty_text: int64 [L], the tokens of "".
+        others: preprocessing of the modalities beside image and text, by name: one value to one tensor, of one shape
+            for all values; picklable, for it runs in worker processes.
+        missing: what stands for a missing input of these; a tower's own substitute where it is not here.
     """
 
     model: nn.Module
@@ -48,15 +57,26 @@ class Backbone:
     image_size: tuple[int, int]
     missing_image: Tensor
     empty_text: Tensor
+    others: Mapping[str, Callable[[Any], Tensor]] = field(default_factory=dict)
+    missing: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, model: nn.Module, preprocess: Any, tokenizer: Any, name: str, pretrained: str | None = None
+        cls,
+        model: nn.Module,
+        preprocess: Any,
+        tokenizer: Any,
+        name: str,
+        pretrained: str | None = None,
+        others: Mapping[str, Callable[[Any], Tensor]] | None = None,
+        missing: Mapping[str, Tensor] | None = None,
     ) -> Backbone:
         """A backbone of your own: substitutes and image size are found by trying."""
-        missing = white_image(preprocess)
-        size = (missing.shape[-2], missing.shape[-1])
-        return cls(model.eval(), preprocess, tokenizer, name, pretrained, size, missing, tokenizer([""])[0])
+        white = white_image(preprocess)
+        size = (white.shape[-2], white.shape[-1])
+        empty = tokenizer([""])[0]
+        more = dict(others or {}), dict(missing or {})
+        return cls(model.eval(), preprocess, tokenizer, name, pretrained, size, white, empty, *more)
 
     def fingerprint(self) -> str:
         """SHA-256 of the weights (names, shapes, dtypes, bytes), in hexadecimal; of the untouched model."""
@@ -77,8 +97,10 @@ def load_backbone(name: str, pretrained: str | None = None) -> Backbone:
     """Load a CLIP by name, on the CPU, in float32 and eval mode.
 
     Args:
-        name: "tiny", the built-in one; a name of open_clip, "ViT-B-16-quickgelu"; or "hf-hub:..." / "local-dir:...".
-        pretrained: a tag of that name, "openai", or a file of weights; not for "tiny" and names with a scheme.
+        name: "tiny", the built-in one; "tiny-audio", the same with an audio tower; a name of open_clip,
+            "ViT-B-16-quickgelu"; or "hf-hub:..." / "local-dir:...".
+        pretrained: a tag of that name, "openai", or a file of weights (with "tiny-audio" the audio tower's); not for
+            "tiny" and names with a scheme.
 
     Raises:
         ValueError: unknown name or tag; the message lists what there is.
@@ -94,12 +116,33 @@ def load_backbone(name: str, pretrained: str | None = None) -> Backbone:
             )
         model, preprocess, tokenizer = tiny.load()
         return Backbone.of(model, preprocess, tokenizer, name)
+    if name == TINY_AUDIO:
+        return tiny_audio(pretrained)
     open_clip = need("open_clip", "a backbone other than 'tiny'")
     if not name.startswith(SCHEMES):
         check_name(name, pretrained, open_clip)
     elif pretrained is not None:
         raise ValueError(f"pretrained: got {pretrained!r} with {name!r}, expected none: that name brings its weights")
     return Backbone.of(*make(name, pretrained), name, pretrained)
+
+
+def tiny_audio(pretrained: str | None = None) -> Backbone:
+    """The tiny CLIP with an audio tower, whose weights are a file: `pretrained`, or what `mora demo --audio` left.
+
+    Raises ValueError where there is none, or one of another tower.
+    """
+    from mora.data.audio import LogMel
+    from mora.tiny import audio
+
+    path = cache_folder() / AUDIO_WEIGHTS if pretrained is None else Path(pretrained)
+    if not path.is_file():
+        raise ValueError(
+            f"pretrained: got {path} for backbone {TINY_AUDIO!r}, which is not there, expected the audio tower's "
+            "weights: mora demo --audio --data FOLDER trains them (docs/audio.md)"
+        )
+    features = LogMel()
+    others, missing = {"audio": features}, {"audio": features.silence()}
+    return Backbone.of(*audio.load(path), TINY_AUDIO, pretrained, others, missing)
 
 
 def make(name: str, pretrained: str | None = None) -> tuple[nn.Module, Any, Any]:

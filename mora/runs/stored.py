@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 
 from mora.config import MoraConfig
 from mora.data.tables import Missing
-from mora.heads import HEADS, MISSING_EMBEDDINGS, ZERO_SHOT
-from mora.metrics import KINDS
+from mora.heads import KINDS as HEADS
+from mora.heads import MISSING_EMBEDDINGS
+from mora.metrics import KINDS, RECALL
 from mora.prompts import MOST_PROMPTS, PromptSize
 from mora.runs.backbone import TOKEN_POLICIES
 from mora.runs.methods import METHODS
+from mora.runs.objectives import OBJECTIVES
 from mora.system.checks import is_whole
 from mora.system.messages import shown
 
@@ -86,7 +88,7 @@ def is_prompt_size(value: Any) -> bool:
 
 OPTIONS = {
     "name": lambda value: value is None or is_text(value),
-    "metric": lambda value: value in (None, *KINDS),
+    "metric": lambda value: value in (None, *KINDS, RECALL),
     "seed": is_count,
     "extra_columns": lambda value: isinstance(value, bool),
 }
@@ -94,7 +96,7 @@ RULES = (
     Rule("data.source", is_text, "a path or a name"),
     Rule("data.name", is_text, "a name"),
     Rule("data.classes", is_classes, f"1 to {MOST_CLASSES:,} different names"),
-    Rule("data.metric", lambda value: value in KINDS, f"one of {', '.join(KINDS)}"),
+    Rule("data.metric", lambda value: value in (*KINDS, RECALL), f"one of {', '.join((*KINDS, RECALL))}"),
     Rule("data.multi_label", lambda value: isinstance(value, bool), "true or false"),
     Rule("data.rows", each(is_count), "numbers of rows by split", True),
     Rule("data.fingerprints", each(is_text), "fingerprints by split", True),
@@ -110,7 +112,8 @@ RULES = (
     Rule("method", lambda value: value in METHODS, f"one of {', '.join(METHODS)}"),
     Rule("token_policy", lambda value: value in TOKEN_POLICIES, f"one of {', '.join(TOKEN_POLICIES)}"),
     Rule("lora_scale", lambda value: is_number(value) and value > 0, "a number above 0"),
-    Rule("head", lambda value: value in (*HEADS, ZERO_SHOT), f"one of {', '.join((*HEADS, ZERO_SHOT))}", True),
+    Rule("head", lambda value: value in HEADS, f"one of {', '.join(HEADS)}", True),
+    Rule("objective", lambda value: value in OBJECTIVES, f"one of {', '.join(OBJECTIVES)}", True),
     Rule(
         "missing_embedding",
         lambda value: value in MISSING_EMBEDDINGS,

@@ -34,7 +34,8 @@ def switches_of(model: nn.Module) -> State:
     if not isinstance(record, Adapters):
         return None, theirs
     every = [projection for one in record.every().values() for _, projection in one.projections()]
-    return (record.here(), record.switch.is_on, *(projection.alpha for projection in every)), theirs
+    strengths = (number for one in every for number in (one.alpha, one.gram_scale))
+    return (record.here(), record.switch.is_on, *strengths), theirs
 
 
 def frozen_state(model: nn.Module) -> State:

@@ -47,7 +47,7 @@ from mora.system.folders import remove_leftovers
 from mora.system.machine import cores, need, versions
 from mora.system.messages import listed, printable
 from mora.training.folder import is_foreign
-from mora.training.setup import make_accelerator, open_splits
+from mora.training.setup import make_accelerator, open_splits, rescored
 
 STATE, PLOT, RUNS, PREFIXES = "sweep.json", "plot.png", "runs", "prefixes"
 FORMAT = 1
@@ -110,7 +110,7 @@ class Sweeper:
     def open(self) -> dict[str, Dataset]:
         """Training and validation split: what is wrong with the data is not found in every cell anew."""
         if self.datasets is not None:
-            return {split: self.datasets[split] for split in SEEN}
+            return rescored(self.plan.base, {split: self.datasets[split] for split in SEEN})
         base = self.plan.base
         own = load_backbone(base.backbone, base.pretrained) if self.backbone is None else self.backbone
         return open_splits(base, min(own.image_size), SEEN)

@@ -15,16 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mora.bases import base_of
 from mora.site import Site
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Packages whose modules run their children as everybody knows; those of others are tried before they are trusted.
 TRUSTED = ("torch", "open_clip", "transformers", "mora")
 UNDO = {
-    "bitsandbytes": "adapt the model in 16 or 32 bit: W_eff needs W itself",
-    "torchao": "adapt the model in 16 or 32 bit: W_eff needs W itself, then quantize the merged model",
+    "bitsandbytes": "linears that stand alone may be quantised, packed q, k, v and what stands beside them may not",
+    "torchao": "linears that stand alone may be quantised, packed q, k, v may not",
     "peft": "call merge_and_unload() first, or leave attention out of its target_modules",
-    "accelerate": "patch before dispatching or offloading, and keep the adapted blocks on one device",
+    "accelerate": "packed q, k, v may not be dispatched or offloaded: leave adapted blocks out of the device map",
+    "deepspeed": "W_eff needs whole weights: train adapters by DDP, FSDP2 or ZeRO stage 1 or 2",
 }
 
 
@@ -69,16 +71,18 @@ def check_packed(attention: nn.Module, path: str) -> None:
         )
     check_plain(attention, ("in_proj_weight", "in_proj_bias"), path)
     if stock is nn.MultiheadAttention:  # it reads out_proj's weight and never calls it
-        check_linear(attention.out_proj, f"{path}.out_proj")
+        check_linear(attention.out_proj, f"{path}.out_proj", packed=True)
 
 
-def check_linear(linear: object, path: str, target: str = "") -> nn.Linear:
-    """Return `linear` if it is a stock `nn.Linear` on plain weights; raises ValueError that names what it is."""
+def check_linear(linear: object, path: str, target: str = "", packed: bool = False) -> nn.Linear:
+    """Return `linear` if it is a stock `nn.Linear` on weights that are plain or of a known base; else ValueError."""
     sought = f"targets: {target!r} looked for" if target else "model: looked for"
     if isinstance(linear, Site):  # checked when it was put there, for another adapter
         return linear  # type: ignore[return-value]
     if not isinstance(linear, nn.Linear):
         raise ValueError(f"{sought} an nn.Linear at {path}, found {class_name(linear)}{advice(linear)}")
+    if not packed and base_of(linear, path) is not None:
+        return linear
     if why := altered(linear, nn.Linear):
         raise ValueError(f"{sought} a plain nn.Linear at {path}, found {class_name(linear)}, {why}")
     check_plain(linear, ("weight", "bias"), path)
@@ -96,6 +100,8 @@ def check_plain(module: nn.Module, names: Iterable[str], path: str) -> None:
         parameter: Any = module._parameters[name]
         if parameter is None:
             continue  # no bias; or q, k, v of other widths, which the slot names
+        if hasattr(parameter, "ds_id"):
+            raise ValueError(f"model: {path}.{name} is partitioned by DeepSpeed ZeRO-3: {UNDO['deepspeed']}")
         if hasattr(parameter, "device_mesh"):
             raise ValueError(f"model: {path}.{name} is sharded (DTensor), expected a whole one: patch before sharding")
         if type(parameter) is not nn.Parameter or type(parameter.data) is not Tensor:
@@ -202,7 +208,7 @@ def weights_of(module: nn.Module) -> list[Tensor]:
 
 def span(tensor: Tensor) -> tuple[int, int]:
     """Where a dense tensor lies in memory, [start, end); what has no memory lies nowhere but is itself."""
-    if tensor.is_meta or not hasattr(tensor, "data_ptr") or hasattr(tensor, "device_mesh"):
+    if tensor.is_meta or not hasattr(tensor, "data_ptr") or hasattr(type(tensor), "__tensor_flatten__"):
         return id(tensor), id(tensor) + 1
     try:
         start = tensor.data_ptr()

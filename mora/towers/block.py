@@ -84,6 +84,9 @@ class BlockSlot(Slot):
                 part.restore()
         self.projections, self.shared_input = {}, None
 
+    def swap(self, target: str, linear: nn.Module) -> None:
+        self.part(target).swap(target, linear)
+
     def watch(self, shared_input: SharedInput) -> None:
         super().watch(shared_input)
         self.parts[0].watch(shared_input)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from mora.towers.cutting import CutTower
-from mora.towers.recipes import RECIPES, Recipe
+from mora.towers.recipes import RECIPES, Own, Recipe
 from mora.towers.tower import Tower
 
 
@@ -30,7 +30,8 @@ def recipe_of(model: nn.Module) -> Recipe:
         raise ValueError(f"model: got a {type(model).__name__}, expected the CLIP itself: patch before wrapping")
     if inside := models_inside(model):
         raise ValueError(f"model: got a {type(model).__name__}, expected the CLIP itself: pass {' or '.join(inside)}")
-    looked = "; ".join(f"{recipe.name}: {recipe.looked_for}" for recipe in RECIPES)
+    ordered = sorted(RECIPES, key=lambda one: isinstance(one, Own))  # what few models have, last
+    looked = "; ".join(f"{recipe.name}: {recipe.looked_for}" for recipe in ordered)
     children = ", ".join(name for name, _ in model.named_children()) or "no child modules"
     raise ValueError(f"model: got a {type(model).__name__} with {children}, looked for {looked}")
 

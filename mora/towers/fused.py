@@ -83,7 +83,7 @@ class FusedSlot(SeparateSlot):
         found = getattr(holder, name, None)
         if isinstance(found, FusedLinear):
             return found
-        linear = check_linear(found, path, target)
+        linear = check_linear(found, path, target, packed=True)
         if linear.out_features % 3:
             raise ValueError(f"model: {path} has {linear.out_features} rows, expected as many each of q, k and v")
         if getattr(holder, "q_bias", None) is not None and not hasattr(holder, ADDS):

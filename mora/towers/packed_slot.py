@@ -29,7 +29,7 @@ class PackedSlot(Slot):
         if reasons := unsupported(self.attention):
             raise ValueError(f"model: {self.path} cannot be adapted: {'; '.join(reasons.values())}")
         if target == "out":
-            return check_linear(self.attention.out_proj, f"{self.path}.out_proj", target)
+            return check_linear(self.attention.out_proj, f"{self.path}.out_proj", target, packed=True)
         return PackedSlice(self.attention, PACKED.index(target))
 
     def replaced(self, targets: tuple[str, ...]) -> dict[str, nn.Module]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
 from mora.towers import hugging_face, kinds, open_clip, resnet, single, spectrogram, text_encoder, timm, two_towers
+from mora.towers.custom import described
 from mora.towers.spectrogram import AUDIO_BLOCKS
 from mora.towers.tower import Tower, descend
+
+OWN = "mora_towers"
 
 
 class Recipe(ABC):
@@ -37,6 +40,25 @@ class Recipe(ABC):
         """The towers of a model that matches and is supported, by modality, in the order of their embeddings."""
 
 
+class Own(Recipe):
+    """A model that says itself what its towers are: `mora_towers`, as `mora.patch(model, towers=...)` takes them.
+
+    A module around models of several libraries has it, with a `mora.Tower` or a tower of `mora.towers` for each.
+    """
+
+    name = "its own"
+    looked_for = OWN
+
+    def matches(self, model: Any) -> bool:
+        return isinstance(getattr(model, OWN, None), Mapping)
+
+    def unsupported(self, model: Any) -> list[str]:
+        return []
+
+    def towers(self, model: Any) -> dict[str, Tower]:
+        return described(model, getattr(model, OWN))
+
+
 class HuggingFace(Recipe):
     """`transformers.CLIPModel`, `MetaClip2Model`, `SiglipModel` and others whose towers `kinds` knows.
 
@@ -60,7 +82,7 @@ class HuggingFace(Recipe):
 
 
 class OpenClip(Recipe):
-    """`open_clip.CLIP`, `CustomTextCLIP` and `CoCa`, with `audio` beside them perhaps; their towers are open_clip's own transformers, or others'."""
+    """`open_clip.CLIP`, `CustomTextCLIP`, `CoCa`, with `audio` perhaps; towers are open_clip's own, or others'."""
 
     name = "open_clip"
     looked_for = "visual.transformer.resblocks and transformer.resblocks (or text.transformer.resblocks)"
@@ -123,7 +145,7 @@ class Single(Recipe):
 
 
 # The first that matches is taken.
-RECIPES: tuple[Recipe, ...] = (Encoders(), HuggingFace(), OpenClip(), Single())
+RECIPES: tuple[Recipe, ...] = (Own(), Encoders(), HuggingFace(), OpenClip(), Single())
 
 
 def at(model: Any, paths: Iterable[str]) -> str:

@@ -8,13 +8,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mora.bases import Base, base_of, outline_of, weight_of
 from mora.config import MoraConfig
 from mora.factors import CommonFactors
 from mora.hooks import share_hooks
-from mora.linear import MoraGuest, MoraLinear
+from mora.linear import MoraGuest, MoraLinear, mora_linear
 from mora.names import ATTENTION
 from mora.shared_input import SharedInput
-from mora.site import Site
+from mora.site import Site, site_of
 from mora.towers.admission import check_linear, class_name, inside, located
 from mora.towers.packed import PackedMoraGuest, PackedSite, PackedSlice
 
@@ -107,6 +108,10 @@ class Slot(ABC):
     def restore(self) -> None:
         """Put the original modules back, holding the parameters as they are now."""
 
+    def swap(self, target: str, linear: nn.Module) -> None:
+        """Put another `nn.Linear` in the place of a target that is not adapted, for good."""
+        raise ValueError(f"model: {self.path} holds {target!r} in a packed weight, expected a linear of its own")
+
     def watch(self, shared_input: SharedInput) -> None:
         """Let projections of one input be computed together while the attention runs."""
         self.shared_input = shared_input
@@ -125,8 +130,20 @@ class Slot(ABC):
 
     def weight(self, target: str) -> Tensor:
         """The frozen weight [out, in] of a target, adapted or not; raises ValueError when this block has none."""
-        adapted = self.projections.get(target)
-        return (self.linear(target) if adapted is None else adapted).weight
+        found = self.projections.get(target) or self.linear(target)
+        return found.weight if isinstance(found, (Site, PackedSlice)) else weight_of(found)
+
+    def base(self, target: str) -> Base | None:
+        """Where that weight is made from; None where it is plain."""
+        found = self.projections.get(target) or self.linear(target)
+        return found.base if isinstance(found, Site) else base_of(found)
+
+    def outline(self, target: str) -> Tensor:
+        """A tensor of the shape, dtype and device of that weight, without its values where they are elsewhere."""
+        found = self.projections.get(target) or self.linear(target)
+        if isinstance(found, PackedSlice):
+            return found.weight
+        return found.outline if isinstance(found, Site) else outline_of(found)
 
     def width(self, targets: tuple[str, ...]) -> int:
         """d of the block, the width that q reads; where there is no q, that of the first target.
@@ -134,11 +151,11 @@ class Slot(ABC):
         Raises ValueError when this block has none of the targets.
         """
         first = "q" if self.holds("q") else targets[0]
-        return self.weight(first).shape[first in INWARD]
+        return self.outline(first).shape[first in INWARD]
 
     def further(self, targets: tuple[str, ...]) -> list[int]:
         """The other widths at which a target begins or ends: the hidden width of an MLP, a pooled one."""
-        every = {width for target in targets for width in self.weight(target).shape}
+        every = {width for target in targets for width in self.outline(target).shape}
         return sorted(every - {self.width(targets)})
 
     def label(self, target: str) -> str:
@@ -199,7 +216,7 @@ class SeparateSlot(Slot):
     def install(self, targets: tuple[str, ...], common: CommonFactors, config: MoraConfig) -> None:
         for target in targets:
             linear = self.linear(target)
-            projection = MoraLinear(linear, common, self.modality, config).train(linear.training)
+            projection = mora_linear(linear, common, self.modality, config).train(linear.training)
             share_hooks(projection, linear)
             self.originals[target], self.projections[target] = linear, projection
             self.put(target, projection)
@@ -208,7 +225,7 @@ class SeparateSlot(Slot):
         linear = self.linear(target)
         if isinstance(linear, Site):
             return linear
-        site = Site(linear).train(linear.training)
+        site = site_of(linear).train(linear.training)
         share_hooks(site, linear)
         self.originals[target] = linear
         self.put(target, site)
@@ -221,6 +238,10 @@ class SeparateSlot(Slot):
         for target, linear in self.originals.items():
             self.put(target, take_back(self.projections[target], linear))
         self.originals, self.projections = {}, {}
+
+    def swap(self, target: str, linear: nn.Module) -> None:
+        share_hooks(linear, self.linear(target))
+        self.put(target, linear)
 
     def watch(self, shared_input: SharedInput) -> None:
         super().watch(shared_input)
@@ -239,6 +260,9 @@ class SeparateSlot(Slot):
 
 def take_back(projection: Any, linear: Any) -> Any:
     """Return `linear` holding the parameters and the mode of what stood for it."""
-    linear.weight, linear.bias = projection.weight, projection.bias
+    if isinstance(projection, Site):
+        projection.give(linear)
+    else:
+        linear.weight, linear.bias = projection.weight, projection.bias
     share_hooks(linear, projection)
     return linear.train(projection.training)

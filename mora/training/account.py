@@ -10,8 +10,9 @@ from mora.system.signals import Stopped
 from mora.training.checkpoints import Progress
 from mora.training.config import TrainConfig
 from mora.training.describe import where
-from mora.training.engine import Scores, Step
+from mora.training.engine import Step
 from mora.training.log import Log, clock
+from mora.training.objective.objective import Scores
 from mora.training.result import Result
 
 

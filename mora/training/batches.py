@@ -73,12 +73,17 @@ class Share(NamedTuple):
     Attributes:
         rows: sample indices, at least one.
         counted: whether they count; False for a process that is left without rows and passes one along.
-        total: rows of all processes together.
+        everyones: sample indices of all processes together.
     """
 
     rows: list[int]
     counted: bool
-    total: int
+    everyones: list[int]
+
+    @property
+    def total(self) -> int:
+        """Rows of all processes together."""
+        return len(self.everyones)
 
 
 def epoch_order(rows: int, seed: int, epoch: int) -> Tensor:
@@ -91,7 +96,7 @@ def shares(order: Tensor, batch: int, processes: int, rank: int) -> list[Share]:
     found = []
     for rows in order.split(batch * processes):
         own = rows[rank::processes].tolist()
-        found.append(Share(own or rows[:1].tolist(), bool(own), len(rows)))
+        found.append(Share(own or rows[:1].tolist(), bool(own), rows.tolist()))
     return found
 
 

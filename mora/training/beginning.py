@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mora.classifier import MissingModalityClassifier
 from mora.data.dataset import Dataset
-from mora.heads import Prototypes, ZeroShot
+from mora.heads import Directions, Prototypes, ZeroShot
 from mora.patterns import patterns_of
 from mora.towers.cutting import evaluating
 
@@ -65,6 +65,8 @@ def name_classes(model: MissingModalityClassifier, task: Dataset, tokenize: Call
     Raises ValueError for classes that have no names, and rows with several labels, which take a threshold per class.
     """
     if not isinstance(model.head, ZeroShot):
+        if isinstance(model.head, Directions):
+            take_scale(model)
         return
     names = [name.replace("_", " ").strip() for name in task.classes]
     if all(not any(letter.isalpha() for letter in name) for name in names):
@@ -81,6 +83,12 @@ def name_classes(model: MissingModalityClassifier, task: Dataset, tokenize: Call
     with evaluating(model.model):
         parts = [model.embed_rows("text", tokenize([name]).to(model.device)) for name in names]
     model.head.classes.copy_(F.normalize(torch.cat(parts), dim=-1))
+    take_scale(model)
+
+
+@torch.no_grad()
+def take_scale(model: MissingModalityClassifier) -> None:
+    """Put the model's own factor of cosines, where it has one, into a head of cosines."""
     scale = getattr(model.clip, "logit_scale", None)
     if isinstance(scale, Tensor):
         model.head.scale.copy_(scale.exp())

@@ -12,9 +12,9 @@ from mora.config import PRESETS, MoraConfig
 from mora.data.dataset import ON_BROKEN
 from mora.data.tables import FORM, Missing, by_split
 from mora.heads import HEADS, LINEAR, MISSING_EMBEDDINGS, SUBSTITUTE, ZERO_SHOT
-from mora.metrics import KINDS
 from mora.prompts import MMP, PromptSize, check_size
 from mora.runs.methods import METHODS, PROMPTED
+from mora.runs.objectives import CLASSIFICATION, check_objective, head_of, missing_of
 from mora.savings.options import Savings
 from mora.system.checks import is_whole, one_of
 from mora.training import defaults
@@ -60,6 +60,7 @@ class TrainConfig:
         backbone: "tiny" or a name of open_clip.
         pretrained: open_clip's tag, or a file of weights.
         method: one of `mora.runs.methods.METHODS`.
+        objective: "classification", or "contrastive": image-text pairs, without labels and without a head.
         head: "linear", "pattern-bias" or "prototypes": see `mora.MissingModalityClassifier`.
         missing_embedding: what stands for the embedding of a missing modality: "substitute", "learned" or "zero".
         mora: ranks, targets, blocks, dropout (for every method) and what is MoRA's own.
@@ -105,6 +106,7 @@ class TrainConfig:
     backbone: str = "tiny"
     pretrained: str | None = None
     method: str = "mora"
+    objective: str = CLASSIFICATION
     head: str = LINEAR
     missing_embedding: str = SUBSTITUTE
     mora: MoraConfig = field(default_factory=MoraConfig)
@@ -162,7 +164,8 @@ class TrainConfig:
         one_of("cache", self.cache, CACHES)
         one_of("cache_dtype", self.cache_dtype, CACHE_DTYPES)
         object.__setattr__(self, "savings", str(Savings.parse(self.savings)))
-        one_of("metric", self.metric, (None, *KINDS))  # type: ignore[arg-type]
+        metric = check_objective(self.objective, self.method, self.head, self.missing_embedding, self.metric)
+        object.__setattr__(self, "metric", metric)
         if not isinstance(self.mora, MoraConfig):
             raise ValueError(f"mora: got {type(self.mora).__name__}, expected a MoraConfig")
         if self.mora.variant != "official":
@@ -204,8 +207,13 @@ class TrainConfig:
 
     @property
     def head_kind(self) -> str:
-        """The head of the run: `head`, but for a method that brings its own."""
-        return ZERO_SHOT if self.method == ZERO_SHOT else self.head
+        """The head of the run: `head`, but for an objective without one and a method that brings its own."""
+        return head_of(self.objective, self.method, self.head)
+
+    @property
+    def missing_kind(self) -> str:
+        """What stands for a missing embedding: `missing_embedding`, or zero where there is no head."""
+        return missing_of(self.objective, self.missing_embedding)
 
     @property
     def prompts(self) -> PromptSize:

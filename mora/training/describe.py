@@ -11,6 +11,7 @@ from torch import nn
 from mora.heads import LINEAR, SUBSTITUTE
 from mora.prompts import PromptSize
 from mora.runs.backbone import Backbone
+from mora.runs.objectives import CLASSIFICATION
 from mora.system.files import digest
 from mora.system.machine import versions
 from mora.system.messages import listed, printable
@@ -43,8 +44,9 @@ def describe(
             "sha256": backbone.fingerprint(),
         },
         "method": config.method,
+        "objective": config.objective,
         "head": config.head_kind,
-        "missing_embedding": config.missing_embedding,
+        "missing_embedding": config.missing_kind,
         "mora": config.mora.to_dict(),
         "lora_scale": config.lora_scale,
         "prompts": config.prompts._asdict(),
@@ -60,6 +62,7 @@ def identity(description: Mapping[str, Any]) -> dict[str, Any]:
     """By dotted name, what a run to be continued must have as it was."""
     wanted = ("train", "data", "backbone", "tables", "token_policy", "processes")
     later = {  # what runs of before these fields did
+        "train.objective": CLASSIFICATION,
         "train.head": LINEAR,
         "train.missing_embedding": SUBSTITUTE,
         **{f"train.prompt_{name}": value for name, value in PromptSize()._asdict().items()},

@@ -7,16 +7,12 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mora.classifier import MissingModalityClassifier
-from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
-from mora.patterns import scores_by_pattern
 from mora.savings import Hidden
 from mora.savings.cache import PrefixCache
 from mora.training.batches import Share, loader
@@ -30,6 +26,8 @@ from mora.training.checkpoints import (
 )
 from mora.training.config import TrainConfig
 from mora.training.finite import SKIPS_IN_A_ROW, NotFiniteError, explain, grad_norm
+from mora.training.objective.make import make_objective
+from mora.training.objective.objective import Scores
 from mora.training.optimization import make_optimizer, make_schedule
 from mora.training.setup import Split
 
@@ -45,13 +43,6 @@ class Step(NamedTuple):
     rate: float
     rows: int
     skipped: bool
-
-
-class Scores(NamedTuple):
-    """Figures of a split, and of the rows of each presence pattern in it (`mora.patterns.scores_by_pattern`)."""
-
-    figures: dict[str, float]
-    patterns: dict[str, dict[str, float]]
 
 
 class Engine:
@@ -86,6 +77,7 @@ class Engine:
         optimizer = make_optimizer(adapters.values(), own.values(), config)
         self.schedule = make_schedule(optimizer, steps, config.warmup)
         self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
+        self.objective = make_objective(config, accelerator, splits, model.clip)
         self.task = splits["train"].dataset
         self.skips_in_a_row = 0
         self.cached: dict[str, CachedInputs] = {}
@@ -95,19 +87,17 @@ class Engine:
         self.cached = {split: CachedInputs(cache, self.splits[split].inputs) for split, cache in caches.items()}
 
     def step(self, group: Sequence[Share], batches: Iterator[dict[str, Tensor]], where: str) -> Step:
-        """One step: the mean loss over the rows of all forward passes in `group` and of all processes.
+        """One step: the mean loss over what counts in all forward passes in `group` and of all processes.
 
         Raises NotFiniteError, which names the tensor and `where`, before NaN or infinity reaches a parameter.
         """
-        total = sum(share.total for share in group)
+        total = sum(self.objective.count(share) for share in group)
         loss = torch.zeros((), device=self.device)
         for position, share in enumerate(group):
             batch = self.to_device(next(batches))
             last = position == len(group) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                rows = row_losses(self.forward(self.wrapped, batch), batch["label"], self.task.multi_label)
-                # Processes average their gradients: each counts its own rows, as a share of everybody's.
-                part = rows.sum() * (self.processes / total if share.counted else 0.0)
+                part = self.objective.loss(self.forward(self.wrapped, batch), batch, share, total)
                 self.accelerator.backward(part)
             loss += part.detach()
         loss, norm = self.accelerator.reduce(loss, "mean"), grad_norm(self.trained.values())
@@ -126,7 +116,7 @@ class Engine:
         if self.skips_in_a_row >= SKIPS_IN_A_ROW:
             raise self.not_finite(value, batch, where)
         self.optimizer.zero_grad()
-        return Step(value, unscaled, rate, total, skipped)
+        return Step(value, unscaled, rate, sum(share.total for share in group), skipped)
 
     def begin_epoch(self) -> None:
         """As `train_mode`; ValueError when frozen weights are no longer those of the rows that are kept."""
@@ -142,7 +132,7 @@ class Engine:
                 module.eval()
 
     def forward(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
-        """Logits [B, C]."""
+        """Logits [B, C], or what else the head of the objective gives."""
         if "image_rows" in batch:
             image = Hidden(batch["image_rows"], filled=True)
             text = Hidden(batch["text_rows"], batch.get("text_tokens"), filled=True)
@@ -162,10 +152,7 @@ class Engine:
         """
         from accelerate.utils import gather_object
 
-        from mora.metrics import Metric
-
-        dataset = self.splits[split].dataset
-        own = list(range(self.rank, len(dataset), self.processes))
+        own = list(range(self.rank, len(self.splits[split].dataset), self.processes))
         self.model.eval()
         found: list[Any] = []
         for batch in self.batches(
@@ -176,18 +163,14 @@ class Engine:
                 break
             placed = self.to_device(batch)
             with self.accelerator.autocast():
-                logits = self.forward(self.model, placed)
-            found.append((batch["index"], logits.float().cpu(), batch["label"]))
+                outputs = self.forward(self.model, placed)
+            found.append((batch["index"], outputs.float().cpu(), batch["label"]))
         everything = gather_object(found)
         if any(part is None for part in everything):
             return None
-        index, logits, labels = (torch.cat(column) for column in zip(*everything, strict=True))
+        index, outputs, labels = (torch.cat(column) for column in zip(*everything, strict=True))
         order = index.argsort()
-        new = partial(Metric, dataset.metric, len(dataset.classes), dataset.multi_label)
-        metric, groups, lacks = new(), dataset.groups(), self.splits[split].inputs.lacks
-        metric.update(logits[order], labels[order], groups)
-        there = {"image": lacks != IMAGE_MISSING, "text": lacks != TEXT_MISSING}
-        return Scores(metric.compute(), scores_by_pattern(new, logits[order], labels[order], there, groups))
+        return self.objective.scores(split, outputs[order], labels[order])
 
     def batches(self, split: str, rows: list[list[int]]) -> Iterator[dict[str, Tensor]]:
         """Batches of a split, decoded by worker processes where there are any."""
@@ -244,10 +227,3 @@ class Engine:
     def copies(self) -> dict[str, Tensor]:
         """Copies of what is trained, by name."""
         return {name: parameter.detach().clone() for name, parameter in self.trained.items()}
-
-
-def row_losses(logits: Tensor, labels: Tensor, multi_label: bool) -> Tensor:
-    """The loss of every row, float32 [B]: cross-entropy, or binary cross-entropy averaged over the classes."""
-    if multi_label:
-        return F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none").mean(dim=-1)
-    return F.cross_entropy(logits.float(), labels, reduction="none")

@@ -20,7 +20,8 @@ from mora.data.open import open_dataset, splits_of
 from mora.data.table_files import find_table, load_table
 from mora.data.tables import Missing, MissingTable, draw_table, per_sample, table_seed
 from mora.data.trainable import refuse_incomplete, refuse_unlearnable, refuse_unscorable, refuse_untrainable
-from mora.data.views import Corrupted, thinned
+from mora.data.views import Corrupted, Rescored, thinned
+from mora.metrics import RECALL
 from mora.runs.backbone import Backbone, with_policy
 from mora.system.files import digest
 from mora.system.machine import need
@@ -100,6 +101,18 @@ def options_of(config: TrainConfig) -> dict[str, Any]:
         "seed": config.split_seed,
         "extra_columns": config.extra_columns,
     }
+
+
+def splits_for(config: TrainConfig, size: int, own: Mapping[str, Dataset] | None) -> dict[str, Dataset]:
+    """Splits of one's own, or those that `open_splits` opens."""
+    return open_splits(config, size) if own is None else rescored(config, own)
+
+
+def rescored(config: TrainConfig, datasets: Mapping[str, Dataset]) -> dict[str, Dataset]:
+    """Splits, of one's own perhaps, as the objective scores them."""
+    if config.metric != RECALL:
+        return dict(datasets)
+    return {name: data if data.metric == RECALL else Rescored(data, RECALL) for name, data in datasets.items()}
 
 
 def prepare(config: TrainConfig, backbone: Backbone, datasets: Mapping[str, Dataset], policy: str) -> dict[str, Split]:

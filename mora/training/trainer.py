@@ -30,9 +30,10 @@ from mora.training.caching import keep_rows
 from mora.training.checkpoints import Progress, State, pack, write_checkpoint
 from mora.training.config import TrainConfig
 from mora.training.describe import describe, introduction, run_digest
-from mora.training.engine import Engine, Scores, Step
+from mora.training.engine import Engine, Step
 from mora.training.folder import RunFolder, check_folder, refuse_held
 from mora.training.log import LOGS, Log
+from mora.training.objective.objective import Scores
 from mora.training.processes import anywhere, lost_processes, on_main
 from mora.training.result import Result
 from mora.training.trust import Course
@@ -66,14 +67,14 @@ class Trainer:
         setup.seed_everything(config.seed)
         self.backbone = load_backbone(config.backbone, config.pretrained) if backbone is None else backbone
         with self.accelerator.main_process_first():
-            datasets = setup.open_splits(config, min(self.backbone.image_size)) if datasets is None else datasets
+            datasets = setup.splits_for(config, min(self.backbone.image_size), datasets)
         self.task = datasets["train"]
         policy = setup.token_policy(config, self.task)
         self.splits = setup.prepare(config, self.backbone, datasets, policy)
         self.description = describe(config, self.backbone, self.splits, policy, processes)
         self.model = MissingModalityClassifier(
             self.backbone.model, len(self.task.classes), self.backbone.missing_image, self.backbone.empty_text,
-            Savings.parse(config.savings), head=config.head_kind, missing_embedding=config.missing_embedding,
+            Savings.parse(config.savings), head=config.head_kind, missing_embedding=config.missing_kind,
         )  # fmt: skip
         name_classes(self.model, self.task, self.splits["train"].inputs.tokenize)
         adapters = adapt(self.model.model, config.method, config.mora, config.lora_scale, config.prompts)
@@ -156,10 +157,9 @@ class Trainer:
         if state is not None:
             self.account.resumed(self.progress)
             return
-        place, processes = self.accelerator.device.type, self.accelerator.num_processes
-        for line in introduction(
-            self.config, self.splits, self.engine.trained, self.model.model, place, processes, self.course.steps
-        ):
+        place, processes, steps = self.accelerator.device.type, self.accelerator.num_processes, self.course.steps
+        trained = self.engine.trained
+        for line in introduction(self.config, self.splits, trained, self.model.model, place, processes, steps):
             self.log.say(line)
 
     def keep_rows(self) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mora_kernels.factors import Factors
-from mora_kernels.numerics import accumulation_dtype
+from mora_kernels.numerics import accumulation_dtype, scaled
+from mora_kernels.torch.coupling import Coupled, Grams, Reached
 from mora_kernels.torch.dropout import dropout
 from mora_kernels.torch.linear import linear_gradients
 from mora_kernels.torch.terms import Terms, Thin, cast, gradients, stacked, thin_factors
@@ -19,12 +20,12 @@ from mora_kernels.torch.weight import compose
 class Batch(NamedTuple):
     """Projections of one kind that were built together, and what their way back needs.
 
-    `others` are the factors of the other modalities [P, width, r_c], one tensor for each of them.
+    `coupled` is that of G, to the factors of the other modalities.
     """
 
     indices: list[int]
     factors: list[Factors]
-    others: list[Tensor]
+    coupled: Coupled
     terms: Terms
 
     def only(self, chosen: list[int]) -> Batch:
@@ -35,7 +36,7 @@ class Batch(NamedTuple):
         terms = self.terms._replace(
             **{name: part[places] for name, part in self.terms._asdict().items() if part is not None}
         )
-        return Batch(chosen, [self.factors[at] for at in places], [other[places] for other in self.others], terms)
+        return Batch(chosen, [self.factors[at] for at in places], self.coupled.only(places), terms)
 
 
 class Engine:
@@ -73,11 +74,12 @@ class Engine:
         alike: dict[Any, list[int]] = {}
         for index in sorted(indices):
             alike.setdefault((self.places[index][0], self.factors[index].alpha), []).append(index)
+        every = Grams(self.factors[index] for members in alike.values() for index in members)
         for (number, _), members in alike.items():
             some = [self.factors[index] for index in members]
-            others, gram = grams(some)
+            coupled, gram = every.of(some)
             thin, terms = thin_factors(some, gram)
-            batch = Batch(members, some, others, terms)
+            batch = Batch(members, some, coupled, terms)
             rows = chosen([self.places[index][1] for index in members])
             buffer = self.buffers[number]
             for memory, value in zip(self.parts(members[0], buffer), thin, strict=True):
@@ -120,21 +122,30 @@ class Engine:
                 assert batch is not None, "nobody has a gradient of what was not built"
                 reached.setdefault(id(batch), (batch, []))[1].append(index)
         total: dict[int, Tensor] = {}
+        reaching = Reached()
         for batch, members in reached.values():
             flat = [grad for index in members if (grad := grads[index]) is not None]
-            for tensor, value in self.batch_gradients(batch.only(members), stacked(flat, flat[0].dtype)):
+            for tensor, value in self.batch_gradients(batch.only(members), stacked(flat, flat[0].dtype), reaching):
                 total[id(tensor)] = value if id(tensor) not in total else total[id(tensor)] + value
+        for tensor, value in reaching.gradients():
+            total[id(tensor)] = value if id(tensor) not in total else total[id(tensor)] + value
         return [cast(total[id(tensor)], tensor.dtype) if id(tensor) in total else None for tensor in self.parameters]
 
-    def batch_gradients(self, batch: Batch, flat: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
-        """Yield (factor, its gradient), more than once for a factor of several projections, from those of thin."""
+    def batch_gradients(self, batch: Batch, flat: Tensor, reached: Reached) -> Iterable[tuple[Tensor, Tensor]]:
+        """Yield (factor, its gradient), more than once for a factor of several projections, from those of thin.
+
+        Factors that projections see beside others get what `reached` adds up.
+        """
         found = gradients(batch.factors, batch.terms, self.parts(batch.indices[0], flat))
         for name, grad in found._asdict().items():
             if grad is not None and name != "gram":
                 yield from summed([getattr(one, name) for one in batch.factors], grad)
-        both = found.gram + found.gram.mT
-        for number, other in enumerate(batch.others):
-            yield from summed([(one.other_common or ())[number] for one in batch.factors], torch.bmm(other, both))
+        both = scaled(found.gram + found.gram.mT, batch.coupled.scale)
+        if batch.coupled.other is not None:
+            others = [other for one in batch.factors for other in one.other_common or ()]
+            yield from summed(others, torch.bmm(batch.coupled.other, both))
+        elif batch.coupled.every:
+            reached.add(batch.factors, batch.coupled, both)
 
     def drop(self, x: Tensor, p: float, copies: int, dtype: torch.dtype, mask: Tensor | None) -> list[Tensor]:
         """Return `copies` dropped copies of x in `dtype`, each with its own mask."""
@@ -146,17 +157,7 @@ class Engine:
 def kind(one: Factors) -> tuple[Any, ...]:
     """Return what projections must have in common to be built by the same operations."""
     others = None if one.other_common is None else tuple(other.shape for other in one.other_common)
-    return one.weight.shape, accumulation_dtype(one.weight), one.ranks, one.common_out is None, others
-
-
-def grams(factors: Sequence[Factors]) -> tuple[list[Tensor], Tensor]:
-    """Return the other modalities' factors, each [P, width, r_c], and G [P, r_c, r_c], of projections of a kind."""
-    dtype = accumulation_dtype(factors[0].weight)
-    others = [stacked(each, dtype) for each in zip(*(one.other_common or () for one in factors), strict=True)]
-    if not others:
-        rank = factors[0].common.shape[1]
-        return [], torch.eye(rank, dtype=dtype, device=factors[0].weight.device).expand(len(factors), rank, rank)
-    return others, torch.stack([torch.bmm(other.mT, other) for other in others]).sum(dim=0)
+    return one.weight.shape, accumulation_dtype(one.weight), one.ranks, one.common_out is None, others, one.gram_scale
 
 
 def chosen(rows: list[int]) -> slice | list[int]:

@@ -59,7 +59,7 @@ class Compose(torch.autograd.Function):
 
 def build(one: Factors) -> Thin:
     """Return u [in], U^T [R, out], V^T [R, in] with R = r_c + r_s, in the accumulation dtype of `weight`."""
-    gram = total_gram(one.common, one.other_common).to(accumulation_dtype(one.weight))
+    gram = total_gram(one.common, one.other_common, one.gram_scale).to(accumulation_dtype(one.weight))
     return Build.apply(one.alpha, one.weight.detach(), gram, *one.own)
 
 

@@ -112,7 +112,7 @@ def build(one: Factors, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     check_dtype(one.weight)
     kinds = {part.dtype for part in one.own if part is not None}
     own = one.own if len(kinds) == 1 else [None if part is None else part.float() for part in one.own]
-    gram = total_gram(one.common, one.other_common).float()
+    gram = total_gram(one.common, one.other_common, one.gram_scale).float()
     return Build.apply(one.alpha, dtype, one.weight.detach(), gram, *own)
 
 

@@ -47,7 +47,8 @@ class Cut:
 
 def places_of(one: Factors) -> tuple[Any, ...]:
     """Return what a table says of a projection: where its tensors are, and the numbers beside them."""
-    return one.weight.data_ptr(), one.weight.stride(), one.alpha, *(part.data_ptr() for part in one.tensors())
+    numbers = one.weight.stride(), one.alpha, one.gram_scale
+    return one.weight.data_ptr(), *numbers, *(part.data_ptr() for part in one.tensors())
 
 
 def runs(indices: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -219,7 +220,8 @@ class Engine:
         return [
             weight.data_ptr(), weight.stride(0), *numbers, *pointers, others, len(one.other_common or ()),
             effective.data_ptr(), effective.stride(0), self.thin_offsets[index], self.saved_offsets[index],
-            *grads, bits(one.alpha), rows, self.parts[id(one.out_side)].data_ptr(), 0,
+            *grads, bits(one.alpha), rows, self.parts[id(one.out_side)].data_ptr(),
+            bits(1.0 if one.other_common is None else one.gram_scale),
         ]  # fmt: skip
 
     def alignment(self, rows: Sequence[Sequence[int]]) -> int:

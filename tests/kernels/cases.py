@@ -1,4 +1,4 @@
-"""The settings every parity test runs at: published, trained-like, odd sizes and ranks, clamps, three modalities."""
+"""The settings every parity test runs at: published, trained-like, odd sizes and ranks, clamps, several modalities."""
 
 from mora_kernels.testing import make_factors
 
@@ -10,6 +10,7 @@ CASES = {
     "zero-columns": dict(size=64, other_sizes=(48,), rank=4, alpha=0.01, zero_columns=3),
     "zero-columns-start": dict(size=32, other_sizes=(48,), rank=4, alpha=0.01, zero_columns=3, trained=False),
     "three-modalities": dict(size=64, other_sizes=(48, 33), rank=4, alpha=0.05),
+    "mean-of-two": dict(size=64, other_sizes=(48, 33), rank=4, alpha=0.05, gram_scale=0.5),
     "no-gram": dict(size=64, other_sizes=(), rank=4, alpha=0.05),
     "odd": dict(size=97, other_sizes=(31,), rank=3, common_rank=5, alpha=0.02, rows=3),
     "tiny": dict(size=7, other_sizes=(5,), rank=1, alpha=0.05, rows=1),

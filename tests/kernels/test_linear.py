@@ -13,9 +13,8 @@ DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 def run(factors: ProjectionInputs, backend: str, **options) -> dict[str, torch.Tensor]:
     """Return y and the gradient of sum(y * grad) by every leaf, by name."""
-    y = mora_kernels.mora_linear(
-        factors.x, factors.weight, factors.bias, *factors.arguments()[1:], backend=backend, **options
-    )
+    options = {"backend": backend, "gram_scale": factors.gram_scale, **options}
+    y = mora_kernels.mora_linear(factors.x, factors.weight, factors.bias, *factors.arguments()[1:], **options)
     y.backward(factors.grad.to(y.dtype).view_as(y))
     return {"y": y, **{name: leaf.grad for name, leaf in factors.leaves().items()}}
 
@@ -32,7 +31,7 @@ def test_torch_backend_and_every_gradient(case, dtype):
         assert_parity(name, actual[name], oracle[name], table)
 
 
-@pytest.mark.parametrize("case", ["food101", "zero-columns", "no-gram", "three-modalities"])
+@pytest.mark.parametrize("case", ["food101", "zero-columns", "no-gram", "three-modalities", "mean-of-two"])
 def test_gradcheck(case):
     factors = make(case, size=7, rank=2, common_rank=2, rows=3).to(torch.float64)
     names = list(factors.leaves())
@@ -52,6 +51,7 @@ def test_gradcheck(case):
             named["specific_magnitude"],
             factors.alpha,
             backend="torch",
+            gram_scale=factors.gram_scale,
         )
 
     assert torch.autograd.gradcheck(linear, tuple(factors.leaves().values()))

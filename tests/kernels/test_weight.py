@@ -16,7 +16,8 @@ ids = {"ids": lambda value: str(value).removeprefix("torch.")}
 
 def run(factors: ProjectionInputs, backend: str) -> dict[str, torch.Tensor]:
     """Return W_eff and the gradient of sum(W_eff * c) by every factor, by name; c in multiples of 1/64, exact."""
-    weight = mora_kernels.effective_weight(*factors.arguments(), backend=backend)
+    scale = factors.gram_scale
+    weight = mora_kernels.effective_weight(*factors.arguments(), backend=backend, gram_scale=scale)
     probe = (torch.arange(weight.numel()).view_as(weight) * 37 % 129 - 64).to(weight.dtype) / 64
     weight.backward(probe)
     leaves = {name: leaf.grad for name, leaf in factors.leaves().items() if name not in ("x", "bias")}
@@ -40,7 +41,7 @@ def test_half_precision_factors_get_gradients_of_their_dtype():
         assert gradient.dtype == torch.bfloat16, name
 
 
-@pytest.mark.parametrize("case", ["food101", "zero-columns", "three-modalities", "no-gram", "odd"])
+@pytest.mark.parametrize("case", ["food101", "zero-columns", "three-modalities", "mean-of-two", "no-gram", "odd"])
 def test_gradcheck(case):
     small = {"size": 9, "rank": 2, "common_rank": 3}
     factors = make(case, **small, trained=True).to(torch.float64)
@@ -59,6 +60,7 @@ def test_gradcheck(case):
             named["specific_magnitude"],
             factors.alpha,
             backend="torch",
+            gram_scale=factors.gram_scale,
         )
 
     assert torch.autograd.gradcheck(weight, tuple(factors.leaves().values())[2:], fast_mode=False)

@@ -77,7 +77,9 @@ def test_names_of_other_libraries_are_translated(name, here):
         TypeError, match=rf"^{name}: got an unknown field \({name} is {here}.*, expected some of rank, "
     ):
         mora.patch(model, mora.PRESETS["food101"], **{name: 8})
-    with pytest.raises(TypeError, match="^gamma: got an unknown field, expected some of rank, common_rank, .*adapt$"):
+    with pytest.raises(
+        TypeError, match="^gamma: got an unknown field, expected some of rank, common_rank, .*adapt, gram$"
+    ):
         mora.patch(model, gamma=1)
     assert not hasattr(model, "mora")
 

@@ -116,10 +116,10 @@ def test_three_towers_are_adapted_from_end_to_end(tmp_path):
     assert len(paths) == 3 * 2 * 4
     assert paths["text.2.out"] == "text.layers.2.attention.output.dense" and paths["audio.1.q"] == "audio.layers.1.to_q"
     assert paths["image.1.k"] == "image.layers.1.attn.k_proj"
-    for _, projection in model.mora.projections():  # the Gram matrices of both others
+    for _, projection in model.mora.projections():  # the mean of both others' Gram matrices
         common = projection.common
         factors = {name: common.of(name).detach() for name in common.modalities}
-        gram = sum(f.T @ f for name, f in factors.items() if name != projection.modality)
+        gram = sum(f.T @ f for name, f in factors.items() if name != projection.modality) / 2
         s, w = factors[projection.modality], projection.weight
         moved = w + 0.05 * s @ gram @ s.T, w + 0.05 * (projection.specific_a @ projection.specific_b).T
         magnitudes = projection.common_magnitude, projection.specific_magnitude

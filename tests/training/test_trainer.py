@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 import mora
 from mora.training import load_run
-from mora.training.engine import row_losses
 from mora.training.finite import NotFiniteError
+from mora.training.objective.classification import row_losses
 from mora.training.optimization import make_schedule
 from tests.training import fakes
 

@@ -14,7 +14,8 @@ SPECIFIC = ("specific_a", "specific_b", "specific_magnitude")
 
 def weigh(factors: ProjectionInputs, backend: str) -> dict[str, torch.Tensor]:
     """Return W_eff and the gradient of sum(W_eff * c) by every factor; c in multiples of 1/64, exact in any dtype."""
-    weight = mora_kernels.effective_weight(*factors.arguments(), backend=backend)
+    scale = factors.gram_scale
+    weight = mora_kernels.effective_weight(*factors.arguments(), backend=backend, gram_scale=scale)
     probe = (torch.arange(weight.numel()).view_as(weight) * 37 % 129 - 64).to(weight.dtype) / 64
     weight.backward(probe)
     leaves = {name: leaf.grad for name, leaf in factors.leaves().items() if name not in ("x", "bias")}
@@ -23,9 +24,8 @@ def weigh(factors: ProjectionInputs, backend: str) -> dict[str, torch.Tensor]:
 
 def project(factors: ProjectionInputs, backend: str, **options) -> dict[str, torch.Tensor]:
     """Return y and the gradient of sum(y * grad) by every leaf, by name."""
-    y = mora_kernels.mora_linear(
-        factors.x, factors.weight, factors.bias, *factors.arguments()[1:], backend=backend, **options
-    )
+    options = {"backend": backend, "gram_scale": factors.gram_scale, **options}
+    y = mora_kernels.mora_linear(factors.x, factors.weight, factors.bias, *factors.arguments()[1:], **options)
     y.backward(factors.grad.to(y.dtype).view_as(y))
     return {"y": y, **{name: leaf.grad for name, leaf in factors.leaves().items()}}
 

@@ -82,8 +82,11 @@ class Labelled:
             raise ValueError(f"{self.where}: got the splits {found}, expected train, validation (val, dev) or test")
         return [split_name(word) or "" for word in self.splits]
 
-    def task(self, name: str, classes: Sequence[str] | None, multi_label: bool | None) -> Task:
-        """Classes in their natural order (numbers by value), or the given ones; one label per row or several."""
+    def task(self, name: str, classes: Sequence[str] | None, multi_label: bool | None, least: int = 2) -> Task:
+        """Classes in their natural order (numbers by value), or the given ones; one label per row or several.
+
+        `least`: how many classes there have to be, where none are given.
+        """
         several = self.several if multi_label is None else multi_label
         crowded = [row for row, labels in enumerate(self.labels, 1) if len(labels) > 1]
         if crowded and not several:
@@ -95,7 +98,7 @@ class Labelled:
             found = listed(f"{label!r} ({count} rows)" for label, count in unknown.items())
             known = f"the {len(names)} known classes: {listed(names)}"
             raise ValueError(f"{self.where}: got the labels {found}, expected {known}")
-        if classes is None and len(names) < 2:
+        if classes is None and len(names) < least:
             raise ValueError(
                 f"{self.where}: every row is of one class ({listed(names)}), expected two classes at least"
             )

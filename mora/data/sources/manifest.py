@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from mora.data.dataset import SPLITS
 from mora.data.images import LARGEST_IMAGE
 from mora.data.sources.columns import COLUMNS, READERS, read_columns
@@ -17,6 +20,8 @@ from mora.data.sources.rows import ABSENT, Columns, Rows, file_size
 from mora.data.sources.source import Options, Source
 from mora.system.files import read_bytes
 from mora.system.messages import listed, printable, rows_of
+
+UNLABELLED = "unlabelled"  # the only class of rows without labels
 
 
 class ManifestSplit(Rows):
@@ -32,12 +37,13 @@ class ManifestSplit(Rows):
         multi_label: bool | None,
         seed: int,
         extra_columns: bool,
+        labelled: bool = True,
     ) -> None:
-        table = read_manifest(path, extra_columns)
+        table = read_manifest(path, extra_columns, labelled)
         parts = table.parts(seed)
-        if classes is None and split != "all":
+        if labelled and classes is None and split != "all":
             table.refuse_unseen(parts)
-        task = table.task(path.stem, classes, multi_label)
+        task = table.task(path.stem, classes, multi_label, 2 if labelled else 1)
         chosen = table.choose(split, parts)
         keys = [table.images[row] for row in chosen]
         self._files = [None if key is None else path.parent / key for key in keys]
@@ -51,7 +57,7 @@ class ManifestSplit(Rows):
             images=list(range(len(chosen))),
             sizes=[ABSENT if file is None else file_size(file) for file in self._files],
         )
-        self._ids = columns.ids
+        self._ids, self._keys = columns.ids, keys
         super().__init__(task, split, columns, on_broken)
 
     def read_image(self, source: int) -> bytes:
@@ -66,6 +72,13 @@ class ManifestSplit(Rows):
     def image_name(self, source: int) -> str:
         return self._ids[source]
 
+    def pictures(self) -> Tensor:
+        """Rows that name the same image show the same picture; `groups` keeps an image row for each of them."""
+        number: dict[object, int] = {}
+        sources = [self._sources[row] for row in self._columns.images]
+        keys = [(one, None) if (key := self._keys[one]) is None else os.path.normpath(key) for one in sources]
+        return torch.tensor([number.setdefault(key, len(number)) for key in keys], dtype=torch.int64)
+
     def files(self) -> list[Path]:
         return [file for file in self._files if file is not None]
 
@@ -78,13 +91,19 @@ def is_manifest(source: str) -> bool:
 
 def manifest_splits(source: str, options: Options) -> tuple[str, ...]:
     """The splits a manifest has rows of."""
-    parts = set(read_manifest(Path(source), options.extra_columns).parts(seed=0))
+    parts = set(read_manifest(Path(source), options.extra_columns, labelled=False).parts(seed=0))
     return tuple(split for split in SPLITS if split in parts)
 
 
-def read_manifest(path: Path, extra_columns: bool = False) -> Labelled:
-    """Every row of a manifest; ValueError that names the column, the rows or the line that is wrong."""
+def read_manifest(path: Path, extra_columns: bool = False, labelled: bool = True) -> Labelled:
+    """Every row of a manifest; ValueError that names the column, the rows or the line that is wrong.
+
+    Unless `labelled`, one without a column of labels has a single class.
+    """
     columns = read_columns(path)
+    if not labelled and "label" not in columns:
+        length = max((len(columns[name]) for name in COLUMNS if name in columns), default=0)
+        columns["label"] = [UNLABELLED] * length
     _refuse_columns(path, list(columns), extra_columns)
     length = len(columns["label"])
     labels = [_labels(value) for value in columns["label"]]
@@ -168,6 +187,7 @@ def open_manifest(source: str, split: str, options: Options) -> ManifestSplit:
         multi_label=options.multi_label,
         seed=options.seed,
         extra_columns=options.extra_columns,
+        labelled=options.labelled,
     )
 
 

@@ -20,6 +20,7 @@ class Options:
     multi_label: bool | None = None
     seed: int = 0
     extra_columns: bool = False
+    labelled: bool = True
 
 
 class Source(NamedTuple):

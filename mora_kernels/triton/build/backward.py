@@ -35,6 +35,7 @@ from mora_kernels.triton.build.fields import (
     GRAD_COMMON,
     GRAD_COMMON_MAGNITUDE,
     GRAD_SPECIFIC_MAGNITUDE,
+    GRAM_SCALE,
     HEIGHT,
     OUT_COUNT,
     OUT_START,
@@ -140,7 +141,7 @@ def build_group_backward_kernel(
                     tl.load(row + SPECIFIC_RANK).to(tl.int32),
                     tl.load(row + ALPHA).to(tl.int32).to(tl.float32, bitcast=True), RC, BN, P, SQUARE,
                 )  # fmt: skip
-                grams += one + tl.trans(one)
+                grams += tl.load(row + GRAM_SCALE).to(tl.int32).to(tl.float32, bitcast=True) * (one + tl.trans(one))
             rows = block * BM + tl.arange(0, BM)
             own = load_rows(pointer(factor, FACTOR_COMMON, FACTOR_DTYPE, 1), rows, N, rank_c, RC)
             result = tl.dot(own, grams, input_precision=P)

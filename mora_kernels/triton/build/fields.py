@@ -28,6 +28,7 @@ GRAD_SPECIFIC_MAGNITUDE = tl.constexpr(19)
 ALPHA = tl.constexpr(20)  # the bits of a float32
 HEIGHT = tl.constexpr(21)  # rows of W, out
 COMMON_OUT = tl.constexpr(22)  # the factor left of G; that of COMMON in a square projection
+GRAM_SCALE = tl.constexpr(23)  # the bits of a float32: of the sum that G is; 1 where G = I
 PROJECTION_FIELDS = tl.constexpr(24)  # even: rows stay 16-byte aligned
 
 # One of the other modalities' factors of a projection: pointer, rows.

@@ -23,6 +23,7 @@ from mora_kernels.triton.build.fields import (
     COMMON_RANK,
     EFFECTIVE,
     EFFECTIVE_STRIDE,
+    GRAM_SCALE,
     HEIGHT,
     OTHER_COUNT,
     OTHER_FIELDS,
@@ -216,7 +217,8 @@ def build_group_kernel(
     if block * BN < longest:
         rank_c, rank_s = tl.load(row + COMMON_RANK).to(tl.int32), tl.load(row + SPECIFIC_RANK).to(tl.int32)
         start, count = tl.load(row + OTHER_START).to(tl.int32), tl.load(row + OTHER_COUNT).to(tl.int32)
-        gram = total_gram(others, start, count, rank_c, RC, BM, FACTOR_DTYPE, P)
+        scale = tl.load(row + GRAM_SCALE).to(tl.int32).to(tl.float32, bitcast=True)
+        gram = scale * total_gram(others, start, count, rank_c, RC, BM, FACTOR_DTYPE, P)
         specific_b = pointer(row, SPECIFIC_B, FACTOR_DTYPE, ALIGN)
         if not SQUARE:
             build_rows(

@@ -1,0 +1,1 @@
+"""What a training minimises and is scored by: labels, or pairs."""
