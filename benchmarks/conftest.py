@@ -24,7 +24,10 @@ from benchmarks.sizes import Scale
 for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
     del os.environ[name]  # a run that a test starts is one of its own
 
-LEVELS = ("operations", "host", "projection", "attention", "training_step", "epoch", "inference", "savings")
+LEVELS = (
+    "operations", "towers", "switch", "host", "projection", "attention", "training_step", "epoch", "inference",
+    "savings",
+)  # fmt: skip
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

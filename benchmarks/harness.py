@@ -46,6 +46,8 @@ class Effort(NamedTuple):
 EFFORT = {
     "operations": Effort(1.5, 9, 2),
     "host": Effort(1.0, 9, 2),
+    "towers": Effort(1.0, 7, 2),
+    "switch": Effort(3.0, 31, 2),
     "projection": Effort(1.2, 5, 2),
     "attention": Effort(3.0, 7, 2),
     "training_step": Effort(0.0, 4, 0),
@@ -56,7 +58,7 @@ EFFORT = {
 SMOKE = Effort(0.0, 1, 0)
 WHOLE = Choice()
 GRAPH = "graph"
-SINGLE_LAYER = ("operations", "projection", "attention")
+SINGLE_LAYER = ("operations", "towers", "projection", "attention")
 
 
 @functools.cache

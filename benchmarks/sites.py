@@ -17,6 +17,8 @@ TENSORS = ("weight", "bias", "x", "grad")
 class Site:
     """One adapted projection: frozen weight, own factors, common factors shared with its neighbours."""
 
+    gram_scale = 1.0
+
     def __init__(self, commons: dict[str, Tensor], modality: str, tensors: Mapping[str, Tensor], alpha: float) -> None:
         self.commons, self.modality, self.alpha = commons, modality, alpha
         self.weight, self.bias, self.x, self.grad = (tensors[name] for name in TENSORS)

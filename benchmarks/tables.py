@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from benchmarks import demo_study, findings, gram, plots, presets, rows
+from benchmarks import demo_study, findings, gram, many, plots, presets, rows
 from benchmarks.environment import ROOT
 from benchmarks.levels import projection, savings
 from benchmarks.rows import Row, shown
@@ -264,6 +264,8 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "savings-inference": savings_inference,
     "savings-epoch": savings_epoch,
     "gram": lambda found: gram.table(markdown),
+    "switch": lambda found: many.switch(found, markdown),
+    "towers": lambda found: many.towers(found, markdown),
     "presets": lambda found: presets.table(markdown),
     "recipes": lambda found: presets.recipes(markdown),
     "published": lambda found: presets.published(markdown),

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from mora.classifier import MissingModalityClassifier
     from mora.config import PRESETS, MoraConfig
     from mora.diagnosis import Diagnosis, diagnose
+    from mora.evaluation.cosines.embed import embed
     from mora.keeping import forget, keeping
     from mora.linear import MoraLinear
     from mora.named import active_adapter, add_adapter, combine, delete_adapter, set_adapter, unmerge, using
     from mora.patch import disabled, merge, patch, unpatch
     from mora.savings import Hidden, Savings
     from mora.savings.cache import PrefixCache
+    from mora.streams import route
     from mora.summary import summary
     from mora.sweeping.sweep import Sweep, sweep
     from mora.towers.custom import Tower
@@ -51,12 +53,14 @@ __all__ = [
     "delete_adapter",
     "diagnose",
     "disabled",
+    "embed",
     "forget",
     "keeping",
     "load_adapter",
     "load_official",
     "merge",
     "patch",
+    "route",
     "save_adapter",
     "save_adapters",
     "save_official",
@@ -77,6 +81,7 @@ NAMES = {
     "mora.classifier": ("MissingModalityClassifier",),
     "mora.config": ("PRESETS", "MoraConfig"),
     "mora.diagnosis": ("Diagnosis", "diagnose"),
+    "mora.evaluation.cosines.embed": ("embed",),
     "mora.keeping": ("forget", "keeping"),
     "mora.linear": ("MoraLinear",),
     "mora.named": (
@@ -91,6 +96,7 @@ NAMES = {
     "mora.patch": ("disabled", "merge", "patch", "unpatch"),
     "mora.savings": ("Hidden", "Savings"),
     "mora.savings.cache": ("PrefixCache",),
+    "mora.streams": ("route",),
     "mora.summary": ("summary",),
     "mora.sweeping.sweep": ("Sweep", "sweep"),
     "mora.towers.custom": ("Tower",),

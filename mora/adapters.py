@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mora.bases.sharded import whole
 from mora.choice import Choice
 from mora.config import MoraConfig
 from mora.factors import CommonFactors
 from mora.keeping import OneCall
 from mora.linear import MoraLinear
+from mora.lora.group import LoraGroup
+from mora.projection.adapted import Adapted
 from mora.shared_input import SharedInput
 from mora.start import factor_dtype
 from mora.switch import Switch
@@ -26,7 +29,6 @@ from mora_kernels.shelf import Shelf
 
 Pair = dict[str, Slot]
 DEFAULT = "default"
-OWN = ("specific_a", "specific_b", "common_magnitude", "specific_magnitude")  # of one projection
 
 
 class Adapters(nn.Module):
@@ -43,11 +45,12 @@ class Adapters(nn.Module):
 
     Attributes:
         choice: which adapter computes; the host's, None where it is the only one.
+        own: what of this adapter is built together: a group of MoRA's projections, a group of LoRA's.
         groups: of every adapter; the host's.
         left: slots of deleted adapters, whose sites stand in the model still; the host's.
     """
 
-    group: Group
+    group: Group | LoraGroup
     one_call: OneCall
     switch: Switch
     sites: nn.Module | None
@@ -57,7 +60,8 @@ class Adapters(nn.Module):
         super().__init__()
         self.config, self.towers, self.pairs, self.name = config, towers, pairs, name
         self.choice: Choice | None = None
-        self.groups: list[Group] = []
+        self.groups: list[Group | LoraGroup] = []
+        self.own: list[Group | LoraGroup] = []
         self.left: list[Slot] = []
         self.trainable_before: list[str] = []
         self.load_hook: Any = None
@@ -66,8 +70,9 @@ class Adapters(nn.Module):
         for pair in pairs:
             modality, slot = next(iter(pair.items()))
             weight = slot.outline(config.targets_of(modality)[0])
-            widths = {modality: slot.width(config.targets_of(modality)) for modality, slot in pair.items()}
-            others = {modality: slot.further(config.targets_of(modality)) for modality, slot in pair.items()}
+            sharing = {modality: slot for modality, slot in pair.items() if config.mode(modality) == "mora"}
+            widths = {modality: slot.width(config.targets_of(modality)) for modality, slot in sharing.items()}
+            others = {modality: slot.further(config.targets_of(modality)) for modality, slot in sharing.items()}
             self.common.append(CommonFactors(widths, config.shared_rank, factor_dtype(weight), weight.device, others))
         self.register_module("sites", None)  # of a guest: its projections, by their names
         self.register_module("named", None)  # of a host: the other adapters, by theirs
@@ -99,7 +104,7 @@ class Adapters(nn.Module):
         for pair in self.pairs:
             yield from pair.values()
 
-    def projections(self) -> Iterator[tuple[str, MoraLinear]]:
+    def projections(self) -> Iterator[tuple[str, Adapted]]:
         """(name, module) of every adapted projection; names read "image.11.v", whatever the model."""
         for slot in self.slots():
             yield from slot.named_projections()
@@ -131,20 +136,27 @@ class Adapters(nn.Module):
             host: the first adapter's record; None: this is it.
         """
         projections = [projection for _, projection in self.projections()]
-        self.group = Group(projections, self.config.backend)
+        coupled = [one for one in projections if isinstance(one, MoraLinear)]
+        apart = [one for one in projections if not isinstance(one, MoraLinear)]
+        self.own = [*([Group(coupled, self.config.backend)] if coupled else []), *([LoraGroup(apart)] if apart else [])]
+        self.group = self.own[0]
         if host is None:
             host = self
             self.one_call = OneCall(self.groups)
             self.switch = Switch()
         self.switch = host.switch
-        host.groups.append(self.group)
+        host.groups.extend(self.own)
         if host is not self:
-            host.group.shelf = self.group.shelf = host.group.shelf or Shelf()
-        for index, projection in enumerate(projections):
-            projection.join(self.group, index)
-            projection.switch = self.switch
+            shelf = host.group.shelf or Shelf()
+            for group in (*host.own, *self.own):
+                group.shelf = shelf
+        for group in self.own:
+            for index, projection in enumerate(group.projections):
+                projection.join(group, index)
+                projection.switch = self.switch
         for slot in self.slots():
             together = [projection for target, projection in slot.projections.items() if target in PACKED]
+            together = [projection for projection in together if projection in coupled]
             if len(together) > 1:
                 shared_input = SharedInput(together)
                 slot.watch(shared_input)
@@ -160,7 +172,7 @@ class Adapters(nn.Module):
             for factor in common.names:
                 yield f"common.{position}.{factor}", common.get_parameter(factor)
         for name, projection in self.projections():
-            for kind in OWN:
+            for kind in projection.kinds:
                 parameter = getattr(projection, kind)
                 if parameter is not None:
                     yield f"{name}.{kind}", parameter
@@ -170,7 +182,7 @@ class Adapters(nn.Module):
         owners: list[tuple[str, nn.Module, Iterable[str]]] = [
             (f"common.{position}", common, common.names) for position, common in enumerate(self.common_factors())
         ]
-        owners += [(name, projection, OWN) for name, projection in self.projections()]
+        owners += [(name, projection, projection.kinds) for name, projection in self.projections()]
         for name, owner, kinds in owners:
             for kind in kinds:
                 if (own := getattr(owner, kind)) is not None:
@@ -240,8 +252,10 @@ def adapter_state_dict(model: nn.Module, name: str | None = None) -> dict[str, T
     Args:
         model: a patched CLIP.
         name: of the adapter; None: the active one.
+
+    Every process has to ask where `fully_shard` was applied: whole tensors are gathered.
     """
-    return {name: parameter.detach() for name, parameter in adapter_parameters(model, name)}
+    return {name: whole(parameter.detach()) for name, parameter in adapter_parameters(model, name)}
 
 
 def keep_adapters_of_a_base_checkpoint(

@@ -6,17 +6,34 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from mora.lora.fields import (
+    LORA,
+    METHODS,
+    check_strange,
+    checked_modes,
+    checked_pattern,
+    checked_scale,
+    of_projection,
+)
 from mora.names import OTHER_NAMES, TARGETS, target_hint, target_of
-from mora.per_tower import by_tower, check_keys, check_modality_names, label, of
-from mora.system.checks import check_whole, is_number, is_whole, one_of
+from mora.per_tower import (
+    as_lists,
+    by_tower,
+    check_count,
+    check_keys,
+    check_rank,
+    label,
+    of,
+    ordered_layers,
+    with_indices,
+)
+from mora.system.checks import check_whole, is_number, one_of
 from mora.system.messages import VALUE, shown
 
 INITS = ("official", "identity")
 VARIANTS = ("official", "no-gram", "fixed-gram", "no-specific")
 PAIRINGS = ("top", "bottom", "proportional")
 GRAMS = ("sum", "mean")
-MODES = ("mora", "frozen")
-PLANNED_MODES = ("lora", "dora")
 # Past it W is lost in W + alpha C and the squares of a column overflow float32; the published ones are at most 0.1.
 LARGEST_ALPHA = 1e6
 
@@ -32,8 +49,9 @@ class MoraConfig:
         rank: rank r_s of the specific updates; an int, one for each tower, or one for each adapted block of a tower,
             {"image": {10: 4, 11: 8}, "text": 4}.
         common_rank: rank r_c of the factors that the towers share; None means `rank`.
-        alpha: plain factor of both updates, not divided by the rank; positive, at most a million.
-        dropout: probability in [0, 1) of dropping an input element of an adapted projection, base path included.
+        alpha: MoRA's plain factor of both updates, not divided by the rank; positive, at most a million.
+        dropout: probability in [0, 1) of dropping an input element of an adapted projection, base path included; of
+            LoRA and DoRA an input element of the update alone.
         targets: which projections of a block; a subset of "q", "k", "v", "out" (attention), "fc1", "fc2" (MLP). Names
             of PEFT and transformers are read ("q_proj", "query", "to_q", "out_proj", "c_fc") and kept as these.
         last_layers: adapt the last n blocks of each tower; towers may differ in depth, see `pair_layers`. By tower, a
@@ -49,9 +67,15 @@ class MoraConfig:
         layers: adapt the blocks of these indices instead; for all towers or by tower.
         pair_layers: which blocks of towers of unequal depth share factors: those as far from the "top", those as far
             from the "bottom", or those at the same relative height, "proportional".
-        adapt: what happens to each tower, {"image": "mora", "text": "frozen"}; None adapts all.
+        adapt: what happens to each tower, {"image": "mora", "text": "lora"}, a method or "frozen"; None: `method`.
         gram: what G is where several other towers share factors with a block: the "sum" of their Gram matrices, which
             grows with their number, or the "mean", which keeps what alpha means. None: "mean". Of two towers the same.
+        method: "mora", or PEFT's "lora" or "dora", which share `rank`, `dropout`, `targets` and blocks with it.
+        lora_alpha: LoRA's and DoRA's scale is s = lora_alpha / rank; None means the rank itself, s = 1, as PEFT's
+            defaults have it (r = lora_alpha = 8, no dropout). By tower where it is a mapping.
+        use_rslora: s = lora_alpha / sqrt(rank) instead.
+        rank_pattern: LoRA's ranks that differ, by target or projection: {"q": 8, "image.11.v": 4}.
+        alpha_pattern: lora_alpha that differs, likewise.
     """
 
     rank: int | dict[str, int | dict[int, int]] = 4
@@ -68,9 +92,15 @@ class MoraConfig:
     pair_layers: str = "top"
     adapt: dict[str, str] | None = None
     gram: str | None = None
+    method: str = "mora"
+    lora_alpha: float | dict[str, float] | None = None
+    use_rslora: bool = False
+    rank_pattern: dict[str, int] | None = None
+    alpha_pattern: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rank", by_tower("rank", self.rank, check_rank))
+        self._check_methods()
         self._check_common_rank()
         object.__setattr__(self, "alpha", by_tower("alpha", self.alpha, check_alpha))
         if not is_number(self.dropout) or not 0 <= self.dropout < 1:
@@ -87,13 +117,24 @@ class MoraConfig:
                 "init: got 'identity' with variant='no-specific', expected 'official': the common term alone has no "
                 "start that is both the pretrained model and trainable"
             )
+        usual = {name: field.default for name, field in self.__dataclass_fields__.items()}
+        check_strange(vars(self), self.modes(), usual)
+
+    def _check_methods(self) -> None:
+        """Which method adapts which tower, and what LoRA needs to know."""
+        one_of("method", self.method, METHODS)
         if self.adapt is not None:
             object.__setattr__(self, "adapt", checked_modes(self.adapt))
+        object.__setattr__(self, "lora_alpha", checked_scale(self.lora_alpha))
+        if not isinstance(self.use_rslora, bool):
+            raise ValueError(f"use_rslora: got {shown(self.use_rslora)}, expected True or False")
+        for name in ("rank_pattern", "alpha_pattern"):
+            object.__setattr__(self, name, checked_pattern(name, getattr(self, name)))
 
     def _check_common_rank(self) -> None:
         if self.common_rank is not None:
             check_whole("common_rank", self.common_rank, 1, ", or None")
-        elif len({*self.ranks()}) > 1:
+        elif len({*self.ranks()}) > 1 and "mora" in self.modes():
             raise ValueError(
                 f"common_rank: got None with rank={shown(self.rank)}, expected an int: the towers share one"
             )
@@ -128,6 +169,20 @@ class MoraConfig:
             raise ValueError(f"rank[{modality!r}]: got blocks {[*rank]}, expected {layer} among them, which is adapted")
         return rank[layer]
 
+    def rank_of(self, modality: str, layer: int, target: str) -> int:
+        """r_s of MoRA, r of LoRA, of one projection."""
+        rank = self.specific_rank(modality, layer)
+        if self.mode(modality) not in LORA:
+            return rank
+        return int(of_projection(self.rank_pattern, modality, layer, target, rank))
+
+    def scale_of(self, modality: str, layer: int, target: str) -> float:
+        """s of LoRA and DoRA of one projection: `lora_alpha` / r, or / sqrt(r)."""
+        rank = self.rank_of(modality, layer, target)
+        usual = None if self.lora_alpha is None else of(self.lora_alpha, modality)
+        scale = of_projection(self.alpha_pattern, modality, layer, target, rank if usual is None else usual)
+        return float(scale) / (rank**0.5 if self.use_rslora else rank)
+
     def alpha_of(self, modality: str) -> float:
         """alpha of one tower."""
         return float(of(self.alpha, modality))
@@ -142,7 +197,7 @@ class MoraConfig:
             self,
             rank=self.specific_rank(modality, layer),
             common_rank=self.shared_rank,
-            alpha=self.alpha_of(modality),
+            alpha=self.alpha_of(modality) if self.mode(modality) == "mora" else self.alpha,
             targets=self.targets_of(modality),
         )
 
@@ -155,16 +210,23 @@ class MoraConfig:
         return 1.0 if self.gram == "sum" else 1.0 / others
 
     def mode(self, modality: str) -> str:
-        """What happens to one tower: "mora" or "frozen"."""
-        return "mora" if self.adapt is None else self.adapt[modality]
+        """What happens to one tower: a method, or "frozen"."""
+        return self.method if self.adapt is None else self.adapt[modality]
+
+    def modes(self) -> set[str]:
+        """The methods that some tower has."""
+        return {self.method} if self.adapt is None else {*self.adapt.values()} - {"frozen"}
 
     def check_modalities(self, modalities: Iterable[str]) -> None:
         """Raise ValueError that names what a model's towers and the keys of a field by tower do not share."""
         towers = [*modalities]
         check_keys("adapt", self.adapt, towers, towers)
         adapted = [modality for modality in towers if self.mode(modality) != "frozen"]
-        for field in ("rank", "alpha", "targets", "last_layers", "layers"):
+        for field in ("rank", "targets", "last_layers", "layers"):
             check_keys(field, getattr(self, field), towers, adapted)
+        coupled = [modality for modality in adapted if self.mode(modality) == "mora"]
+        check_keys("alpha", self.alpha, towers, coupled)
+        check_keys("lora_alpha", self.lora_alpha, towers, [m for m in adapted if m not in coupled])
 
     @property
     def shared_rank(self) -> int:
@@ -194,19 +256,8 @@ class MoraConfig:
 
 
 # Fields that earlier versions do not read, and what they mean to them.
-LATER: dict[str, Any] = {"layers": None, "pair_layers": "top", "adapt": None, "gram": None}
-
-
-def check_rank(name: str, rank: Any) -> int | dict[int, int]:
-    """One tower's rank: an int, or one for each block."""
-    if name == "rank" or not isinstance(rank, Mapping):
-        check_whole(name, rank, 1)
-        return int(rank)
-    if not rank or not all(is_whole(layer) and layer >= 0 for layer in rank):
-        raise ValueError(f"{name}: got keys {shown(list(rank))}, expected indices of blocks")
-    for layer in rank:
-        check_whole(f"{name}[{layer}]", rank[layer], 1)
-    return {layer: rank[layer] for layer in sorted(rank)}
+LATER: dict[str, Any] = {"layers": None, "pair_layers": "top", "adapt": None, "gram": None, "method": "mora"}
+LATER |= {"lora_alpha": None, "use_rslora": False, "rank_pattern": None, "alpha_pattern": None}
 
 
 def check_alpha(name: str, alpha: Any) -> float:
@@ -214,23 +265,6 @@ def check_alpha(name: str, alpha: Any) -> float:
     if not is_number(alpha) or not 0 < alpha <= LARGEST_ALPHA:
         raise ValueError(f"{name}: got {shown(alpha)}, expected a positive number of at most {LARGEST_ALPHA:g}")
     return alpha
-
-
-def check_count(name: str, count: Any) -> int:
-    """How many blocks of one tower."""
-    check_whole(name, count, 1)
-    return int(count)
-
-
-def ordered_layers(name: str, layers: Any) -> tuple[int, ...]:
-    """The block indices of one tower, from bottom to top."""
-    if isinstance(layers, str) or not isinstance(layers, Sequence) or not layers:
-        raise ValueError(f"{name}: got {shown(layers)}, expected a non-empty sequence of block indices")
-    for layer in layers:
-        check_whole(name, layer, 0)
-    if len(set(layers)) < len(layers):
-        raise ValueError(f"{name}: got {shown(layers)}, expected each block once")
-    return tuple(sorted(layers))
 
 
 def ordered_targets(name: str, targets: Any) -> tuple[str, ...]:
@@ -247,40 +281,6 @@ def ordered_targets(name: str, targets: Any) -> tuple[str, ...]:
     if len(set(found)) < len(found):
         raise ValueError(f"{name}: got {shown(targets)}, expected each target once")
     return tuple(target for target in TARGETS if target in found)
-
-
-def checked_modes(adapt: Any) -> dict[str, str]:
-    """What happens to each tower, as it is kept; one of them at least is adapted."""
-    if not isinstance(adapt, Mapping):
-        raise ValueError(
-            f"adapt: got {shown(adapt)}, expected a mode for each tower, {{'image': 'mora', ...}}, or None"
-        )
-    check_modality_names("adapt", adapt)
-    for modality, mode in adapt.items():
-        name = f"adapt[{shown(modality)}]"
-        if mode in PLANNED_MODES:
-            raise ValueError(
-                f"{name}: got {mode!r}, which is planned and not there yet, expected one of "
-                f"{', '.join(map(repr, MODES))}; `mora train --method {mode}` adapts all towers by PEFT"
-            )
-        one_of(name, mode, MODES)
-    if {*adapt.values()} == {"frozen"}:
-        raise ValueError("adapt: got 'frozen' for every tower, expected one at least that is adapted")
-    return {modality: adapt[modality] for modality in sorted(adapt)}
-
-
-def as_lists(value: Any) -> Any:
-    """A field as JSON knows it: tuples are lists."""
-    if isinstance(value, dict):
-        return {key: as_lists(each) for key, each in value.items()}
-    return list(value) if isinstance(value, tuple) else value
-
-
-def with_indices(rank: Any) -> Any:
-    """A tower's ranks by block as JSON has them, {"10": 4}, with indices for keys."""
-    if not isinstance(rank, Mapping):
-        return rank
-    return {int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 7 else key: rank[key] for key in rank}
 
 
 def check_fields(fields: Iterable[str], error: type[Exception] = ValueError) -> None:

@@ -11,7 +11,6 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from mora.adapters import Adapters, adapters_of, is_patched
-from mora.start import follow
 from mora.system.messages import listed
 
 _awaited: weakref.WeakKeyDictionary[Adapters, weakref.ref[nn.Module]] = weakref.WeakKeyDictionary()
@@ -72,4 +71,4 @@ def begin_training(model: nn.Module) -> None:
         adapters.begun = True
         for _, projection in adapters.projections():
             if not hasattr(projection.outline, "device_mesh"):
-                follow(projection, loaded=False)
+                projection.follow(loaded=False)

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from mora.bases.sharded import is_managed
 from mora.hooks import Calls
-from mora.linear import MoraLinear
+from mora.lora.group import LoraGroup
+from mora.projection.adapted import Adapted
 from mora.system.checks import check_whole
 from mora_kernels import Group, kept
 from mora_kernels.shelf import MOST
@@ -26,6 +28,7 @@ def keeping(model: nn.Module, adapters: int = MOST) -> Iterator[nn.Module]:
     Changes that autograd counts (optimizers, `load_state_dict`, in-place operators) are noticed within it. One that no
     counter sees (`.data`, an average that is swapped in, another process) is not: make it outside the block, or call
     `mora.forget(model)` after it. The block is this thread's own. Outside, nothing is ever kept, so nothing is stale.
+    Of a model that `fully_shard` was applied to nothing is kept: nobody counts what its steps write.
 
     Args:
         model: a patched CLIP, a `MissingModalityClassifier`, or anything that holds one.
@@ -36,7 +39,7 @@ def keeping(model: nn.Module, adapters: int = MOST) -> Iterator[nn.Module]:
     """
     check(model)
     check_whole("adapters", adapters, 1)
-    with kept.keeping(owners_of(model), most=adapters):
+    with nullcontext() if is_managed(model) else kept.keeping(owners_of(model), most=adapters):
         yield model
 
 
@@ -50,14 +53,14 @@ def forget(model: nn.Module) -> None:
     owners = owners_of(model)
     kept.forget(owners)
     for owner in owners:
-        if isinstance(owner, Group):
+        if not isinstance(owner, nn.Module):
             owner.invalidate()
 
 
 def owners_of(model: nn.Module) -> list[Any]:
     """Everything in a model that may keep something: its modules, and the groups of its projections."""
     modules = list(model.modules())
-    groups = {id(group): group for group in (module.place[0] for module in modules if isinstance(module, MoraLinear))}
+    groups = {id(group): group for group in (module.place[0] for module in modules if isinstance(module, Adapted))}
     return [*modules, *groups.values()]
 
 
@@ -67,7 +70,7 @@ def check(model: object) -> None:
         raise TypeError(f"model: got {type(model).__name__}, expected a patched CLIP or a classifier on one")
 
 
-def one_call(model: nn.Module, groups: Sequence[Group]) -> AbstractContextManager[object]:
+def one_call(model: nn.Module, groups: Sequence[Group | LoraGroup]) -> AbstractContextManager[object]:
     """A block in which all projections of a model are built once, where nobody asked to keep them for longer.
 
     Args:
@@ -85,7 +88,7 @@ class OneCall(Calls):
     A tower that is called past the model's own `forward` (`encode_image`) builds its projections block by block.
     """
 
-    def __init__(self, groups: Sequence[Group]) -> None:
+    def __init__(self, groups: Sequence[Group | LoraGroup]) -> None:
         super().__init__()
         self.groups = groups
 

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 import mora_kernels
-from mora.bases import Base, base_of
+from mora.bases.sharded import is_sharded
 from mora.config import MoraConfig
 from mora.factors import CommonFactors
-from mora.shared_input import SharedInput
-from mora.site import HeldSite, Site
-from mora.start import check_call, column_norms, fill, follow
-from mora.switch import Switch
+from mora.projection.adapted import Adapted
+from mora.projection.guest import Guest
+from mora.site import HeldSite
+from mora.start import check_call, column_norms, fill, follow, settle
 from mora_kernels import backend as backends
-from mora_kernels.factors import Origin
 
 
-class MoraLinear(Site):
+class MoraLinear(Adapted):
     """y = dropout(x) W_eff^T + b, equations (1) and (2), called like the frozen `nn.Linear` it stands for.
 
     Args:
@@ -35,6 +33,7 @@ class MoraLinear(Site):
         ValueError: `common` has no factor for the width of the input or of the output.
     """
 
+    kinds: ClassVar[tuple[str, ...]] = ("specific_a", "specific_b", "common_magnitude", "specific_magnitude")
     specific_a: nn.Parameter | None
     specific_b: nn.Parameter | None
     specific_magnitude: nn.Parameter | None
@@ -48,10 +47,8 @@ class MoraLinear(Site):
         self.gram_scale, self.root_scale = (scale if self.gram else 1.0), scale
         fixed = common.expected_root(modality, scale) if config.variant == "fixed-gram" else None
         self.register_buffer("fixed_root", fixed, persistent=False)
-        self.switch = Switch()
         self._common = (common,)
         self.join(mora_kernels.Group([self], config.backend), 0)
-        self.shared_input: SharedInput | None = None
         (rows, size), rank = self.outline.shape, config.specific_rank(modality)
         self.common_name = common.name(modality, size)
         self.common_out_name = None if rows == size else common.name(modality, rows)
@@ -65,10 +62,6 @@ class MoraLinear(Site):
         self.specific_a = nn.Parameter(nn.init.normal_(norm.new_empty(size, rank), std=rank**-0.5))
         self.specific_b = nn.Parameter(norm.new_zeros(rank, rows))
         self.specific_magnitude = nn.Parameter(norm.clone())
-
-    def join(self, group: mora_kernels.Group, index: int) -> None:
-        """Be built as number `index` of `group`, together with the other projections of a model."""
-        self.place = (group, index)
 
     @property
     def common(self) -> CommonFactors:
@@ -94,6 +87,11 @@ class MoraLinear(Site):
         return None if self.common_out_name is None else self.common.of(self.common_out_name)
 
     @property
+    def sharded(self) -> bool:
+        """Whether its parameters are not whole here and now."""
+        return type(self.common_magnitude) is not nn.Parameter and is_sharded(self.common_magnitude)
+
+    @property
     def builds(self) -> bool:
         """Whether W_eff is built for a product of its own: by every backend but the reference."""
         return self.backend != "reference"
@@ -108,22 +106,14 @@ class MoraLinear(Site):
         options: dict[str, Any] = {"common_out": self.common_out, "gram_scale": self.gram_scale}
         return mora_kernels.effective_weight(weight, *factors, backend=self.backend, **options)
 
-    def present(self) -> MoraLinear | None:
-        """Itself; where there are several adapters, the one that computes here and now."""
-        return self if self.choice is None else self.choice.at(self.number)
+    def strengths(self) -> tuple[float, ...]:
+        return self.alpha, self.gram_scale
 
-    def together(self, x: Tensor) -> Tensor:
-        """Return [..., out] for x [..., in]; inside `mora.disabled`, the frozen projection."""
-        if self.shared_input is not None and self.shared_input.share(self):
-            return self.shared_input.project(self, x)
-        return self.product(x)
+    def settle(self) -> None:
+        settle(self)
 
-    def product(self, x: Tensor) -> Tensor:
-        """The same for this projection alone, whatever computes beside it."""
-        if not self.switch.is_on:
-            return self.stand.frozen(x)
-        group, index = self.place
-        return group.linear(index, x, self.bias, self.dropout, self.training)
+    def follow(self, loaded: bool) -> None:
+        follow(self, loaded)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """As in `nn.Module`; memory that is new (`to_empty`) gets the start of an adapter."""
@@ -139,13 +129,7 @@ class MoraLinear(Site):
         """As in `nn.Module`; without tensors of its own, an untouched adapter follows the weights that were loaded."""
         own = state_dict.get(f"{prefix}common_magnitude")
         super()._load_from_state_dict(state_dict, prefix, *rest)
-        follow(self, loaded=own is not None and own is not self.common_magnitude)
-
-    def __prepare_scriptable__(self) -> Any:
-        raise RuntimeError(
-            "torch.jit.script cannot hold adapters; expected a merged model (mora.merge(copy.deepcopy(model))), or "
-            "torch.export"
-        )
+        self.follow(loaded=own is not None and own is not self.common_magnitude)
 
     def path(self) -> tuple[str, str]:
         """(backend, reason): what computes this projection where it is now, or that its backend cannot run there."""
@@ -168,62 +152,5 @@ class HeldMoraLinear(HeldSite, MoraLinear):
     """A MoraLinear on weights that are quantised, or elsewhere between two calls."""
 
 
-def mora_linear(linear: Any, common: CommonFactors, modality: str, config: MoraConfig) -> MoraLinear:
-    """The MoraLinear that can stand for `linear`."""
-    kind = MoraLinear if base_of(linear) is None else HeldMoraLinear
-    return kind(linear, common, modality, config)
-
-
-class MoraGuest(MoraLinear):
-    """A MoraLinear whose frozen weight belongs to a site at which other adapters compute as well.
-
-    Args:
-        linear: the site; it is what stands in the model, is called, and says whether it is in training.
-    """
-
-    def hold(self, linear: Site) -> None:
-        """Remember where the weight is; it stays with its owner."""
-        self._site = (linear,)
-
-    @property
-    def stand(self) -> Site:
-        return self._site[0]
-
-    @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        """W [out, in]."""
-        return self._site[0].weight
-
-    @property
-    def outline(self) -> Tensor:
-        return self._site[0].outline
-
-    @property
-    def base(self) -> Base | None:  # type: ignore[override]
-        """The site's."""
-        return self._site[0].base
-
-    @property
-    def origin(self) -> Callable[[], Origin] | None:  # type: ignore[override]
-        """The site's."""
-        return self._site[0].origin
-
-    def give(self, linear: Any) -> None:
-        self._site[0].give(linear)
-
-    def write(self, weight: Tensor) -> None:
-        self._site[0].write(weight)
-
-    @property
-    def bias(self) -> Tensor | None:  # type: ignore[override]
-        """b [out] or None."""
-        return self._site[0].bias
-
-    @property
-    def training(self) -> bool:
-        """Whether the site is."""
-        return self._site[0].training
-
-    @training.setter
-    def training(self, mode: bool) -> None:
-        """The site's own `train` decides."""
+class MoraGuest(Guest, MoraLinear):
+    """A MoraLinear whose frozen weight belongs to a site at which other adapters compute as well."""

@@ -8,13 +8,11 @@ TARGETS = (*ATTENTION, *MLP)
 OTHER_NAMES = {
     "r": "rank",
     "lora_rank": "rank",
-    "lora_alpha": "alpha, which is not divided by the rank: alpha = lora_alpha / r",
-    "scaling": "alpha",
+    "scaling": "lora_alpha / rank of LoRA, alpha of MoRA",
     "lora_dropout": "dropout",
     "target_modules": 'targets, out of "q", "k", "v", "out", "fc1", "fc2"',
     "layers_to_transform": "layers, last_layers or first_layer",
-    "rank_pattern": 'rank, which may be {"image": {10: 4, 11: 8}, "text": 4}',
-    "alpha_pattern": 'alpha, which may be {"image": 0.01, "text": 0.1}',
+    "use_dora": 'method, which may be "dora"',
     "init_lora_weights": "init",
 }
 SYNONYMS = {

@@ -43,6 +43,19 @@ def slots_of(model: nn.Module, towers: Mapping[str, Tower], config: MoraConfig) 
 def pair_blocks(slots: Mapping[str, list[Slot]], config: MoraConfig) -> list[Pair]:
     """The blocks to adapt, those that share factors together, from bottom to top; ValueError when there are none.
 
+    In a model of one stream they are the modalities of one block.
+    """
+    pairs = pairs_by_rule(slots, config)
+    if not any(slot.one_stream for pair in pairs for slot in pair.values()):
+        return pairs
+    chosen = [(slot.layer, m, slot) for pair in pairs for m, slot in pair.items()]
+    layers = sorted({layer for layer, _, _ in chosen})
+    return [{m: slot for own, m, slot in chosen if own == layer} for layer in layers]
+
+
+def pairs_by_rule(slots: Mapping[str, list[Slot]], config: MoraConfig) -> list[Pair]:
+    """The same for towers: blocks of each that stand beside each other.
+
     With one number for all towers only blocks that have a counterpart in every tower are adapted. With a number or a
     list for each tower the rule applies to what is named, and what has no counterpart stands alone.
     """

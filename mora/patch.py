@@ -24,14 +24,16 @@ from mora.adapters import (
     unwrap,
 )
 from mora.bases.holding import check_holding
+from mora.bases.sharded import check_whole
 from mora.batch_norm import hold_statistics, release_statistics
 from mora.config import MoraConfig, check_fields
 from mora.first_step import await_first_step
-from mora.linear import MoraLinear
 from mora.liveness import check_runs
 from mora.pairing import pair_blocks, slots_of
+from mora.projection.adapted import Adapted
 from mora.site import Site
 from mora.snapshot import PLACE, Snapshot, digest
+from mora.streams.merging import apart, divide
 from mora.system.messages import shown
 from mora.towers.admission import check_alone
 from mora.towers.custom import described
@@ -114,12 +116,13 @@ def unpatch(model: nn.Module) -> nn.Module:
     Raises ValueError when `model` is not patched.
     """
     host, inner = host_of(model), unwrap(model)
+    check_whole(inner, "unpatch")
     take_out(inner, host)
     return model
 
 
 @torch.no_grad()
-def merge(model: nn.Module, keep: bool = False, dequantise: bool = False) -> nn.Module:
+def merge(model: nn.Module, keep: bool = False, dequantise: bool = False, per_modality: bool = False) -> nn.Module:
     """Fold the active adapter into the weights, W <- W_eff, and return the model: a plain CLIP again.
 
     W_eff is computed in float32 (float64 for float64 weights) and rounded once to the weight's dtype. Adapters beside
@@ -129,16 +132,26 @@ def merge(model: nn.Module, keep: bool = False, dequantise: bool = False) -> nn.
         model: a patched CLIP.
         keep: whether the model remembers its adapters and the original weights of what is written (their memory), so
             that `mora.unmerge` takes the merge back, bit for bit.
-        dequantise: whether projections whose weights are quantised, or offloaded to a disk, may become `nn.Linear`s in
-            the dtype of their biases; docs/bases.md.
+        dequantise: whether a projection whose weight is quantised, or offloaded to a disk, may become an `nn.Linear` in
+            the dtype of its bias; docs/bases.md.
+        per_modality: of a single-stream model, leave one plain weight for each modality instead, in a
+            `mora.streams.ModalityLinear` at each adapted projection; docs/single_stream.md. Other models merge as ever.
 
-    Raises ValueError when `model` is not patched, when a W_eff is not finite, or when a weight is quantised and
-    `dequantise` is not given: what is quantised cannot hold W_eff as it is. Nothing was changed then.
+    Raises ValueError when `model` is not patched, when a W_eff is not finite, when a weight is quantised and
+    `dequantise` is not given (what is quantised cannot hold W_eff as it is), or when the tokens of one projection have
+    a W_eff for each modality and `per_modality` is not given. Nothing was changed then.
     """
     adapters = adapters_of(model)
     projections = dict(adapters.projections())
     check_holding(projections, dequantise)
-    write(model, effective_weights(adapters), projections, keep, dequantise)
+    check_whole(unwrap(model), "merge")
+    weights = effective_weights(adapters)
+    divided = apart(unwrap(model), projections, weights, per_modality, keep)
+    for name in [name for one in divided for name in one.names]:
+        del weights[name]
+    write(model, weights, projections, keep, dequantise)
+    for one in divided:
+        divide(unwrap(model), one)
     return model
 
 
@@ -146,7 +159,7 @@ def merge(model: nn.Module, keep: bool = False, dequantise: bool = False) -> nn.
 def write(
     model: nn.Module,
     weights: Mapping[str, Tensor],
-    projections: Mapping[str, MoraLinear],
+    projections: Mapping[str, Adapted],
     keep: bool = False,
     dequantise: bool = False,
 ) -> None:
@@ -243,11 +256,14 @@ def check_pairs(pairs: list[Pair], config: MoraConfig) -> None:
             f"model: got adapted blocks on several devices ({found}), expected one: W_eff is built at once"
         )
     for slot, targets in slots:
-        width, specific = slot.width(targets), config.specific_rank(slot.modality, slot.layer)
+        width, coupled = slot.width(targets), config.mode(slot.modality) == "mora"
         width = min([width, *slot.further(targets)])
-        for name, rank in (("rank", specific), ("common_rank", config.shared_rank)):
+        ranks = [("rank", config.rank_of(slot.modality, slot.layer, target)) for target in targets]
+        for name, rank in (*ranks, *([("common_rank", config.shared_rank)] if coupled else [])):
             if rank > width:
                 raise ValueError(f"{name}: got {rank}, expected at most {width}, the width of {slot.path}")
+        if not coupled:
+            continue
         weight = slot.outline(targets[0])
         backends.explain(config.backend, place_of(weight), weight.dtype)
 
@@ -258,7 +274,7 @@ def place_of(weight: Tensor) -> torch.device:
 
 
 def install(model: nn.Module, adapters: Adapters) -> None:
-    """Put every MoraLinear in its place and see that it runs; after an error everything stands as before."""
+    """Put every adapted projection in its place and see that it runs; after an error everything stands as before."""
     done: list[Slot] = []
     try:
         for common, pair in zip(adapters.common_factors(), adapters.pairs, strict=True):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from mora.system.checks import check_whole, is_whole
 from mora.system.messages import printable, shown
 
 T = TypeVar("T")
@@ -57,3 +58,46 @@ def check_keys(field: str, value: object, towers: Iterable[str], needed: Iterabl
 def label(name: object, longest: int) -> str:
     """How a message calls a field that came from a file."""
     return printable(name)[:longest] if isinstance(name, str) else shown(name)
+
+
+def check_rank(name: str, rank: Any) -> int | dict[int, int]:
+    """One tower's rank: an int, or one for each block."""
+    if name == "rank" or not isinstance(rank, Mapping):
+        check_whole(name, rank, 1)
+        return int(rank)
+    if not rank or not all(is_whole(layer) and layer >= 0 for layer in rank):
+        raise ValueError(f"{name}: got keys {shown(list(rank))}, expected indices of blocks")
+    for layer in rank:
+        check_whole(f"{name}[{layer}]", rank[layer], 1)
+    return {layer: rank[layer] for layer in sorted(rank)}
+
+
+def as_lists(value: Any) -> Any:
+    """A field as JSON knows it: tuples are lists."""
+    if isinstance(value, dict):
+        return {key: as_lists(each) for key, each in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def with_indices(rank: Any) -> Any:
+    """A tower's ranks by block as JSON has them, {"10": 4}, with indices for keys."""
+    if not isinstance(rank, Mapping):
+        return rank
+    return {int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 7 else key: rank[key] for key in rank}
+
+
+def check_count(name: str, count: Any) -> int:
+    """How many blocks of one tower."""
+    check_whole(name, count, 1)
+    return int(count)
+
+
+def ordered_layers(name: str, layers: Any) -> tuple[int, ...]:
+    """The block indices of one tower, from bottom to top."""
+    if isinstance(layers, str) or not isinstance(layers, Sequence) or not layers:
+        raise ValueError(f"{name}: got {shown(layers)}, expected a non-empty sequence of block indices")
+    for layer in layers:
+        check_whole(name, layer, 0)
+    if len(set(layers)) < len(layers):
+        raise ValueError(f"{name}: got {shown(layers)}, expected each block once")
+    return tuple(sorted(layers))

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from mora.bases.sharded import is_sharded
+
 # Relative, of column norms: rounding to half precision and back stays below the first, other weights above the second.
 ROUNDING, CHANGED = 1e-2, 1e-3
 
@@ -135,15 +137,25 @@ def check_call(projection: Projection) -> None:
         )
     weight, magnitude = projection.outline, projection.common_magnitude
     common = projection.common.of(projection.modality)
-    if any(hasattr(tensor, "device_mesh") for tensor in (weight, magnitude, common)):
+    if is_sharded(common) and not is_sharded(magnitude):
         raise RuntimeError(
-            "mora: an adapted projection is sharded (DTensor), and W_eff needs whole weights and factors: "
-            "use DDP, or fully_shard the root module only and call the model through it"
+            "mora: common factors are sharded (DTensor) while a block that reads them runs: towers share them, so "
+            "apply fully_shard to blocks and then to the root, not to model.mora"
+        )
+    if any(is_sharded(tensor) for tensor in (weight, magnitude, common)):
+        raise RuntimeError(
+            "mora: an adapted projection is sharded (DTensor), and W_eff needs whole weights and factors: call the "
+            "model through its root, to which fully_shard was applied last, or register_fsdp_forward_method there"
+        )
+    if not magnitude.numel() and hasattr(magnitude, "ds_id"):
+        raise RuntimeError(
+            "mora: an adapter is partitioned by DeepSpeed ZeRO-3, and W_eff needs whole weights and factors: use DDP, "
+            "FSDP2, or ZeRO stage 1 or 2"
         )
     if len({tensor.is_meta for tensor in (weight, magnitude, common)}) > 1:
         raise RuntimeError(
             "mora: an adapter and its frozen weight are not both in memory (one is on the meta device); expected both: "
-            "load weights with load_state_dict on the whole model, and do not offload adapted blocks (accelerate)"
+            "load weights with load_state_dict on the whole model; with accelerate, offload first and patch then"
         )
     if projection.backend != "reference" and torch._C._functorch.peek_interpreter_stack() is not None:
         raise RuntimeError(

@@ -8,6 +8,9 @@ from torch import nn
 
 from mora.adapters import DEFAULT, Adapters, adapters_of, host_of, unwrap
 from mora.config import MoraConfig
+from mora.linear import MoraLinear
+from mora.lora.linear import LoraLinear
+from mora.projection.adapted import Adapted
 from mora.towers.custom import CustomTower
 from mora.towers.find import recipe_of
 
@@ -28,8 +31,8 @@ class Projection:
 
     @property
     def ranks(self) -> str:
-        """r_c + r_s."""
-        return f"{self.common_rank}+{self.specific_rank}"
+        """r_c + r_s; r of LoRA and DoRA."""
+        return f"{self.common_rank}+{self.specific_rank}" if self.common_rank else f"{self.specific_rank}"
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,12 @@ class Summary:
     other_parameters: int = 0
 
     @property
+    def method(self) -> str:
+        """ "MoRA", "LoRA", or several of them, "MoRA and LoRA"."""
+        names = {"mora": "MoRA", "lora": "LoRA", "dora": "DoRA"}
+        return " and ".join(name for method, name in names.items() if method in self.config.modes())
+
+    @property
     def base_parameters(self) -> int:
         """Parameters of the model without its adapters."""
         return self.total_parameters - self.adapter_parameters - self.other_parameters
@@ -72,12 +81,13 @@ class Summary:
         ]
         lines.insert(1, "  ".join("-" * width for width in widths))
         share = 100 * self.trainable_parameters / self.base_parameters
+        coupled = any(p.common_rank for p in self.projections)
         reasons = sorted({f"{p.backend}: {p.reason}" for p in self.projections})
         return "\n".join(
             [
-                f"MoRA on {self.library}: {self.config}",
+                f"{self.method} on {self.library}: {self.config}",
                 *(line.rstrip() for line in lines),
-                f"common factors, shared by towers: {self.common_parameters:,} parameters",
+                *([f"common factors, shared by towers: {self.common_parameters:,} parameters"] * coupled),
                 f"adapters: {self.adapter_parameters:,}; trainable: {self.trainable_parameters:,}; pretrained model: "
                 f"{self.base_parameters:,}; trainable share: {share:.4f} %",
                 *([f"G: the {self.gram} of the Gram matrices of the other towers"] if self.gram else []),
@@ -95,20 +105,21 @@ def summary(model: nn.Module) -> Summary:
     rows = []
     for name, projection in adapters.projections():
         backend, reason = projection.path()
+        common, specific = ranks_of(projection)
         rows.append(
             Projection(
                 name=name,
                 path=paths[id(projection.stand)],
                 width=projection.in_features,
                 out_width=projection.out_features,
-                common_rank=projection.common.rank,
-                specific_rank=0 if projection.specific_a is None else projection.specific_a.shape[1],
+                common_rank=common,
+                specific_rank=specific,
                 parameters=sum(p.numel() for n, p in projection.named_parameters() if n not in ("weight", "bias")),
                 backend=backend,
                 reason=reason,
             )
         )
-    coupled = any(projection.gram for _, projection in adapters.projections())
+    coupled = any(isinstance(projection, MoraLinear) and projection.gram for _, projection in adapters.projections())
     return Summary(
         library=library_of(inner, adapters),
         config=adapters.config,
@@ -122,6 +133,14 @@ def summary(model: nn.Module) -> Summary:
         others=tuple(one.name for one in others),
         other_parameters=sum(p.numel() for one in others for _, p in one.named_tensors()),
     )
+
+
+def ranks_of(projection: Adapted) -> tuple[int, int]:
+    """(r_c, r_s) of a projection; (0, r) of LoRA and DoRA."""
+    if isinstance(projection, LoraLinear):
+        return 0, projection.rank
+    assert isinstance(projection, MoraLinear)
+    return projection.common.rank, 0 if projection.specific_a is None else projection.specific_a.shape[1]
 
 
 def library_of(model: nn.Module, adapters: Adapters) -> str:

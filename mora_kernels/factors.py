@@ -34,7 +34,8 @@ class Factors(NamedTuple):
     """One projection: its frozen weight and all that moves it, named as in `effective_weight`.
 
     `buffer` is where a group is to write W_eff; None: wherever it likes. `origin` is what `weight` was made from, where
-    that was made for one build; None: it is a tensor that stays.
+    that was made for one build; None: it is a tensor that stays. `moves`: the tensors have their memory elsewhere at
+    every use, and autograd does not count what is written there.
     """
 
     weight: Tensor
@@ -49,6 +50,7 @@ class Factors(NamedTuple):
     buffer: Tensor | None = None
     gram_scale: float = 1.0
     origin: Origin | None = None
+    moves: bool = False
 
     @property
     def out_side(self) -> Tensor:
@@ -84,6 +86,8 @@ class Factors(NamedTuple):
         In-place changes through `.data` and the like are invisible to it: it is asked only within `keeping`, and on the
         way back.
         """
+        if self.moves:
+            return *((id(t), t._version, t.dtype) for t in self.tensors()), self.alpha, self.gram_scale
         frozen = version(self.weight) if self.origin is None else self.origin.key
         return frozen, *map(version, self.tensors()), self.alpha, self.gram_scale
 

@@ -16,6 +16,7 @@ from mora_kernels.built import Linear, State, Values
 from mora_kernels.factors import Factors, distinct
 from mora_kernels.kept import Scope, drop, scope_of
 from mora_kernels.numerics import full_precision, product_dtype, untracked
+from mora_kernels.parts import Apart, Parts, check_together
 from mora_kernels.projection import Projection, outline, place, snapshot, watch_optimizers
 from mora_kernels.shelf import Shelf
 from mora_kernels.validation import check_factors, check_linear
@@ -36,7 +37,8 @@ class Group:
     Within `mora_kernels.kept.keeping` it is built once, and again only when autograd has counted a change. With
     gradients on, the forward calls of a step (one tower, then the other) share one autograd node, whose backward takes
     the gradients of all projections to all factors in one go. Every thread has buffers of its own; copies and pickles
-    carry no built values.
+    carry no built values. Where parameters are whole only while their module runs (FSDP2), projections that were whole
+    together are built together, as a part of the group.
 
     Args:
         projections: objects with `weight`, `factors()` and `alpha` (see `mora_kernels.projection.Projection`), read
@@ -50,6 +52,8 @@ class Group:
         self._threads = threading.local()
         self._names: dict[tuple[str, torch.device, torch.dtype], str] = {}
         self.shelf: Shelf | None = None
+        self.whole: Group | None = None  # what this is a part of
+        self._parts = Parts(self.projections, self._made)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"projections": self.projections, "backend": self.backend, "shelf": self.shelf}
@@ -68,12 +72,14 @@ class Group:
         """Forget every built value, of every thread."""
         self._epoch += 1
         self._states.clear()
+        self._parts.clear()
 
     def drop(self) -> bool:
         """Let go of what this thread built; graphs of autograd keep theirs. False where a CUDA graph was captured."""
         if any(state.capturing for state in self._states.values()):
             return False
         self._states.clear()
+        self._parts.clear()
         drop(self)
         return True
 
@@ -82,12 +88,12 @@ class Group:
 
         Raises as `_check` does.
         """
-        scope = scope_of(self)
+        scope = self._scope()
         if self.shelf is not None:
             self.shelf.use(self, None if scope is None else scope.most)
         if scope is not None and not scope.lasting and (known := self._of_this_call(indices, dtype, scope)) is not None:
             return known
-        found = {index: snapshot(self.projections[index]) for index in indices}
+        found = {index: self._snapshot(index) for index in indices}
         first = found[indices[0]]
         where = (self.backend, first.weight.device, dtype)
         name = self._names.get(where) or self._names.setdefault(where, backends.explain(*where)[0])
@@ -101,6 +107,21 @@ class Group:
             if all(state.holds(i, scope, one, capturing) for i, one in found.items()):
                 return state
         return self._build(name, dtype, state, found, scope, capturing)
+
+    def _scope(self) -> Scope | None:
+        """Where values of this group, or of what it is a part of, are kept."""
+        return scope_of(self) if self.whole is None else self.whole._scope()
+
+    def _snapshot(self, index: int) -> Factors:
+        """Return the present tensors of a projection; those of a part lie elsewhere at every use."""
+        one = snapshot(self.projections[index])
+        return one if self.whole is None else one._replace(moves=True)
+
+    def _made(self, projections: Sequence[Projection]) -> Group:
+        """Return a part of this group; its backend reads tensors anew at every use, wherever they lie then."""
+        part = Group(projections, "torch")
+        part.whole = self
+        return part
 
     def _of_this_call(self, indices: Sequence[int], dtype: torch.dtype, scope: Scope) -> State | None:
         """Return values that were made for all of these since a call of the model began: it has one set of weights."""
@@ -124,18 +145,19 @@ class Group:
     ) -> State:
         """Build those found, or all where one launch makes all of them and they may be kept, in the same buffers."""
         watch_optimizers()
+        check_together(self.projections)
         projections, indices = self.projections, [*found]
         every, engine = range(len(self.projections)), backends.engine(name)
         wanted: Sequence[int] = indices
         if state is None or scope is not None:
-            wanted, found = every, {i: found.get(i) or snapshot(projections[i]) for i in every}
+            wanted, found = every, {i: found.get(i) or self._snapshot(i) for i in every}
         if state is not None and scope is not None and not engine.at_once:
             wanted = [i for i in every if i in indices or not state.holds(i, scope, found[i], capturing)]
         fresh = {i: place(projections[i], found[i], dtype) for i in wanted}
         device = fresh[indices[0]].weight.device
         with untracked(fresh[indices[0]].weight):
             if state is None or any(state.identities[i] != one.identity() for i, one in fresh.items()):
-                more = {i: found.get(i) or snapshot(projections[i]) for i in every}
+                more = {i: found.get(i) or self._snapshot(i) for i in every}
                 fresh = {i: fresh.get(i) or place(projections[i], more[i], dtype) for i in every}
                 state = self._new_state(name, dtype, list(fresh.values()))
                 wanted = indices if scope is None and not engine.at_once else every
@@ -160,8 +182,8 @@ class Group:
         for index, one in enumerate(factors):
             if any(hasattr(tensor, "device_mesh") for tensor in (one.weight, *one.tensors())):
                 raise RuntimeError(
-                    f"Group: a tensor of projection {index} is sharded (DTensor); a grouped build needs whole factors: "
-                    "use DDP, or fully_shard the root module only"
+                    f"Group: a tensor of projection {index} is sharded (DTensor); a build needs whole factors: call "
+                    "the model through the module that fully_shard was applied to last"
                 )
             check_factors(one)
             if one.weight.device != factors[0].weight.device:
@@ -221,7 +243,12 @@ class Group:
         dtype = product_dtype(x)
         weight = outline(self.projections[indices[0]])
         check_linear(x, weight, biases[0], dropout_p)
-        state = self._state(indices, dtype)
+        try:
+            state = None if self._parts.found else self._state(indices, dtype)
+        except Apart:
+            self._parts.find(indices)
+        if self._parts.found:
+            return self._parts.linears(indices, x, biases, dropout_p, training, mask)
         if state is None:
             return self._functional(indices, x, biases, dropout_p, training)
         fits = dtype == weight.dtype or getattr(self.projections[indices[0]], "origin", None) is not None
@@ -246,7 +273,7 @@ class Group:
 
     def _cast(self, index: int, bias: Tensor, dtype: torch.dtype) -> Tensor:
         """Return a frozen bias in another dtype; kept where values are kept."""
-        scope = scope_of(self)
+        scope = self._scope()
         if scope is None or bias.is_inference():
             return bias.detach().to(dtype)
         name, key = (id(self), "bias", index, dtype), (bias.data_ptr(), bias._version)

@@ -19,7 +19,7 @@ def test_the_page_runs(monkeypatch, tmp_path):
     plain, keys = clip.encode_image(images()), list(clip.state_dict())
     names = {"clip": clip, "images": images()}
     code = re.findall(r"```python\n(.*?)```", PAGE, re.S)
-    assert len(code) == 5
+    assert len(code) == 6
     for block in code:
         exec(block, names)
     commands = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.S) for line in block.splitlines()]

@@ -21,14 +21,16 @@ FLOORS = (
     ("mora.system",),
     ("mora.bases", "mora.choice"),
     ("mora.site",),
+    ("mora.projection",),
     ("mora.batch_norm", "mora.names", "mora.per_tower"),
+    ("mora.lora",),
     ("mora.config", "mora.tiny"),
     ("mora.metrics", "mora.patterns"),
     ("mora.contrast", "mora.data"),
     ("mora.start",),  # from here on what is put into a model
     ("mora.factors", "mora.shared_input"),
     ("mora.linear",),
-    ("mora.keeping",),
+    ("mora.keeping", "mora.streams"),
     ("mora.towers",),
     ("mora.adapters", "mora.prompts"),  # the verbs on a model
     ("mora.first_step", "mora.liveness", "mora.pairing", "mora.snapshot", "mora.summary", "mora.verify"),
@@ -112,7 +114,7 @@ def test_public_names():
         "save_adapter", "load_adapter", "load_official", "save_official", "verify", "summary", "MoraLinear", "keeping",
         "forget", "MissingModalityClassifier", "Hidden", "PrefixCache", "Savings", "Sweep", "Tower",
         "sweep", "train", "__version__", "diagnose", "Diagnosis", "active_adapter", "add_adapter", "set_adapter",
-        "save_adapters", "delete_adapter", "using", "combine", "unmerge",
+        "save_adapters", "delete_adapter", "using", "combine", "unmerge", "embed", "route",
     }  # fmt: skip
     assert set(mora.__all__) == contract
     assert {"effective_weight", "gram", "mora_linear"} <= set(mora_kernels.__all__)

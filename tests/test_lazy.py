@@ -21,6 +21,7 @@ COMMANDS = [
     "sweep",
     "inspect",
     "evaluate",
+    "embed",
     "predict",
     "merge",
     "doctor",

@@ -11,7 +11,19 @@ from mora.version import __version__ as release  # noqa: E402, F401
 # Every page of docs/ stands in one of these lists; one that stands in none is an error of the build.
 NAVIGATION = {
     "Start": ["In one page <../README>", "tutorial", "demo"],
-    "Guides": ["data", "training", "sweep", "diagnosis", "evaluation", "usage", "adapters", "your_own_model"],
+    "Guides": [
+        "data",
+        "training",
+        "sweep",
+        "diagnosis",
+        "evaluation",
+        "retrieval",
+        "usage",
+        "adapters",
+        "bases",
+        "your_own_model",
+        "single_stream",
+    ],
     "Reference": ["commands", "api", "models", "gallery"],
     "Background": [
         "design",

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from mora.census.decoders import DECODERS
+
 IMAGE, VOCABULARY, WIDTH = 32, 60, 32
 BERT = {
     "hidden_size": WIDTH,
@@ -134,11 +136,14 @@ SINGLE: dict[str, Callable[[], nn.Module]] = {
         ("RobertaModel", "Roberta", ROBERTA),
     )
 }
-# Models of one stream, or whose towers read each other: no embedding of one modality alone.
+# Models of one stream: text and image tokens go through the same blocks.
+STREAMS: dict[str, Callable[[], nn.Module]] = {
+    "ViltModel": partial(single, "ViltModel", "Vilt", {**VIT, **BERT, "initializer_range": 0.2}),
+}
+# Models whose towers read each other: no embedding of one modality alone.
 OTHERS: dict[str, Callable[[], nn.Module]] = {
-    "ViltModel": partial(single, "ViltModel", "Vilt", {**VIT, **BERT}),
     "BridgeTowerModel": partial(
         two_towers, "BridgeTower", WIDE, {**ROBERTA, **WIDE}, num_hidden_layers=2, hidden_size=64, num_attention_heads=4
     ),
 }
-CLASSES: dict[str, Callable[[], nn.Module]] = {**PAIRS, "AlignModel": ALIGN, **SINGLE, **OTHERS}
+CLASSES: dict[str, Callable[[], nn.Module]] = {**PAIRS, "AlignModel": ALIGN, **SINGLE, **STREAMS, **DECODERS, **OTHERS}

@@ -48,6 +48,8 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str | N
         folder: where to; made where it is not there.
         name: of the adapter; None: the active one. The file does not say it.
 
+    Where `fully_shard` was applied every process has to call it, and the first one writes.
+
     Raises ValueError when `model` is not patched or has no such adapter, or the adapter has NaN or infinity: what
     loading refuses is not saved, and what stood in `folder` stays.
     """

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mora.bases.sharded import whole
 from mora.config import MoraConfig
 from mora.system.checks import is_whole
 from mora.system.messages import listed
@@ -27,16 +28,13 @@ def fingerprint(slots: Iterable[Slot], config: MoraConfig) -> Fingerprint:
     """Return, by projection that `config` adapts, |W| and 16 products r^T W c with fixed signs r and c.
 
     The products differ by about |W - W'| between two weights (Johnson and Lindenstrauss), whatever their dtype, device
-    or library. Raises ValueError where weights are not there (meta) or not whole (sharded).
+    or library. Sharded weights are gathered, so every process
+    has to ask. Raises ValueError where weights are not there (meta).
     """
     found = {}
     for slot in slots:
         for target in config.targets_of(slot.modality):
-            weight, name = slot.weight(target).detach(), slot.label(target)
-            if hasattr(weight, "device_mesh"):
-                raise ValueError(
-                    f"model: {slot.path} is sharded (DTensor), expected whole weights: do it before sharding"
-                )
+            weight, name = whole(slot.weight(target).detach()), slot.label(target)
             if weight.is_meta:
                 raise ValueError(f"model: {slot.path} is on the meta device, expected weights: load them first")
             found[name] = sketch(weight)

@@ -81,7 +81,7 @@ def load_official(model: nn.Module, path: str | os.PathLike[str]) -> tuple[Tenso
         metadata,
         layers,
         targets,
-        replace(config, layers=None, first_layer=layers[0], pair_layers="top", adapt=None),
+        replace(config, layers=None, first_layer=layers[0], pair_layers="top", adapt=None, method="mora"),
     )
     pairs = pairs_for(path, model, theirs, layers)
     tensors = {name if not name.startswith("common") else rename(name, layers): t for name, t in tensors.items()}
@@ -136,6 +136,8 @@ def save_official(
     """
     adapters = adapters_of(model)
     config = adapters.config
+    if config.modes() != {"mora"}:
+        raise ValueError(f"model: got {' and '.join(sorted(config.modes()))}, expected MoRA: that format has no other")
     if config.variant != "official":
         raise ValueError(f"model: got variant {config.variant!r}, expected 'official': that format has no other")
     ranks = official_ranks(adapters)
@@ -181,6 +183,8 @@ def official_ranks(adapters: Adapters) -> dict[str, int]:
     """The rank of each tower; ValueError for what is adapted in a way that the format has no place for."""
     config, slots = adapters.config, list(adapters.slots())
     towers = [*OFFICIAL_TOWERS]
+    if any(slot.one_stream for slot in slots):
+        raise ValueError("model: got a single-stream model, expected towers of their own: that format has no other")
     if [*adapters.adapted] != towers or any(len(pair) < len(towers) for pair in adapters.pairs):
         found = ", ".join(f"{len(layers)} blocks of {name}" for name, layers in adapters.layers().items())
         raise ValueError(f"model: got {found} adapted, expected pairs of image and text: that format has no other")

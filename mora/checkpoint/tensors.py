@@ -18,7 +18,7 @@ LONGEST_NAME = 200
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SPECIFIC = ("specific_a", "specific_b", "specific_magnitude")
 # What changes the computed weights; dropout, init and backend do not.
-WEIGHT_FIELDS = ("variant", "targets", "common_rank", "rank", "alpha", "gram")
+WEIGHT_FIELDS = ("variant", "targets", "common_rank", "rank", "alpha", "gram", "lora_alpha")
 
 
 def expected_shapes(pairs: list[Pair], config: MoraConfig) -> dict[str, tuple[int, ...]]:
@@ -27,13 +27,19 @@ def expected_shapes(pairs: list[Pair], config: MoraConfig) -> dict[str, tuple[in
     for position, pair in enumerate(pairs):
         for modality, slot in pair.items():
             targets = config.targets_of(modality)
+            if config.mode(modality) != "mora":
+                continue
             shapes[f"common.{position}.{modality}"] = (slot.width(targets), config.shared_rank)
             for width in slot.further(targets):
                 shapes[f"common.{position}.{modality}_{width}"] = (width, config.shared_rank)
     for slot in (slot for pair in pairs for slot in pair.values()):
-        rank = config.specific_rank(slot.modality, slot.layer)
         for target in config.targets_of(slot.modality):
+            rank, mode = config.rank_of(slot.modality, slot.layer, target), config.mode(slot.modality)
             name, (rows, columns) = slot.label(target), slot.outline(target).shape
+            if mode != "mora":
+                shapes |= {f"{name}.lora_a": (rank, columns), f"{name}.lora_b": (rows, rank)}
+                shapes |= {f"{name}.magnitude": (rows,)} if mode == "dora" else {}
+                continue
             if config.variant != "no-specific":
                 shapes[f"{name}.specific_a"] = (columns, rank)
                 shapes[f"{name}.specific_b"] = (rank, rows)
@@ -66,11 +72,19 @@ def modes(config: MoraConfig, modalities: Iterable[str]) -> dict[str, str]:
 def in_force(config: MoraConfig, field: str, pairs: list[Pair]) -> Any:
     """What a field that changes weights says for some blocks: one value for each where it may differ."""
     if field == "common_rank":
-        return config.shared_rank
+        return config.shared_rank if "mora" in config.modes() else None
     if field == "gram":
         return config.gram_of(max(map(len, pairs)))
     slots = [slot for pair in pairs for slot in pair.values()]
+    coupled = [slot.modality for slot in slots if config.mode(slot.modality) == "mora"]
     values: dict[str, Any] = {}
+    if field == "lora_alpha":  # and what else makes a scale
+        return {
+            slot.label(target): (config.rank_of(*place, target), config.scale_of(*place, target))
+            for slot in slots
+            for target in config.targets_of(slot.modality)
+            if slot.modality not in coupled and (place := (slot.modality, slot.layer))
+        }
     if field == "rank":
         ranks = {(slot.modality, slot.layer): config.specific_rank(slot.modality, slot.layer) for slot in slots}
         for modality in layers_of(pairs):
@@ -79,7 +93,7 @@ def in_force(config: MoraConfig, field: str, pairs: list[Pair]) -> Any:
         return values
     if field in ("alpha", "targets"):
         given = getattr(config, field)
-        return given if not isinstance(given, dict) else {m: given[m] for m in layers_of(pairs)}
+        return given if not isinstance(given, dict) else {m: given[m] for m in layers_of(pairs) if m in given}
     return getattr(config, field)
 
 

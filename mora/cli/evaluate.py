@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mora.cli.parser import Commands
+    from mora.data.tables import Missing
 
 MOST_SEEDS = 1000
 
@@ -40,6 +41,18 @@ def add(commands: Commands) -> None:
     parser.add_argument("--types", nargs="+", metavar="TYPE", help="of the grid (default: text image both)")
     parser.add_argument("--rates", nargs="+", type=float, metavar="R", help="of the grid (default: 0.5 0.7 0.9)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="missing tables per condition (default: 3)")
+    parser.add_argument(
+        "--retrieval",
+        action="store_true",
+        help="recall of texts by images and of images by texts instead, before and after the training",
+    )
+    parser.add_argument(
+        "--zero-shot", action="store_true", help="accuracy of the nearest class name instead, before and after"
+    )
+    parser.add_argument(
+        "--templates", nargs="+", metavar="T", help="of class names, {} is the name (default: a photo of a {})"
+    )
+    parser.add_argument("--class-names", nargs="+", metavar="C", help="in the order of the data's (default: its own)")
     parser.add_argument("--patches", type=float, default=0.0, metavar="S", help="share of every image to black out")
     parser.add_argument("--word-drop", type=float, default=0.0, metavar="P", help="share of the words to drop")
     parser.add_argument("--on-broken", default="raise", metavar="W", help="raise (default) or skip unreadable images")
@@ -65,9 +78,10 @@ def run(options: argparse.Namespace, command: str) -> None:
     from mora.evaluation.run import Source, evaluate_runs
     from mora.training.config import LARGEST_COUNT
 
-    for name in ("types", "rates"):
-        if getattr(options, name) is not None and not options.grid:
-            raise ValueError(f"{name}: got {getattr(options, name)} without --grid, expected --grid with it")
+    for name, other in (("types", "grid"), ("rates", "grid"), ("templates", "zero_shot"), ("class_names", "zero_shot")):
+        if getattr(options, name) is not None and not getattr(options, other):
+            option = f"--{other.replace('_', '-')}"
+            raise ValueError(f"{name}: got {getattr(options, name)} without {option}, expected {option} with it")
     for name, least, most in (("seeds", 1, MOST_SEEDS), ("batch", 1, LARGEST_COUNT), ("workers", 0, LARGEST_COUNT)):
         if getattr(options, name) < least:
             raise ValueError(f"{name}: got {getattr(options, name)}, expected a whole number of at least {least}")
@@ -86,16 +100,30 @@ def run(options: argparse.Namespace, command: str) -> None:
         options.extra_columns,
         None if corruption == Corruption() else corruption,
     )
-    evaluate_runs(
-        options.model,
-        options.out,
-        conditions,
-        seeds=range(options.seeds),
-        tables=[Path(given) for given in options.missing if given not in single],
-        source=source,
-        device=options.device,
-        batch=options.batch,
-        workers=options.workers,
-        savings=options.savings,
-        command=command,
-    )
+    given: dict[str, Any] = {
+        "seeds": range(options.seeds),
+        "tables": [Path(given) for given in options.missing if given not in single],
+        "source": source,
+        "device": options.device,
+        "batch": options.batch,
+        "workers": options.workers,
+        "savings": options.savings,
+        "command": command,
+    }
+    if options.retrieval or options.zero_shot:
+        without_a_head(options, conditions, given)
+    else:
+        evaluate_runs(options.model, options.out, conditions, **given)
+
+
+def without_a_head(options: argparse.Namespace, conditions: list[Missing], given: dict[str, Any]) -> None:
+    """Retrieval, or classes by their names."""
+    from mora.evaluation.cosines.run import RETRIEVAL, ZERO_SHOT, compare
+    from mora.evaluation.cosines.zero_shot import TEMPLATES
+
+    if options.retrieval and options.zero_shot:
+        raise ValueError("retrieval, zero-shot: got both, expected one: each writes files of its own")
+    if options.zero_shot:
+        given |= {"names": options.class_names, "templates": options.templates or TEMPLATES}
+    kind = ZERO_SHOT if options.zero_shot else RETRIEVAL
+    compare(options.model, options.out, kind, conditions=conditions, **given)

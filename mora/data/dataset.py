@@ -78,6 +78,10 @@ class Dataset(torch.utils.data.Dataset[Sample], ABC):
         """
         return None
 
+    def ids(self) -> list[str]:
+        """The `id` of every sample, in order; here by reading them, where nothing tells it before."""
+        return [self[index].id for index in range(len(self))]
+
     def pictures(self) -> Tensor:
         """Which picture each sample shows, int64 [N]: the texts of samples of one number are captions of one picture.
 

@@ -32,6 +32,9 @@ class View(Dataset):
     def groups(self) -> Tensor | None:
         return self.dataset.groups()
 
+    def ids(self) -> list[str]:
+        return self.dataset.ids()
+
     def pictures(self) -> Tensor:
         return self.dataset.pictures()
 
@@ -66,6 +69,10 @@ class Subset(View):
     def groups(self) -> Tensor | None:
         groups = self.dataset.groups()
         return None if groups is None else groups[self.index]
+
+    def ids(self) -> list[str]:
+        names = self.dataset.ids()
+        return [names[index] for index in self.index.tolist()]
 
     def pictures(self) -> Tensor:
         return self.dataset.pictures()[self.index]

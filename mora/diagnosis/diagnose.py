@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mora.adapters import adapters_of, is_patched, unwrap
 from mora.classifier import MissingModalityClassifier
+from mora.config import MoraConfig
 from mora.diagnosis.behaviour import Batch, Encode, drifts, heads, pairings, see, zero_shot
 from mora.diagnosis.figures import Behaviour
 from mora.diagnosis.report import Diagnosis
@@ -53,6 +54,11 @@ def diagnose(
             "merged one nothing is known), or a MissingModalityClassifier around it"
         )
     adapters = adapters_of(clip)
+    if batch is not None and any(slot.one_stream for slot in adapters.slots()):
+        raise ValueError(
+            "batch: got one for a single-stream model, in which no tower embeds a modality alone, expected None: the "
+            "weights alone are looked at then"
+        )
     kept = known_start(adapters, start)
     checked = Batch.checked(adapters.towers, batch, present, labels, prompts)
     return patched_diagnosis(unwrap(clip), checked, classifier, kept)
@@ -75,12 +81,19 @@ def patched_diagnosis(
             return encode(modality, rows)
 
     return Diagnosis(
-        method="mora" if adapters.config.variant == "official" else f"mora-{adapters.config.variant}",
-        identity=adapters.config.init == "identity",
+        method=method_of(adapters.config),
+        identity=adapters.config.init == "identity" or "mora" not in adapters.config.modes(),
         projections=projections,
         grams=grams,
         behaviour=behaviour(clip, adapters.towers, encode, pretrained, batch, classifier),
     )
+
+
+def method_of(config: MoraConfig) -> str:
+    """What `mora train --method` calls it; "lora+mora" where towers differ."""
+    if config.modes() != {"mora"}:
+        return "+".join(sorted(config.modes()))
+    return "mora" if config.variant == "official" else f"mora-{config.variant}"
 
 
 def classifier_in(model: nn.Module) -> MissingModalityClassifier | None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from mora.config import MoraConfig
 from mora.diagnosis.figures import Projection
-from mora.diagnosis.weights import effective_rank, exact, share
+from mora.diagnosis.weights import exact, moved
 from mora.runs.methods import adapted_slots
 
 
@@ -30,19 +30,6 @@ def peft_projections(model: nn.Module, config: MoraConfig, ranks: bool = True) -
             layer: Any = copy.deepcopy(model.get_submodule(path))
             before = exact(layer.get_base_layer().weight)
             layer.merge()
-            move = exact(layer.get_base_layer().weight) - before
-            length = share(move.norm(), float(before.norm()))
-            rank = effective_rank(move) if ranks else None
-            found.append(
-                Projection(
-                    name=f"{slot.modality}.{slot.layer}.{target}",
-                    modality=slot.modality,
-                    shape=(before.shape[0], before.shape[1]),
-                    start_move=0.0,
-                    learned_move=length,
-                    total_move=length,
-                    effective_rank=rank,
-                    learned_rank=rank,
-                )
-            )
+            after = exact(layer.get_base_layer().weight)
+            found.append(moved(f"{slot.modality}.{slot.layer}.{target}", slot.modality, before, after, ranks))
     return tuple(found)

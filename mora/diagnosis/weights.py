@@ -47,9 +47,13 @@ def measure(
         first = None if start is None else {name: start[f"common.{position}.{name}"] for name in common.names}
         for modality, slot in pair.items():
             own = list(slot.named_projections())
-            if own[0][1].gram:
-                grams.append(coupling(f"{modality}.{slot.layer}", own[0][1], now, first))
-            projections += [one(name, projection, now, first, start, ranks) for name, projection in own]
+            coupled = [(name, each) for name, each in own if isinstance(each, MoraLinear)]
+            if coupled and coupled[0][1].gram:
+                grams.append(coupling(f"{modality}.{slot.layer}", coupled[0][1], now, first))
+            projections += [one(name, each, now, first, start, ranks) for name, each in coupled]
+            if not coupled:
+                apart = [(name, exact(each.weight), each) for name, each in own]
+                projections += [moved(name, modality, w, each.effective_weight(w), ranks) for name, w, each in apart]
     return tuple(projections), tuple(grams)
 
 
@@ -82,6 +86,23 @@ def one(
         specific_negative=None if projection.specific_magnitude is None else negative(projection.specific_magnitude),
         effective_rank=effective_rank(total) if ranks else None,
         learned_rank=None if learned is None or not ranks else effective_rank(learned),
+    )
+
+
+def moved(name: str, modality: str, before: Tensor, after: Tensor, ranks: bool) -> Projection:
+    """The figures of a projection whose start is the pretrained weight [out, in], float64: of LoRA and DoRA."""
+    move = after - before
+    length = share(move.norm(), float(before.norm()))
+    rank = effective_rank(move) if ranks else None
+    return Projection(
+        name=name,
+        modality=modality,
+        shape=(before.shape[0], before.shape[1]),
+        start_move=0.0,
+        learned_move=length,
+        total_move=length,
+        effective_rank=rank,
+        learned_rank=rank,
     )
 
 

@@ -90,8 +90,10 @@ def batch_of(run: LoadedRun, dataset: Dataset, prompt: str) -> Batch:
         "image": torch.tensor([one.image is not None for one in samples]),
         "text": torch.tensor([one.text is not None for one in samples]),
     }
-    labels = torch.stack([torch.as_tensor(one.label) for one in samples])
-    prompts = run.tokenize([prompt.format(name) for name in run.classes])
+    labels = prompts = None
+    if len(run.classes) > 1:  # pairs have no names to be told by
+        labels = torch.stack([torch.as_tensor(one.label) for one in samples])
+        prompts = run.tokenize([prompt.format(name) for name in run.classes])
     inputs = {"image": torch.stack(images), "text": torch.stack(texts)}
     return Batch.checked(run.model.towers, inputs, present, labels, prompts)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from mora.heads import NONE
 from mora.metrics import THRESHOLD
 from mora.system.checks import is_whole
 from mora.system.files import read_bytes
@@ -64,6 +65,10 @@ def predict(
             `top` out of range.
         OSError: the image file is not there.
     """
+    if run.model.head_kind == NONE:
+        raise ValueError(
+            f"model: {run.folder} was trained on pairs and has no classes, expected a classifier; mora embed takes it"
+        )
     text = None if text is None or not text.strip() else text
     if image is None and text is None:
         raise ValueError("image, text: got neither, expected an image, a text or both")

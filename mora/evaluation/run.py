@@ -17,6 +17,7 @@ from mora.data.tables import Missing
 from mora.data.views import Corrupted
 from mora.evaluation import report
 from mora.evaluation.grid import SEEDS, Result, cells
+from mora.heads import NONE
 from mora.runs.run import LoadedRun, load_run
 from mora.savings import Savings
 from mora.system.folders import remove_leftovers
@@ -152,6 +153,8 @@ def load_runs(folders: Sequence[Path], device: str) -> list[LoadedRun]:
         if folder.resolve() in {known.resolve() for known in folders[:position]}:
             raise ValueError(f"model: got {folder} twice, expected each run once")
     runs = [load_run(folder, where) for folder in folders]
+    for run in runs:
+        refuse_headless(run)
     for folder, run in zip(folders, runs, strict=True):
         if (run.classes, run.metric) != (runs[0].classes, runs[0].metric):
             raise ValueError(
@@ -159,6 +162,15 @@ def load_runs(folders: Sequence[Path], device: str) -> list[LoadedRun]:
                 f"{len(runs[0].classes)} and {runs[0].metric}, expected the same classes and metric to compare"
             )
     return runs
+
+
+def refuse_headless(run: LoadedRun) -> None:
+    """Raise ValueError for a run without a head: nothing in it knows classes."""
+    if run.model.head_kind == NONE:
+        raise ValueError(
+            f"model: {run.folder} was trained on pairs (--objective contrastive) and has no classes, expected a "
+            "classifier; mora evaluate --retrieval or --zero-shot and mora embed take it"
+        )
 
 
 def refuse_other_rows(runs: Sequence[LoadedRun], datasets: Sequence[Dataset]) -> None:

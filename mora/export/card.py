@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mora.evaluation.tables import FIGURES, Table, percent
 from mora.export.formats import HUGGING_FACE, MERGES, merges_of
 from mora.export.head_code import head_code
+from mora.heads import NONE
 from mora.patterns import names_in
 from mora.runs.backbone import TINY
 from mora.runs.methods import UNSIZED
@@ -72,6 +73,10 @@ def snippet(library: str, multi_label: bool, token_policy: str, merges: bool, he
         program = HUGGING_FACE_CODE.format(policy=policy)
     else:
         program = OPEN_CLIP_CODE.format(policy=policy, merges=f', bpe_path=f"{{folder}}/{MERGES}"' if merges else "")
+    if head == NONE:
+        for unused in ("json, ", "from safetensors.torch import load_file\n"):
+            program = program.replace(unused, "", 1)
+        return program + head_code(head, missing_embedding)
     return program + head_code(head, missing_embedding) + CLASSES_CODE + ANSWERS[multi_label]
 
 
@@ -88,9 +93,7 @@ def model_card(run: LoadedRun, about: dict[str, Any]) -> str:
     parts = [
         front,
         f"# {name}: {plain(backbone)}, adapted by {run.method}, merged",
-        f"A plain CLIP and a head ({about['head']}) that sort samples into {len(run.classes)} classes of {name}"
-        f"{', several per sample' if run.multi_label else ''}, when the image or the text may be missing. The adapters "
-        "are folded into the weights: nothing of mora is needed to use it.",
+        f"{purpose(run, about['head'])} The adapters are folded into the weights: nothing of mora is needed to use it.",
         f"## Use\n\n```python\n{program}\n```",
         notes(about, run.backbone.name == TINY),
         f"## How good\n\n{scores(run, about)}",
@@ -103,6 +106,25 @@ def model_card(run: LoadedRun, about: dict[str, Any]) -> str:
         f"mora-kernels {about['mora_version']}.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def purpose(run: LoadedRun, head: str) -> str:
+    """What the model is for, in a sentence."""
+    name = plain(run.data["name"])
+    if head == NONE:
+        return f"A plain CLIP whose embeddings of images and texts were trained on pairs of {name}, some incomplete."
+    several = ", several per sample" if run.multi_label else ""
+    return (
+        f"A plain CLIP and a head ({head}) that sort samples into {len(run.classes)} classes of {name}{several}, when "
+        "the image or the text may be missing."
+    )
+
+
+def shown(name: str, figures: dict[str, float]) -> str:
+    """A figure in percent, a rank as it is; "" where it is absent."""
+    if name not in figures:
+        return ""
+    return f"{figures[name]:g}" if name.endswith("median_rank") else f"{100 * figures[name]:.2f}"
 
 
 def notes(about: dict[str, Any], tiny: bool) -> str:
@@ -136,7 +158,7 @@ def scores(run: LoadedRun, about: dict[str, Any]) -> str:
     parts = {"validation": about["validation"] or {}, "test": about["test"] or {}}
     names = list(dict.fromkeys(name for figures in parts.values() for name in figures))
     rows = [
-        [FIGURES.get(name, name), *(f"{100 * f[name]:.2f}" if name in f else "" for f in parts.values())]
+        [FIGURES.get(name, name.replace("_", " ")), *(shown(name, figures) for figures in parts.values())]
         for name in names
     ]
     metric, apart = run.metric, about["by_pattern"]
@@ -206,7 +228,8 @@ def tables_said(run: LoadedRun) -> str:
 def proof(found: dict[str, Any]) -> str:
     """How far the merged model is from the adapted one."""
     return (
-        f"Loaded again from this folder, the model's logits differ from the adapted model's by at most "
+        f"Loaded again from this folder, the model's logits (without a head: embeddings) differ from the adapted "
+        "model's by at most "
         f"{found['max_difference']:.1e} (largest logit {found['max_logit']:.1f}) on {found['rows']} random rows, "
         f"complete and with either modality missing; {found['changed_predictions']} predictions change."
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mora.heads import BIAS, LEARNED, LINEAR, PROTOTYPES, SUBSTITUTE, ZERO_SHOT
+from mora.heads import BIAS, LEARNED, LINEAR, NONE, PROTOTYPES, SUBSTITUTE, ZERO_SHOT
 
 LOAD = """head = load_file(f"{folder}/classifier.safetensors")
 """
@@ -35,8 +35,15 @@ logits = head["scale"] * (sum(directions) / len(directions)) @ head["classes"].T
 }
 
 
+COSINE = """image, text = (torch.nn.functional.normalize(part, dim=-1) for part in parts)
+print(float(image @ text.T))  # their cosine
+"""
+
+
 def head_code(head: str, missing_embedding: str) -> str:
-    """From `parts` to `logits`."""
+    """From `parts` to `logits`; without a head, to `cosine`."""
+    if head == NONE:
+        return COSINE
     program = LOAD
     if (head, missing_embedding) != (LINEAR, SUBSTITUTE):
         program += THERE

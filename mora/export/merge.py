@@ -13,6 +13,7 @@ from mora.checkpoint.tensors import check_tensors, largest_file
 from mora.classifier import MissingModalityClassifier
 from mora.export import card
 from mora.export.formats import FORMATS, OPEN_CLIP, READERS, WRITERS
+from mora.heads import NONE
 from mora.metrics import THRESHOLD
 from mora.patterns import patterns_of
 from mora.runs.backbone import Backbone
@@ -96,7 +97,8 @@ def write_plain(
     Raises ValueError when they are farther than `TOLERANCE` allows.
     """
     WRITERS[format](folder, plain, backbone)
-    write_bytes(folder / HEAD, pack_tensors(classifier.head_state(), {"format": "pt"}))
+    if classifier.head_kind != NONE:
+        write_bytes(folder / HEAD, pack_tensors(classifier.head_state(), {"format": "pt"}))
     again = read_again(folder, classifier, backbone, format)
     again.load_head(classifier.head_state())
     logits = patterns(again, image.cpu(), text.cpu())
@@ -136,6 +138,8 @@ def read_plain(folder: Path, run: LoadedRun, format: str = OPEN_CLIP) -> Missing
     """
     again = read_again(folder, run.model, run.backbone, format)
     shapes = {name: tuple(tensor.shape) for name, tensor in run.model.head_state().items()}
+    if run.model.head_kind == NONE:
+        return again
     tensors, _ = read_tensors(folder / HEAD, largest_file(shapes))
     check_tensors(str(folder / HEAD), tensors, shapes)
     again.load_head(tensors)

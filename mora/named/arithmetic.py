@@ -39,6 +39,11 @@ def combine(model: nn.Module, weights: Mapping[str, float], keep: bool = False, 
     is not finite; nothing was changed then.
     """
     host = host_of(model)
+    if any(slot.one_stream for slot in host.slots()):
+        raise ValueError(
+            "model: got a single-stream model, which has one adapter and a W_eff for each modality, expected "
+            "mora.merge(model, per_modality=True)"
+        )
     parts = [(host.chosen(name), weight) for name, weight in checked(weights)]
     projections = {name: projection for one, _ in parts for name, projection in one.projections()}
     check_holding(projections, dequantise)

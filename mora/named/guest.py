@@ -9,7 +9,6 @@ from torch import nn
 from mora.adapters import Adapters
 from mora.choice import Choice
 from mora.config import MoraConfig
-from mora.linear import MoraLinear
 from mora.liveness import check_runs
 from mora.patch import admitted
 
@@ -41,7 +40,10 @@ def put_beside(model: nn.Module, host: Adapters, name: str, config: MoraConfig) 
         seat(adapters, choice, choice.add(name))
         adapters.build_together(host)
         named.put(name, adapters.train(model.training))
-        check_runs(model, adapters)
+        with choice.using(
+            name
+        ):  # where no other adapter is, an attention does not call the site of one that is not active
+            check_runs(model, adapters)
     except BaseException:
         remove(host, adapters)
         raise
@@ -67,7 +69,7 @@ def seat(adapters: Adapters, choice: Choice, seats: list[Any]) -> None:
                 site = slot.site(target)
                 if site.choice is None:
                     site.choice, site.number = choice, choice.add_site()
-                projection: MoraLinear = slot.seat(target, site, common, config)
+                projection = slot.seat(target, site, common, config)
                 seats[site.number] = projection
                 own.put(slot.label(target), projection)
     adapters.sites = own
@@ -82,6 +84,6 @@ def remove(host: Adapters, adapters: Adapters) -> None:
     for slot in adapters.slots():
         slot.let_go()
         host.left.append(slot)
-    if (group := getattr(adapters, "group", None)) in host.groups:
+    for group in adapters.own:
         host.groups.remove(group)
         group.invalidate()

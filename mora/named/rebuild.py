@@ -9,7 +9,6 @@ from mora.adapters import host_of
 from mora.named.guest import put_beside
 from mora.patch import admitted, put_in, take_out
 from mora.snapshot import Snapshot
-from mora.start import settle
 
 
 def put_back(model: nn.Module, snapshot: Snapshot) -> None:
@@ -32,7 +31,7 @@ def put_back(model: nn.Module, snapshot: Snapshot) -> None:
     write_rows(model, snapshot)
     for one, own in zip(snapshot.adapters, host.every().values(), strict=True):
         for _, projection in own.projections():
-            settle(projection)  # its start, from the weights that are there now
+            projection.settle()  # its start, from the weights that are there now
         own.adopt(one.tensors)
         own.begun = one.begun
     if host.choice is not None:

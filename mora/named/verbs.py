@@ -145,6 +145,11 @@ def delete_adapter(model: nn.Module, name: str) -> nn.Module:
 def check_new(host: Adapters, name: str) -> None:
     """Raise ValueError unless `name` may be that of another adapter."""
     check_name(name)
+    if any(slot.one_stream for slot in host.slots()):
+        raise ValueError(
+            f"name: got {name!r} beside {host.name!r} in a single-stream model, which takes one adapter, expected "
+            "mora.unpatch or mora.merge before another mora.patch"
+        )
     if name in host.every():
         raise ValueError(
             f"name: got {name!r}, which is taken, expected none of {listed(host.every())}: mora.delete_adapter it, or "

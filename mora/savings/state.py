@@ -34,7 +34,7 @@ def switches_of(model: nn.Module) -> State:
     if not isinstance(record, Adapters):
         return None, theirs
     every = [projection for one in record.every().values() for _, projection in one.projections()]
-    strengths = (number for one in every for number in (one.alpha, one.gram_scale))
+    strengths = (number for one in every for number in one.strengths())
     return (record.here(), record.switch.is_on, *strengths), theirs
 
 

@@ -103,7 +103,9 @@ def check_plain(module: nn.Module, names: Iterable[str], path: str) -> None:
         if hasattr(parameter, "ds_id"):
             raise ValueError(f"model: {path}.{name} is partitioned by DeepSpeed ZeRO-3: {UNDO['deepspeed']}")
         if hasattr(parameter, "device_mesh"):
-            raise ValueError(f"model: {path}.{name} is sharded (DTensor), expected a whole one: patch before sharding")
+            raise ValueError(
+                f"model: {path}.{name} is sharded (DTensor), expected a whole one: patch first, then fully_shard"
+            )
         if type(parameter) is not nn.Parameter or type(parameter.data) is not Tensor:
             raise ValueError(
                 f"model: {path}.{name} is a {class_name(parameter)}, expected a plain tensor{advice(parameter)}"
@@ -202,8 +204,8 @@ def check_untied(model: nn.Module, replaced: dict[str, nn.Module]) -> None:
 
 def weights_of(module: nn.Module) -> list[Tensor]:
     """The weights of a replaced module that merging may write."""
-    found = [getattr(module, name, None) for name in ("in_proj_weight", "weight")]
-    return [weight for weight in found if isinstance(weight, Tensor)]
+    found = [module._parameters.get(name) for name in ("in_proj_weight", "weight")]
+    return [weight for weight in found if weight is not None]
 
 
 def span(tensor: Tensor) -> tuple[int, int]:

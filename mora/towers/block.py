@@ -8,8 +8,8 @@ from torch import nn
 
 from mora.config import MoraConfig
 from mora.factors import CommonFactors
-from mora.linear import MoraLinear
 from mora.names import MLP
+from mora.projection.adapted import Adapted
 from mora.shared_input import SharedInput
 from mora.site import Site
 from mora.towers.layouts import Separate
@@ -31,7 +31,7 @@ class BlockSlot(Slot):
         self.modality, self.layer, self.block = attention.modality, attention.layer, attention.block
         self.parent, self.name, self.path = attention.parent, attention.name, attention.path
         self.block_path = attention.block_path
-        self.projections: dict[str, MoraLinear] = {}
+        self.projections: dict[str, Adapted] = {}
         self.shared_input: SharedInput | None = None
 
     @property
@@ -69,7 +69,7 @@ class BlockSlot(Slot):
     def site(self, target: str) -> Site:
         return self.part(target).site(target)
 
-    def seat(self, target: str, site: Site, common: CommonFactors, config: MoraConfig) -> MoraLinear:
+    def seat(self, target: str, site: Site, common: CommonFactors, config: MoraConfig) -> Adapted:
         self.projections[target] = projection = self.part(target).seat(target, site, common, config)
         return projection
 

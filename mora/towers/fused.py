@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from mora.config import MoraConfig
 from mora.factors import CommonFactors
 from mora.hooks import share_hooks
-from mora.linear import MoraLinear
+from mora.projection.adapted import Adapted
 from mora.shared_input import SharedInput
 from mora.site import Site
+from mora.towers.adapted import adapted_at
 from mora.towers.admission import check_linear
-from mora.towers.packed import PACKED, PackedMoraLinear, PackedProjections, PackedSite, PackedSlice
+from mora.towers.packed import PACKED, PackedProjections, PackedSite, PackedSlice
 from mora.towers.slots import SeparateSlot, Slot, take_back
 
 ADDS = "qkv_bias_separate"
@@ -124,10 +125,10 @@ class FusedSlot(SeparateSlot):
             return
         stand_in, projections = self.fuse(packed[0]), {}
         for target in packed:
-            projection = PackedMoraLinear(stand_in.slice(target), common, self.modality, config)
+            projection = adapted_at(stand_in.slice(target), common, self, target, config)
             setattr(stand_in, target, projection.train(stand_in.training))
             projections[target] = projection
-        found: dict[str, MoraLinear] = {**self.projections, **projections}
+        found: dict[str, Adapted] = {**self.projections, **projections}
         self.projections = {target: found[target] for target in targets}
 
     def site(self, target: str) -> Site:

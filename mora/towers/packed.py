@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mora.hooks import share_hooks
-from mora.linear import MoraGuest, MoraLinear
+from mora.projection.adapted import Adapted
 from mora.site import Site, present
 from mora_kernels import Group
 from mora_kernels.kept import Scope, scope_of
@@ -88,8 +88,8 @@ class PackedSite(Site):
         return self._slice.bias
 
 
-class PackedMoraLinear(PackedSite, MoraLinear):
-    """A MoraLinear whose frozen weight is a slice of a packed parameter that another module owns."""
+class PackedAdapted(PackedSite, Adapted):
+    """An adapted projection whose frozen weight is a slice of a packed parameter that another module owns."""
 
     def buffer(self, dtype: torch.dtype, device: torch.device) -> Tensor | None:
         """Where W_eff [d, d] is to be written: its rows of the owner's packed W_eff, if that is kept."""
@@ -102,19 +102,10 @@ class PackedMoraLinear(PackedSite, MoraLinear):
         group.built(index, dtype)
 
 
-class PackedMoraGuest(MoraGuest, PackedMoraLinear):
-    """The same, at a site at which other adapters compute as well."""
-
-    def hold(self, linear: Any) -> None:
-        """Remember the site, and where its weight is."""
-        super().hold(linear)
-        self._slice = linear._slice
-
-
 class PackedProjections(nn.Module):
     """q, k, v on the slices of one packed weight [3 d, d] and bias [3 d] that this module holds.
 
-    Children `q`, `k`, `v` are `PackedMoraLinear`s, `PackedSite`s, `nn.Linear`s or None.
+    Children `q`, `k`, `v` are `PackedAdapted`s, `PackedSite`s, `nn.Linear`s or None.
     """
 
     names: ClassVar[tuple[str, str]]  # of the packed weight and bias
@@ -141,7 +132,7 @@ class PackedProjections(nn.Module):
     @property
     def is_on(self) -> bool:
         """Whether the adapted computation is asked for here, not the pretrained one."""
-        return all(module.switch.is_on for module in self.adapted() if isinstance(module, MoraLinear))
+        return all(module.switch.is_on for module in self.adapted() if isinstance(module, Adapted))
 
     def adapted(self) -> list[Any]:
         """What computes here and now in the place of `q`, `k`, `v`, where that is not the packed weight."""
@@ -149,7 +140,7 @@ class PackedProjections(nn.Module):
 
     def sharing(self) -> AbstractContextManager[None]:
         """While it is open, adapted projections of one input are computed together."""
-        adapted = [module for module in self.adapted() if isinstance(module, MoraLinear)]
+        adapted = [module for module in self.adapted() if isinstance(module, Adapted)]
         found = [module.shared_input for module in adapted if module.shared_input is not None]
         return found[0].calling() if found and not torch.compiler.is_compiling() else nullcontext()
 
@@ -158,7 +149,7 @@ class PackedProjections(nn.Module):
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or self.training or self.scope() is None:
             return False
         return all(
-            isinstance(one, PackedMoraLinear) and one.builds and not (one._forward_hooks or one._forward_pre_hooks)
+            isinstance(one, PackedAdapted) and one.builds and not (one._forward_hooks or one._forward_pre_hooks)
             for one in self.adapted()
         )
 
@@ -171,14 +162,14 @@ class PackedProjections(nn.Module):
         """q, k, v [..., 3 d] of x by one product."""
         dtype = product_dtype(x)
         for module in self.adapted():
-            assert isinstance(module, PackedMoraLinear)
+            assert isinstance(module, PackedAdapted)
             module.build(dtype)
         bias = None if self.packed_bias is None else self.packed_bias.to(dtype)
         return F.linear(x.to(dtype), self.packed_buffer(dtype, x.device, self.whose()), bias)
 
     def whose(self) -> Group | None:
         """The group of the adapter that computes here and now."""
-        return next((module.place[0] for module in self.adapted() if isinstance(module, MoraLinear)), None)
+        return next((module.place[0] for module in self.adapted() if isinstance(module, Adapted)), None)
 
     def packed_buffer(self, dtype: torch.dtype, device: torch.device, group: Group | None) -> Tensor:
         """W_eff of q, k, v [3 d, d] in `dtype`: adapted rows are the group's to write, the others hold W.
@@ -252,7 +243,7 @@ class PackedAttention(PackedProjections):
         if sites and not torch.compiler.is_compiling() and all(site.present() is None for site in sites):
             return False  # the adapter that is active has no part here
         out = present(self.out_proj)
-        return super().is_on and not (isinstance(out, MoraLinear) and not out.switch.is_on)
+        return super().is_on and not (isinstance(out, Adapted) and not out.switch.is_on)
 
     def give_back(self) -> Any:
         """Return the original, holding the parameters as they are now (device, dtype and mode followed)."""

@@ -10,11 +10,12 @@ from torch import nn
 from mora.config import MoraConfig
 from mora.factors import CommonFactors
 from mora.hooks import share_hooks
-from mora.linear import MoraLinear
+from mora.projection.adapted import Adapted
 from mora.site import Site
+from mora.towers.adapted import adapted_at
 from mora.towers.admission import check_linear, check_packed
 from mora.towers.attention import MultiheadAttention, OpenClipAttention, unsupported
-from mora.towers.packed import PACKED, PackedAttention, PackedMoraLinear, PackedSite, PackedSlice
+from mora.towers.packed import PACKED, PackedAttention, PackedSite, PackedSlice
 from mora.towers.slots import Slot, take_back
 
 
@@ -45,14 +46,14 @@ class PackedSlot(Slot):
 
     def install(self, targets: tuple[str, ...], common: CommonFactors, config: MoraConfig) -> None:
         original, adapted = self.attention, self.stand_in()
-        projections: dict[str, MoraLinear] = {}
+        projections: dict[str, Adapted] = {}
         for target in targets:
             if target == "out":
-                projection: MoraLinear = MoraLinear(original.out_proj, common, self.modality, config)
+                projection = adapted_at(original.out_proj, common, self, target, config)
                 share_hooks(projection, original.out_proj)
                 adapted.out_proj = projection
             else:
-                projection = PackedMoraLinear(adapted.slice(target), common, self.modality, config)
+                projection = adapted_at(adapted.slice(target), common, self, target, config)
                 setattr(adapted, target, projection)
             projections[target] = projection.train(original.training)
         setattr(self.parent, self.name, adapted)

@@ -8,7 +8,18 @@ from typing import Any
 
 from torch import nn
 
-from mora.towers import hugging_face, kinds, open_clip, resnet, single, spectrogram, text_encoder, timm, two_towers
+from mora.towers import (
+    hugging_face,
+    kinds,
+    open_clip,
+    resnet,
+    single,
+    single_stream,
+    spectrogram,
+    text_encoder,
+    timm,
+    two_towers,
+)
 from mora.towers.custom import described
 from mora.towers.spectrogram import AUDIO_BLOCKS
 from mora.towers.tower import Tower, descend
@@ -144,8 +155,24 @@ class Single(Recipe):
         return single.towers(model)
 
 
+class SingleStream(Recipe):
+    """The classes of `transformers` in which text and image tokens go through the same blocks."""
+
+    name = "transformers, single stream"
+    looked_for = "ViLT, or a decoder language_model.layers whose configuration has an image_token_id"
+
+    def matches(self, model: Any) -> bool:
+        return single_stream.matches(model)
+
+    def unsupported(self, model: Any) -> list[str]:
+        return []
+
+    def towers(self, model: Any) -> dict[str, Tower]:
+        return single_stream.towers(model)
+
+
 # The first that matches is taken.
-RECIPES: tuple[Recipe, ...] = (Own(), Encoders(), HuggingFace(), OpenClip(), Single())
+RECIPES: tuple[Recipe, ...] = (Own(), Encoders(), HuggingFace(), OpenClip(), Single(), SingleStream())
 
 
 def at(model: Any, paths: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mora.config import MoraConfig
 from mora.factors import CommonFactors
 from mora.hooks import share_hooks
-from mora.linear import MoraLinear
+from mora.projection.adapted import Adapted
 from mora.site import Site, present
 from mora.towers.admission import altered, class_name
 from mora.towers.cutting import CutTower
@@ -53,7 +53,7 @@ class AttentionPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Embeddings [B, e] of features [B, d, H, W]."""
         linears = [self.q_proj, self.k_proj, self.v_proj, self.c_proj]
-        adapted = [one for one in map(present, linears) if isinstance(one, MoraLinear)]
+        adapted = [one for one in map(present, linears) if isinstance(one, Adapted)]
         idle = not adapted and any(isinstance(one, Site) for one in linears)
         if idle or not all(one.switch.is_on for one in adapted):
             pooled: Tensor = self.give_back().forward(x)

@@ -12,12 +12,13 @@ from mora.bases import Base, base_of, outline_of, weight_of
 from mora.config import MoraConfig
 from mora.factors import CommonFactors
 from mora.hooks import share_hooks
-from mora.linear import MoraGuest, MoraLinear, mora_linear
 from mora.names import ATTENTION
+from mora.projection.adapted import Adapted
 from mora.shared_input import SharedInput
 from mora.site import Site, site_of
+from mora.towers.adapted import adapted_at
 from mora.towers.admission import check_linear, class_name, inside, located
-from mora.towers.packed import PackedMoraGuest, PackedSite, PackedSlice
+from mora.towers.packed import PackedSlice
 
 INWARD = ("q", "k", "v", "fc1")  # these read what the others write, the width of the block
 
@@ -40,6 +41,7 @@ class Slot(ABC):
     """
 
     mlp: Mapping[str, str] = {}
+    one_stream = False  # whether the tokens of other modalities go through the same block
     key: str  # what tells the attention itself from a wrapper around it
 
     def __init__(self, modality: str, layer: int, block: nn.Module, attention: str, path: str) -> None:
@@ -49,7 +51,7 @@ class Slot(ABC):
         here = ".".join(part for part in (here, deeper) if part)
         above, _, self.name = here.rpartition(".")
         self.parent, self.path = block.get_submodule(above), f"{path}.{here}".rstrip(".")
-        self.projections: dict[str, MoraLinear] = {}
+        self.projections: dict[str, Adapted] = {}
         self.shared_input: SharedInput | None = None
 
     def opens(self, attention: nn.Module) -> bool:
@@ -85,16 +87,15 @@ class Slot(ABC):
 
     @abstractmethod
     def install(self, targets: tuple[str, ...], common: CommonFactors, config: MoraConfig) -> None:
-        """Put a MoraLinear in the place of every target."""
+        """Put an adapted projection in the place of every target."""
 
     @abstractmethod
     def site(self, target: str) -> Site:
         """The place of a target at which adapters take turns: what stands there, or a new one that is put there."""
 
-    def seat(self, target: str, site: Site, common: CommonFactors, config: MoraConfig) -> MoraLinear:
+    def seat(self, target: str, site: Site, common: CommonFactors, config: MoraConfig) -> Adapted:
         """Adapt a target at a site, at which others compute as well, and return the projection."""
-        kind = PackedMoraGuest if isinstance(site, PackedSite) else MoraGuest
-        self.projections[target] = projection = kind(site, common, self.modality, config)
+        self.projections[target] = projection = adapted_at(site, common, self, target, config)
         share_hooks(projection, site)
         return projection
 
@@ -162,7 +163,7 @@ class Slot(ABC):
         """The name of a projection, "image.11.v", the same whatever the tower is made of."""
         return f"{self.modality}.{self.layer}.{target}"
 
-    def named_projections(self) -> Iterator[tuple[str, MoraLinear]]:
+    def named_projections(self) -> Iterator[tuple[str, Adapted]]:
         """(name, module) of what is adapted here."""
         for target, projection in self.projections.items():
             yield self.label(target), projection
@@ -216,7 +217,7 @@ class SeparateSlot(Slot):
     def install(self, targets: tuple[str, ...], common: CommonFactors, config: MoraConfig) -> None:
         for target in targets:
             linear = self.linear(target)
-            projection = mora_linear(linear, common, self.modality, config).train(linear.training)
+            projection = adapted_at(linear, common, self, target, config).train(linear.training)
             share_hooks(projection, linear)
             self.originals[target], self.projections[target] = linear, projection
             self.put(target, projection)

@@ -232,7 +232,8 @@ class TrainConfig:
 
         Raises ValueError for an unknown field or a wrong value.
         """
-        own, adapters = {one.name for one in fields(cls)}, {one.name for one in fields(MoraConfig)}
+        own = {one.name for one in fields(cls)}
+        adapters = {one.name for one in fields(MoraConfig)} - own  # `method` names baselines as well
         if unknown := sorted(set(given) - own - adapters):
             known = ", ".join(sorted(own | adapters | {"preset"}))
             raise ValueError(f"{unknown[0]}: got an unknown field, expected some of {known}")

@@ -40,6 +40,7 @@ DEFAULT: dict[str, dict[int, dict[str, Any]]] = {
 }
 # architecture -> op -> padded rank -> what differs from the default.
 BY_ARCH: dict[str, dict[str, dict[int, dict[str, Any]]]] = {
+    "sm_90": {"build": {16: {"num_warps": 8}}},  # 4 warps spill 16 bytes where W_eff is float32
     "gfx942": {
         "build": {32: {"num_warps": 4}},  # 8 warps leave 256 registers a thread: 84 bytes spilled
         "build_backward": {64: {"BN": 32, "P": "ieee"}},  # exact float32 on the matrix units; no tf32x3 there

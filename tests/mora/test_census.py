@@ -6,8 +6,9 @@ import pytest
 from torch import nn
 
 from mora.census.__main__ import main
-from mora.census.check import Row, looked_at
-from mora.census.classes import CLASSES, OTHERS
+from mora.census.check import STREAM, Row, looked_at
+from mora.census.classes import CLASSES, OTHERS, STREAMS
+from mora.census.decoders import DECODERS
 from mora.census.shrink import built
 from mora.census.table import BEGIN, END, markdown, text, written
 
@@ -35,14 +36,21 @@ def test_every_kind_of_configuration_is_adapted(name):
     assert row.mlp == ("text" if name in ("RN50", "MobileCLIP-S1", "EVA02-B-16") else "image and text")
 
 
-@pytest.mark.parametrize("name", sorted({*CLASSES} - {*OTHERS} - {"AlignModel"}))
+@pytest.mark.parametrize("name", sorted({*CLASSES} - {*OTHERS, *STREAMS, *DECODERS, "AlignModel"}))
 def test_every_class_of_transformers_is_adapted(name):
     row = looked_at(name)
     assert row.adapted, row.failed
 
 
+@pytest.mark.parametrize("name", [*STREAMS, "LlavaForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"])
+def test_models_of_one_stream_are_adapted_and_save_nothing(name):
+    row = looked_at(name)
+    assert row.adapted, row.failed
+    assert row.savings == STREAM
+
+
 @pytest.mark.parametrize("name", OTHERS)
-def test_models_of_one_stream_are_named(name):
+def test_models_whose_towers_read_each_other_are_named(name):
     row = looked_at(name)
     assert not row.adapted and row.failed.startswith(f"recognise: model: got a {name} with ")
 

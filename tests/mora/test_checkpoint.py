@@ -178,7 +178,7 @@ def test_damaged_files_are_refused(make, saved, tmp_path):
     ("change", "message"),
     [
         ({"config": {"rank": 4096}}, "rank|shape"),
-        ({"config": {"lora_alpha": 1}}, "lora_alpha: got an unknown field"),
+        ({"config": {"lora_rank": 1}}, "lora_rank: got an unknown field"),
         ({"format": 2}, "format 2, expected 1"),
         ({"layers": {"image": [0, 1], "text": [2, 3]}}, "expected the same blocks"),
     ],

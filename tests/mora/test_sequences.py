@@ -47,6 +47,7 @@ class World:
         self.classifier = mora.MissingModalityClassifier(copy.deepcopy(PRISTINE[family]), 3)
         self.base = {name: tensor.clone() for name, tensor in PRISTINE[family].state_dict().items()}
         self.saved = self.remembered = self.average = None
+        self.beside = {}  # tensors of adapters that are not active, as they were left
         self.changes = 0  # of the base weights
         self.classifier.eval()
 
@@ -114,7 +115,7 @@ def patch(world, number):
 
 def unpatch(world, number):
     mora.unpatch(world.model)
-    world.average = None
+    world.average, world.beside = None, {}
     world.check_base()
 
 
@@ -127,7 +128,7 @@ def merge(world, number):
         error = (tensor.double() - expected[name]).abs().max() / expected[name].abs().max().clamp(min=1e-3)
         assert error <= TOLERANCE[world.dtype], f"merge: {name} is off {error:.1e}"
         world.base[name] = tensor.clone()
-    world.average, world.changes = None, world.changes + 1
+    world.average, world.changes, world.beside = None, world.changes + 1, {}
 
 
 OPTIMIZERS = [
@@ -232,6 +233,7 @@ def recall(world, number):
         return
     world.model.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=bool(number % 2))
     world.base = {name: state[name].clone() for name in world.base}
+    world.beside = {}
     world.average = world.average if number % 2 == 0 else None
     world.changes += 1
 
@@ -286,6 +288,7 @@ def pickled(world, number):
 def to_dtype(world, number):
     dtype = [torch.float64, torch.float32, torch.float16][number % 3]
     world.classifier.to(dtype)
+    world.beside = {}
     world.base = {name: t.to(dtype) if t.is_floating_point() else t for name, t in world.base.items()}
     world.changes += 1
 
@@ -294,6 +297,96 @@ def under_autocast(world, number):
     if world.dtype == torch.float32:
         with torch.autocast("cpu", torch.bfloat16):
             world.check("autocast", tolerance=0.1)
+
+
+NAMES = ("default", "one", "two")
+
+
+def leave(world):
+    """Note what the active adapter holds; what refers to its parameters alone is gone."""
+    world.beside[mora.active_adapter(world.model)] = adapters_now(world.model)
+    world.average = None
+
+
+def as_it_was_left(world, name):
+    """Nobody has moved an adapter that was not active."""
+    left = world.beside.pop(name, None)
+    for key, tensor in mora.adapter_state_dict(world.model, name).items() if left else ():
+        assert torch.equal(tensor, left[key]), f"{name}: {key} moved while another adapter was active"
+
+
+def others_of(world):
+    return [name for name in mora.adapters.host_of(world.model).every() if name != mora.active_adapter(world.model)]
+
+
+def add(world, number):
+    """Another adapter of any configuration, away from its start, beside those there are."""
+    free = [name for name in NAMES if name not in mora.adapters.host_of(world.model).every()]
+    if free:
+        mora.add_adapter(world.model, free[0], CONFIGS[number % len(CONFIGS)])
+        for index, (_, parameter) in enumerate(mora.adapter_parameters(world.model, free[0])):
+            parameter.data += noise(parameter, 50 + index + number)
+        world.beside[free[0]] = {
+            name: tensor.clone() for name, tensor in mora.adapter_state_dict(world.model, free[0]).items()
+        }
+
+
+def set_active(world, number):
+    if others := others_of(world):
+        name = others[number % len(others)]
+        leave(world)
+        mora.set_adapter(world.model, name)
+        as_it_was_left(world, name)
+
+
+def using(world, number):
+    if others := others_of(world):
+        with mora.using(world.model, others[number % len(others)]):
+            world.check("using another")
+            if number % 2:
+                disabled(world, number)
+
+
+def delete(world, number):
+    """Any that is not active; where it is the first, the others are put in anew."""
+    if others := others_of(world):
+        name = others[number % len(others)]
+        as_it_was_left(world, name)
+        mora.delete_adapter(world.model, name)
+        world.average = None
+
+
+def combine(world, number):
+    """A weighted sum becomes the base, or is taken back, bit for bit."""
+    weights = {
+        name: (0.5, -0.25, 1.0)[(number + n) % 3] for n, name in enumerate(mora.adapters.host_of(world.model).every())
+    }
+    expected = {name: tensor.double() for name, tensor in world.base.items() if tensor.is_floating_point()}
+    for name, weight in weights.items():
+        tensors, config = (
+            mora.adapter_state_dict(world.model, name),
+            mora.adapters.adapters_of(world.model, name).config,
+        )
+        folded = ORACLES[world.family].load(world.base, tensors, config).model.state_dict()
+        for key in expected:
+            expected[key] = expected[key] + weight * (folded[key] - world.base[key].double())
+    before = {name: dict(mora.adapter_parameters(world.model, name)) for name in weights}
+    mora.combine(world.model, weights, keep=True)
+    world.average = None
+    state = world.model.state_dict()
+    for name, tensor in expected.items():
+        error = (state[name].double() - tensor).abs().max() / tensor.abs().max().clamp(min=1e-3)
+        assert error <= TOLERANCE[world.dtype], f"combine: {name} is off {error:.1e}"
+    if number % 2:
+        mora.unmerge(world.model)
+        assert all(torch.equal(world.model.state_dict()[name], tensor) for name, tensor in world.base.items())
+        for name, parameters in before.items():
+            now = dict(mora.adapter_parameters(world.model, name))
+            assert all(now[key] is parameter for key, parameter in parameters.items())
+        return
+    world.base = {name: tensor.clone() for name, tensor in state.items()}
+    world.changes += 1
+    world.beside = {}
 
 
 def kept(world, number):
@@ -308,6 +401,7 @@ def kept(world, number):
 
 
 ON_PATCHED = [unpatch, merge, optimizer, optimizer, by_data, by_data, in_place, ema, ema, save, disabled]
+ON_PATCHED += [add, add, set_active, set_active, using, delete, combine]
 ANYWHERE = [patch, patch, in_inference_mode, frozen, remember, recall, load, train, deepcopied, pickled, to_dtype]
 VERBS = [*ON_PATCHED, *ANYWHERE, under_autocast, kept]
 CONTEXTS = {"no_grad": torch.no_grad, "grad": contextlib.nullcontext, "inference": torch.inference_mode}
@@ -329,6 +423,15 @@ step = st.tuples(
     first=st.integers(0, 4),
     steps=st.lists(step, min_size=1, max_size=10 if SEQUENCES else 6),
 )
+@example(
+    family="hugging_face",
+    first=1,
+    steps=[
+        ("add", 0, "no_grad"), ("set_active", 0, "grad"), ("optimizer", 2, "no_grad"), ("add", 3, "no_grad"),
+        ("using", 1, "no_grad"), ("delete", 0, "grad"), ("optimizer", 1, "no_grad"), ("combine", 1, "no_grad"),
+        ("set_active", 1, "inference"), ("kept", 0, "grad"), ("combine", 0, "no_grad"),
+    ],
+)  # fmt: skip
 @example(family="open_clip", first=0, steps=[("ema", 0, "no_grad"), ("by_data", 0, "no_grad"), ("ema", 2, "no_grad")])
 def test_any_sequence_of_verbs(family, first, steps):
     with tempfile.TemporaryDirectory() as folder:

@@ -7,7 +7,6 @@ import socket
 import pytest
 import torch
 
-import mora
 from mora.contrast.ranks import retrieval
 from mora.data import open_dataset
 from mora.system.files import read_tensors
@@ -148,22 +147,12 @@ def test_zero_shot_scores_the_untouched_model(tmp_path):
     assert (result.best_epoch, result.parameters) == (0, 0) and "recall_at_10" in result.test
 
 
-def test_a_manifest_needs_no_labels_and_captions_share_a_picture(tmp_path):
-    image = pytest.importorskip("PIL.Image")
-    rows = ["image,text,split"]
-    for number in range(24):
-        name = f"{number // 2}.png"  # two captions for each picture
-        image.new("RGB", (8, 8), (10 * number, 255 - 10 * number, 0)).save(tmp_path / name)
-        split = "train" if number < 12 else "validation"
-        rows.append(f"{name},caption {number},{split}")
-    (tmp_path / "pairs.csv").write_text("\n".join(rows) + "\n")
+def test_a_manifest_needs_no_labels(tmp_path):
+    """What is trained on one stands in docs/retrieval.md, which a test runs."""
+    (tmp_path / "pairs.csv").write_text("text,split\none,train\ntwo,validation\n")
     with pytest.raises(ValueError, match="expected label too"):
-        open_dataset(tmp_path / "pairs.csv", "train")
-    data = open_dataset(tmp_path / "pairs.csv", "train", metric="recall_at_1")
-    assert data.classes == ("unlabelled",) and data.pictures().tolist() == [n // 2 for n in range(12)]
-    result = mora.train(
-        tmp_path / "pairs.csv", tmp_path / "run", objective="contrastive", epochs=1, device="cpu", cache="off",
-        last_layers=1,
-    )  # fmt: skip
-    assert result.test is None and 0 <= result.validation["recall_at_1"] <= 1
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["metric"] == "recall_at_1"
+        open_dataset(tmp_path / "pairs.csv", "validation")
+    with pytest.raises(ValueError, match="every row lacks its image"):
+        open_dataset(tmp_path / "pairs.csv", "train", metric="recall_at_1")
+    data = open_dataset(tmp_path / "pairs.csv", "validation", metric="recall_at_1")
+    assert (data.classes, data.metric, data.labels().tolist()) == (("unlabelled",), "recall_at_1", [0])

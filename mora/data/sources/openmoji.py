@@ -165,6 +165,9 @@ class Drawn(Dataset):
     def available(self) -> Tensor:
         return torch.zeros(len(self), dtype=torch.int8)
 
+    def ids(self) -> list[str]:
+        return list(self.samples.ids)
+
     def labels(self) -> Tensor:
         return self.samples.labels
 

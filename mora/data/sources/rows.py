@@ -137,6 +137,9 @@ class Rows(Dataset):
         ]
         return torch.tensor(found, dtype=torch.int8)
 
+    def ids(self) -> list[str]:
+        return list(self._columns.ids)
+
     def labels(self) -> Tensor:
         return self._columns.labels
 

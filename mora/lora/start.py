@@ -1,0 +1,78 @@
+"""The start of LoRA and DoRA: A drawn, B zero, magnitudes the row norms of the weight it stands on."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mora_kernels.numerics import accumulation_dtype
+
+CHANGED = 1e-3  # relative, of row norms
+
+
+def row_norms(weight: Tensor) -> Tensor:
+    """|W[i, :]| [out] of a weight, in the dtype of its factors."""
+    return torch.linalg.vector_norm(weight.detach().to(accumulation_dtype(weight)), dim=1)
+
+
+@torch.no_grad()
+def draw(a: Tensor) -> None:
+    """Draw A [r, in] as `nn.Linear` draws its weight, in place: uniform within 1 / sqrt(in)."""
+    if not a.is_meta:
+        nn.init.kaiming_uniform_(a, a=math.sqrt(5))
+
+
+def materialise(projection: Any) -> None:
+    """Give parameters on the meta device memory beside the weight, and their start."""
+    for name in projection.kinds:
+        parameter = getattr(projection, name)
+        if parameter is not None:
+            empty = torch.zeros_like(parameter, device=projection.outline.device)
+            setattr(projection, name, nn.Parameter(empty, requires_grad=parameter.requires_grad))
+    draw(projection.lora_a)
+    projection.start = None
+
+
+@torch.no_grad()
+def settle(projection: Any) -> None:
+    """Set DoRA's magnitude as `patch` does, from the weight that is there now."""
+    if projection.magnitude is not None:
+        norm = row_norms(projection.weight)
+        projection.magnitude.copy_(norm)
+        projection.start = norm.cpu()
+
+
+@torch.no_grad()
+def follow(projection: Any, loaded: bool) -> None:
+    """After weights were loaded: an untouched magnitude starts anew from them, a trained one says that it does not.
+
+    `loaded` says that the adapter's own tensors came with the weights, and so belong to them.
+    """
+    if projection.outline.is_meta:
+        return
+    if projection.lora_a.is_meta:
+        materialise(projection)
+    if projection.magnitude is None:
+        return
+    start, norm = projection.start, row_norms(projection.weight).cpu()
+    if loaded:
+        projection.start = norm
+    elif start is None or untouched(projection):
+        settle(projection)
+    elif not bool(torch.linalg.vector_norm(norm - start) <= CHANGED * torch.linalg.vector_norm(start)):
+        projection.start = norm
+        warnings.warn(
+            "mora: other base weights were loaded under adapters trained on those before; expected the weights first "
+            "and the adapters then: mora.load_adapter again, or unpatch and patch anew",
+            stacklevel=3,
+        )
+
+
+def untouched(projection: Any) -> bool:
+    """Whether nothing was trained or loaded into a projection since its start, whatever dtypes it passed."""
+    magnitude = projection.magnitude.cpu().to(projection.start.dtype)
+    return not bool(projection.lora_b.any()) and torch.allclose(magnitude, projection.start, rtol=1e-2, atol=0)
