@@ -29,17 +29,23 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where to write")
     parser.add_argument("--split", default="test", metavar="S", help="train, validation, test (default), or all")
-    parser.add_argument("--grid", action="store_true", help="every type at every rate (see --types, --rates)")
+    parser.add_argument(
+        "--grid",
+        action="store_true",
+        help="every type at every rate (see --types, --rates); of three modalities and more every subset of them",
+    )
     parser.add_argument(
         "--missing",
         nargs="+",
         default=[],
         metavar="M",
-        help="single conditions: both:0.7 takes the text of 35 %% of the rows and the image of 35 %%; or files of "
-        "missing tables",
+        help="single conditions: both:0.7 takes the text of 35 %% of the rows and the image of 35 %%; "
+        "audio+text:1, any:0.6, audio:0.7,image:0.3 (docs/data.md); or files of missing tables",
     )
-    parser.add_argument("--types", nargs="+", metavar="TYPE", help="of the grid (default: text image both)")
-    parser.add_argument("--rates", nargs="+", type=float, metavar="R", help="of the grid (default: 0.5 0.7 0.9)")
+    parser.add_argument(
+        "--types", nargs="+", metavar="TYPE", help="of the grid (default: text image both; or every subset)"
+    )
+    parser.add_argument("--rates", nargs="+", type=float, metavar="R", help="of the grid (default: 0.5 0.7 0.9; or 1)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="missing tables per condition (default: 3)")
     parser.add_argument(
         "--retrieval",
@@ -72,9 +78,7 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace, command: str) -> None:
     """Run `mora evaluate`; ValueError, ImportError or OSError for what the user can mend."""
     from mora.data.corruption import Corruption
-    from mora.data.missing import KINDS
     from mora.data.tables import Missing
-    from mora.evaluation.grid import RATES, conditions_of
     from mora.evaluation.run import Source, evaluate_runs
     from mora.training.config import LARGEST_COUNT
 
@@ -89,8 +93,6 @@ def run(options: argparse.Namespace, command: str) -> None:
             raise ValueError(f"{name}: got {getattr(options, name)}, expected a whole number of at most {most:,}")
     single = [given for given in options.missing if not Path(given).is_file()]
     conditions = [Missing.parse(given) for given in single]
-    if options.grid:
-        conditions += conditions_of(options.types or KINDS, options.rates or RATES)
     corruption = Corruption(patches=options.patches, word_drop=options.word_drop)
     source = Source(
         options.data,
@@ -113,14 +115,19 @@ def run(options: argparse.Namespace, command: str) -> None:
     if options.retrieval or options.zero_shot:
         without_a_head(options, conditions, given)
     else:
-        evaluate_runs(options.model, options.out, conditions, **given)
+        grid = (options.types, options.rates) if options.grid else None
+        evaluate_runs(options.model, options.out, conditions, grid=grid, **given)
 
 
 def without_a_head(options: argparse.Namespace, conditions: list[Missing], given: dict[str, Any]) -> None:
     """Retrieval, or classes by their names."""
+    from mora.data.missing import KINDS
     from mora.evaluation.cosines.run import RETRIEVAL, ZERO_SHOT, compare
     from mora.evaluation.cosines.zero_shot import TEMPLATES
+    from mora.evaluation.grid import RATES, conditions_of
 
+    if options.grid:
+        conditions += conditions_of(options.types or KINDS, options.rates or RATES)
     if options.retrieval and options.zero_shot:
         raise ValueError("retrieval, zero-shot: got both, expected one: each writes files of its own")
     if options.zero_shot:

@@ -7,25 +7,30 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mora.cli.train import by_tower
 from mora.system.messages import printable
 
 if TYPE_CHECKING:
     from mora.cli.parser import Commands
     from mora.evaluation.predict import Prediction
 
-ABSENT = {"text": "the text is absent", "image": "the image is absent", "none": "image and text are there"}
+INSTEAD = {"text": "the empty text stands in", "image": "a white image stands in"}
 
 
 def add(commands: Commands) -> None:
     """Declare the arguments."""
     parser = commands.add_parser(
         "predict",
-        help="classify an image, a text, or both",
-        description="Classify one sample that may lack its image or its text.",
+        help="classify an image, a text, or both; or what else the model takes",
+        description="Classify one sample that may lack some of its modalities.",
     )
     parser.add_argument("--model", type=Path, required=True, metavar="RUN", help="folder of mora train")
     parser.add_argument("--image", type=Path, metavar="F", help="image file; without it the image is missing")
     parser.add_argument("--text", metavar="T", help="the text; without it, or blank, it is missing")
+    parser.add_argument("--audio", type=Path, metavar="F", help="a recording, for models with a tower of them")
+    parser.add_argument(
+        "--input", nargs="+", default=[], metavar="M=F", help="files of further modalities: sketch=drawing.png"
+    )
     parser.add_argument("--top", type=int, default=5, metavar="K", help="how many classes to show (default: 5)")
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu or cuda")
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
@@ -38,16 +43,18 @@ def run(options: argparse.Namespace, command: str) -> None:
     from mora.runs.run import load_run
     from mora.system.machine import device_of
 
-    if options.image is None and (options.text is None or not options.text.strip()):
+    inputs = by_tower("input", options.input, "a file") if options.input else {}
+    inputs |= {} if options.audio is None else {"audio": options.audio}
+    if options.image is None and not inputs and (options.text is None or not options.text.strip()):
         raise ValueError("image, text: got neither, expected --image, --text or both")
     if options.image is not None:
         check_image(options.image)
     loaded = load_run(options.model, device_of(options.device))
-    prediction = predict(loaded, options.image, options.text, options.top)
+    prediction = predict(loaded, options.image, options.text, options.top, inputs)
     if options.json:
         print(json.dumps(prediction.to_dict()))  # ASCII: whole under every encoding of the output
     else:
-        show(prediction, len(loaded.classes))
+        show(prediction, len(loaded.classes), tuple(loaded.model.towers))
 
 
 def check_image(path: Path) -> None:
@@ -63,10 +70,17 @@ def check_image(path: Path) -> None:
         raise ValueError(str(error).replace("path:", "image:", 1)) from None
 
 
-def show(prediction: Prediction, classes: int) -> None:
+def said(name: str) -> str:
+    """That a modality is absent, and what stands for it."""
+    return f"the {name} is absent: {INSTEAD.get(name, 'its substitute stands in')}"
+
+
+def show(prediction: Prediction, classes: int, modalities: tuple[str, ...] = ("image", "text")) -> None:
     """A line on what was there, then a class per line."""
-    stand_in = {"text": ": the empty text stands in", "image": ": a white image stands in", "none": ""}
-    print(f"{ABSENT[prediction.missing]}{stand_in[prediction.missing]}")
+    if prediction.missing == "none":
+        print(f"{', '.join(modalities[:-1])} and {modalities[-1]} are there" if modalities[1:] else "all is there")
+    else:
+        print("\n".join(said(name) for name in prediction.missing.split(", ")))
     names = [printable(answer.name) for answer in prediction.answers]
     width = max(map(len, names))
     for name, answer in zip(names, prediction.answers, strict=True):

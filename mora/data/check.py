@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from mora.data.dataset import Dataset
-from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
 from mora.data.open import open_dataset, splits_of
+from mora.data.presence import PAIR, Presence
 from mora.data.table_files import load_table, read_table
-from mora.data.tables import MissingTable, per_sample
+from mora.data.tables import MissingTable, presence_of
 from mora.data.trainable import refuse_incomplete, refuse_untrainable
 from mora.system.messages import printable
 
@@ -25,20 +25,26 @@ class Part:
     """One split: what is in it, how many samples of each class, and a message for every image that cannot be read.
 
     `plain` names the images of nearly one colour, as a picture that was saved or decoded wrong often is. `table` counts
-    what samples lack once a missing table has been applied too; None without a table.
+    what samples lack once a missing table has been applied too; None without a table. `missing` and `remarks` are by
+    modality: the samples that lack it, and what stands out about inputs that are no images.
     """
 
     split: str
     samples: int
     images: int
     complete: int
-    text_missing: int
-    image_missing: int
+    missing: dict[str, int]
     classes: tuple[int, ...]
     fingerprint: str
     broken: tuple[str, ...]
     plain: tuple[str, ...] = ()
-    table: tuple[int, int, int] | None = None
+    table: tuple[int, ...] | None = None
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Samples that are complete, and that lack each modality."""
+        return self.complete, *self.missing.values()
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,11 @@ class Check:
     refused: tuple[str, ...] = ()
 
     @property
+    def pair(self) -> bool:
+        """Whether there are image and text alone."""
+        return not self.parts or set(self.parts[0].missing) == set(PAIR)
+
+    @property
     def plain(self) -> tuple[str, ...]:
         """The name of every image of nearly one colour, of all splits."""
         return tuple(name for part in self.parts for name in part.plain)
@@ -65,17 +76,18 @@ class Check:
     def __str__(self) -> str:
         labels = "several labels per row" if self.multi_label else "one label per row"
         lines = [f"{printable(self.name)}: {len(self.classes)} classes, {labels}, scored by {self.metric}", ""]
-        heads = ["split", "samples", "images", "complete", "text missing", "image missing", "broken", "fingerprint"]
+        counted = ["complete", *(f"{name} missing" for name in (self.parts[0].missing if self.parts else ()))]
+        heads = ["split", "samples", "images", *counted, "broken", "fingerprint"]
         rows = [
             [
-                part.split, f"{part.samples:,}", f"{part.images:,}", f"{part.complete:,}", f"{part.text_missing:,}",
-                f"{part.image_missing:,}", f"{len(part.broken):,}", part.fingerprint[:12],
+                part.split, f"{part.samples:,}", f"{part.images:,}", *(f"{count:,}" for count in part.counts),
+                f"{len(part.broken):,}", part.fingerprint[:12],
             ]
             for part in self.parts
         ]  # fmt: skip
         lines += table_lines(heads, rows)
         if any(part.table for part in self.parts):
-            heads = ["with the missing table", "complete", "text missing", "image missing"]
+            heads = ["with the missing table", *counted]
             lines += ["", *table_lines(heads, [[p.split, *(f"{n:,}" for n in p.table)] for p in self.parts if p.table])]
         counts = [
             [printable(name), *(f"{part.classes[index]:,}" for part in self.parts)]
@@ -86,7 +98,8 @@ class Check:
             lines.append(f"and {len(self.classes) - SHOWN_CLASSES} more classes")
         for title, found in (
             ("images of nearly one colour", self.plain),
-            ("images that cannot be read", self.broken),
+            ("inputs that stand out", tuple(remark for part in self.parts for remark in part.remarks)),
+            (f"{'images' if self.pair else 'inputs'} that cannot be read", self.broken),
             ("what mora train refuses", self.refused),
         ):
             if found:
@@ -168,24 +181,27 @@ def _by_split(tables: Sequence[str | Path], splits: Sequence[str]) -> dict[str, 
 
 
 def _part(dataset: Dataset, table: MissingTable | None) -> Part:
-    counts = _counts(dataset.available())
+    complete, missing = _counts(dataset.present())
     labels = dataset.labels()
     classes = labels.sum(0).long() if dataset.multi_label else torch.bincount(labels, minlength=len(dataset.classes))
+    left = _counts(presence_of(table, dataset)) if table else None
     return Part(
         split=dataset.split,
         samples=len(dataset),
         images=dataset.rows,
-        complete=counts[0],
-        text_missing=counts[1],
-        image_missing=counts[2],
+        complete=complete,
+        missing=missing,
         classes=tuple(classes.tolist()),
         fingerprint=dataset.fingerprint,
         broken=dataset.broken,
         plain=dataset.plain,
-        table=_counts(per_sample(table, dataset)) if table else None,
+        table=(left[0], *left[1].values()) if left else None,
+        remarks=tuple(remark for remarks in dataset.remarks.values() for remark in remarks),
     )
 
 
-def _counts(values: torch.Tensor) -> tuple[int, int, int]:
-    complete, text, image = (int((values == value).sum()) for value in (0, TEXT_MISSING, IMAGE_MISSING))
-    return complete, text, image
+def _counts(presence: Presence) -> tuple[int, dict[str, int]]:
+    """Complete rows, and rows without each modality: text before image, as tables count them."""
+    order = ("text", "image") if set(presence.modalities) == set(PAIR) else presence.modalities
+    missing = presence.missing
+    return presence.complete, {name: missing[name] for name in order}

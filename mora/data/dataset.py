@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.utils.data
 from torch import Tensor
+
+from mora.data.presence import PAIR, Presence
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,9 +34,25 @@ class Sample(NamedTuple):
     label: Tensor
     id: str
 
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What there is by modality, None where missing: as every row has it, of whatever modalities."""
+        return {"image": self.image, "text": self.text}
 
-class Dataset(torch.utils.data.Dataset[Sample], ABC):
+
+class Row(NamedTuple):
+    """One row of other modalities than image and text alone: `inputs` by modality, None where missing; see `Sample`."""
+
+    inputs: Mapping[str, Any]
+    label: Tensor
+    id: str
+
+
+class Dataset(torch.utils.data.Dataset[Any], ABC):
     """One split of a data set; picklable, and safe to read from forked or spawned workers.
+
+    A row is anything with `inputs`, `label` and `id`: a `Sample` where `modalities` are image and text, else a `Row`.
+    A data set of other modalities has `modalities` and `present`, one of image and text `available`.
 
     Attributes:
         name: of the data set, the same for every split.
@@ -45,6 +64,8 @@ class Dataset(torch.utils.data.Dataset[Sample], ABC):
             of every image. Two data sets of one fingerprint can share a missing table.
         broken: one message for every image that was left out because it could not be read.
         plain: the name of every image of nearly one colour, where all were decoded to leave out the broken ones.
+        remarks: by further modality, what stands out about its inputs, where all were decoded.
+        modalities: what a row may have, in one order for every split of a source.
     """
 
     name: str
@@ -55,17 +76,28 @@ class Dataset(torch.utils.data.Dataset[Sample], ABC):
     fingerprint: str
     broken: tuple[str, ...] = ()
     plain: tuple[str, ...] = ()
+    remarks: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    modalities: tuple[str, ...] = PAIR
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def __getitem__(self, index: int) -> Sample:
-        """Sample `index`, decoded; ValueError that names the image when it cannot be read."""
+    def __getitem__(self, index: int) -> Any:
+        """Row `index`, decoded; ValueError that names the input when it cannot be read."""
 
-    @abstractmethod
     def available(self) -> Tensor:
-        """Natural absence, int8 [N]: 0 complete, 1 text missing, 2 image missing; decodes nothing."""
+        """Natural absence of image and text, int8 [N]: 0 complete, 1 text missing, 2 image missing; decodes nothing.
+
+        Raises ValueError where there are other modalities: `present` tells of them.
+        """
+        if type(self).present is Dataset.present:
+            raise NotImplementedError(f"{type(self).__name__}: has neither available nor present, expected one")
+        return self.present().codes()
+
+    def present(self) -> Presence:
+        """Which modalities each row has by itself; decodes nothing."""
+        return Presence.of_codes(self.available())
 
     @abstractmethod
     def labels(self) -> Tensor:

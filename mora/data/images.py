@@ -204,25 +204,25 @@ def _spread(counts: Sequence[int], few: float) -> int:
 
 
 class Found(NamedTuple):
-    """What stands out about an image: why it cannot be read, or that it is of nearly one colour."""
+    """What stands out about an input: why it cannot be read, or what `Modality.remark` says of it."""
 
     row: int
     broken: str | None
-    plain: bool
+    remark: str
 
 
-def survey(read: Callable[[int], Image.Image], rows: Sequence[int]) -> Iterator[Found]:
+def survey(read: Callable[[int], Any], rows: Sequence[int], modality: Modality) -> Iterator[Found]:
     """Call `read` for each of `rows` on a few threads; yield those that stand out."""
 
     def look(row: int) -> Found:
         try:
-            return Found(row, None, is_plain(read(row)))
-        except BrokenImageError as error:
-            return Found(row, str(error), False)
+            return Found(row, None, modality.remark(read(row)))
+        except BrokenInputError as error:
+            return Found(row, str(error), "")
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes outside the interpreter's lock
-        for found in progress(pool.map(look, rows), len(rows), "reading images"):
-            if found.broken is not None or found.plain:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoders work outside the interpreter's lock
+        for found in progress(pool.map(look, rows), len(rows), f"reading {modality.plural}"):
+            if found.broken is not None or found.remark:
                 yield found
 
 

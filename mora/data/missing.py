@@ -36,8 +36,7 @@ def missing_table(n: int, rate: float, kind: str, seed: int, both_ratio: float =
     if n < 0:
         raise ValueError(f"n: got {n}, expected a number of rows of at least 0")
     for name, value in (("rate", rate), ("both_ratio", both_ratio)):
-        if not 0.0 <= value <= 1.0:
-            raise ValueError(f"{name}: got {value}, expected a share between 0 and 1")
+        check_share(name, value)
     if kind not in KINDS:
         raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(map(repr, KINDS))}")
     check_seed("seed", seed)
@@ -48,6 +47,12 @@ def missing_table(n: int, rate: float, kind: str, seed: int, both_ratio: float =
     if kind == "both":
         table[generator.sample(missing, int(len(missing) * both_ratio))] = IMAGE_MISSING
     return table
+
+
+def check_share(name: str, value: float) -> None:
+    """ValueError unless `value` is between 0 and 1."""
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name}: got {value}, expected a share between 0 and 1")
 
 
 def check_seed(name: str, seed: object) -> None:

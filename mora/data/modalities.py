@@ -17,7 +17,7 @@ from mora.system.messages import shown
 IMAGE, TEXT = "image", "text"
 BUILT_IN: tuple[Modality, ...] = (Images(), Texts(), Audio())
 # Columns of a manifest that are none, and words of missing tables.
-TAKEN = ("label", "split", "both", "either", "any", "none", "train", "validation", "test", "all", "val", "dev")
+TAKEN = ("label", "split", "index", "both", "either", "any", "none", "train", "validation", "test", "all", "val", "dev")
 _known: dict[str, Modality] = {one.name: one for one in BUILT_IN}
 
 

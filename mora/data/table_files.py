@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +14,18 @@ from torch import Tensor
 
 from mora.data.dataset import Dataset
 from mora.data.missing import COMPLETE, IMAGE_MISSING, KINDS, TEXT_MISSING, refuse_other_values
+from mora.data.presence import Presence
 from mora.data.published import published_name, split_name
-from mora.data.tables import FORMAT, Missing, MissingTable, draw_table, refuse_stale, table_digest
+from mora.data.tables import (
+    FORMAT,
+    FORMAT_OF_MANY,
+    Missing,
+    MissingTable,
+    codes_of,
+    draw_table,
+    refuse_stale,
+    table_digest,
+)
 from mora.system.files import read_pickled, regular_file
 from mora.system.messages import listed
 
@@ -151,23 +163,41 @@ def _read_own(path: Path) -> MissingTable:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            values = file.get_tensor("missing")
+            many = metadata.get("format") == FORMAT_OF_MANY
+            values = file.get_tensor("present" if many else "missing")
     except SafetensorError as error:
         raise ValueError(f"{path}: got a file that is no missing table ({error}), expected one") from error
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") != FORMAT and not many:
         raise ValueError(f"{path}: got format {metadata.get('format')!r}, expected {FORMAT!r}")
-    lacking = [field for field in FIELDS if field not in metadata]
+    fields = (*FIELDS, "modalities", "rates") if many else FIELDS
+    lacking = [field for field in fields if field not in metadata]
     if lacking:
-        raise ValueError(f"{path}: got metadata without {listed(lacking)}, expected all of {listed(FIELDS)}")
-    if values.ndim != 1 or values.dtype != torch.uint8:
-        raise ValueError(f"{path}: got {values.dtype} of shape {list(values.shape)}, expected uint8 of shape [rows]")
+        raise ValueError(f"{path}: got metadata without {listed(lacking)}, expected all of {listed(fields)}")
+    if values.ndim != 1 + many or values.dtype != torch.uint8:
+        expected = "[rows, modalities]" if many else "[rows]"
+        raise ValueError(
+            f"{path}: got {values.dtype} of shape {list(values.shape)}, expected uint8 of shape {expected}"
+        )
     if table_digest(values, metadata) != metadata["sha256"]:
         raise ValueError(f"{path}: got a table that was changed after it was drawn, expected it as it was drawn")
-    refuse_other_values(str(path), values)
+    data, split, fingerprint = metadata["data"], metadata["split"], metadata["fingerprint"]
     try:
-        missing = Missing(metadata["kind"], float(metadata["rate"]), float(metadata["both_ratio"]))
+        rates = tuple((str(name), float(rate)) for name, rate in json.loads(metadata["rates"])) if many else ()
+        missing = Missing(metadata["kind"], float(metadata["rate"]), float(metadata["both_ratio"]), rates)
         seed = int(metadata["seed"])
-    except ValueError as error:
+        presence = _presence(path, values, metadata) if many else None
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: got metadata of another form ({error}), expected a drawn table's") from error
-    data, split = metadata["data"], metadata["split"]
-    return MissingTable(values.to(torch.float32), missing, split, seed, data, metadata["fingerprint"])
+    if presence is not None:
+        return MissingTable(codes_of(presence), missing, split, seed, data, fingerprint, presence.modalities)
+    refuse_other_values(str(path), values)
+    return MissingTable(values.to(torch.float32), missing, split, seed, data, fingerprint)
+
+
+def _presence(path: Path, values: Tensor, metadata: Mapping[str, str]) -> Presence:
+    """What rows keep; ValueError for other values than 0 and 1, and for a row that keeps nothing."""
+    if bool((values > 1).any()):
+        raise ValueError(f"got {int(values.max())} among the values, expected 0 and 1")
+    found = Presence(tuple(map(str, json.loads(metadata["modalities"]))), values.bool())
+    found.refuse_empty(str(path))
+    return found

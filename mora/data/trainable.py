@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mora.data.dataset import Dataset
-from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
 from mora.metrics import RECALL
 from mora.system.messages import listed, printable
 
@@ -47,9 +46,8 @@ def refuse_unlearnable(dataset: Dataset) -> None:
     if dataset.metric != RECALL and bool((labels == labels[:1]).all()):
         only = printable(dataset.classes[int(labels[0])]) if labels.ndim == 1 else "the same labels"
         raise ValueError(f"{where}: every row is of one class ({only}), expected two classes at least")
-    available = dataset.available()
-    for value, modality in ((TEXT_MISSING, "text"), (IMAGE_MISSING, "image")):
-        if bool((available == value).all()):
+    for modality, missing in dataset.present().missing.items():
+        if missing == len(dataset):
             raise ValueError(f"{where}: every row lacks its {modality}, expected some rows to have one")
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mora.data.corruption import Corruption
-from mora.data.dataset import Dataset, Sample, fingerprint
+from mora.data.dataset import Dataset, Row, Sample, fingerprint
+from mora.data.presence import Presence
 
 
 class View(Dataset):
@@ -19,12 +21,13 @@ class View(Dataset):
         self.name, self.split, self.classes = dataset.name, dataset.split, dataset.classes
         self.multi_label, self.metric = dataset.multi_label, dataset.metric
         self.fingerprint, self.broken, self.plain = dataset.fingerprint, dataset.broken, dataset.plain
+        self.modalities, self.remarks = dataset.modalities, dataset.remarks
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def available(self) -> Tensor:
-        return self.dataset.available()
+    def present(self) -> Presence:
+        return self.dataset.present()
 
     def labels(self) -> Tensor:
         return self.dataset.labels()
@@ -57,11 +60,11 @@ class Subset(View):
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> Sample | Row:
         return self.dataset[int(self.index[index])]
 
-    def available(self) -> Tensor:
-        return self.dataset.available()[self.index]
+    def present(self) -> Presence:
+        return self.dataset.present().rows(self.index)
 
     def labels(self) -> Tensor:
         return self.dataset.labels()[self.index]
@@ -95,12 +98,12 @@ class Rescored(View):
     def stamp(self) -> str:
         return self.dataset.stamp()
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> Sample | Row:
         return self.dataset[index]
 
 
 class Corrupted(View):
-    """A data set damaged as it is read."""
+    """A data set whose images and texts are damaged as they are read; other modalities stay whole."""
 
     def __init__(self, dataset: Dataset, corruption: Corruption) -> None:
         super().__init__(dataset)
@@ -109,11 +112,13 @@ class Corrupted(View):
     def stamp(self) -> str:
         return fingerprint([self.dataset.stamp(), asdict(self.corruption)])
 
-    def __getitem__(self, index: int) -> Sample:
-        image, text, label, name = self.dataset[index]
-        return Sample(
-            None if image is None else self.corruption.image(image, name),
-            None if text is None else self.corruption.text(text, name),
-            label,
-            name,
-        )
+    def __getitem__(self, index: int) -> Sample | Row:
+        row = self.dataset[index]
+        damaged: dict[str, Any] = {
+            name: how(row.inputs[name], row.id)
+            for name, how in (("image", self.corruption.image), ("text", self.corruption.text))
+            if row.inputs.get(name) is not None
+        }
+        if isinstance(row, Sample):
+            return row._replace(**damaged)
+        return Row({**row.inputs, **damaged}, row.label, row.id)

@@ -24,7 +24,7 @@ from mora.tiny.audio import SILENCE
 class Recipe:
     """How the tower is trained; the defaults take minutes on two cores."""
 
-    epochs: int = 14
+    epochs: int = 8
     batch: int = 64
     rate: float = 1.5e-3
     weight_decay: float = 0.1

@@ -140,8 +140,7 @@ def score(job: Job, folder: Path, rows: Path) -> list[Result]:
     """The best epoch of a run under every condition, from rows past the frozen blocks."""
     run = load_run(folder, job.settings.device)
     dataset = part(job.task, "test", job.settings.limit)
-    substitutes = run.backbone.missing_image, run.backbone.empty_text
-    inputs = Inputs(dataset, dataset.available(), run.preprocess, run.tokenize, *substitutes)
+    inputs = Inputs(dataset, dataset.present(), run.preparing)
     known = sample_parts(dataset, run.preprocess, run.tokenize)
     cache = PrefixCache(run.model, inputs, folder=rows, parts=known)
     cache.fill()

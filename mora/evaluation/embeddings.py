@@ -1,26 +1,28 @@
-"""Every image and text of a data set through its tower once; any missing table is then a choice of rows and a head.
+"""Every input of a data set through its tower once; any missing table is then a choice of rows and a head.
 
 In eval mode a row's embedding depends on that row alone, and a missing modality is one constant substitute. So
 [image; text] under a table picks embeddings that are there already: the same as a forward pass, up to rounding. Where
-prompts say what else a row has, it has two embeddings: with the other modality, and without.
+prompts say what else a row has, it has an embedding for each pattern of presence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mora.classifier import MissingModalityClassifier
-from mora.data.dataset import Dataset, Sample
-from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
+from mora.data.dataset import Dataset
+from mora.data.presence import Presence
 from mora.data.views import Corrupted
 from mora.heads import classify, first_tensor
 from mora.keeping import keeping
+from mora.patterns import pattern_index
 from mora.prompts import prompts_of
+from mora.runs.preparing import Preparing
 from mora.savings import Hidden, PrefixCache
 from mora.system.workers import leave_signals
 
@@ -32,37 +34,37 @@ Rows = dict[str, tuple[Tensor, Tensor | Hidden]]  # by modality: numbers of samp
 
 
 class Prepared(NamedTuple):
-    """One sample ready for the towers: its image preprocessed, unless absent or embedded with an earlier sample."""
+    """One sample ready for the towers: its inputs, those embedded with an earlier sample left out; what it has."""
 
     position: int
-    image: Tensor | None
-    text: str | None
+    inputs: dict[str, Tensor]
+    has: tuple[str, ...]
 
 
 class Reader(torch.utils.data.Dataset[Prepared | ValueError]):
-    """Reads and preprocesses samples, in worker processes where asked.
+    """Reads and prepares samples, in worker processes where asked.
 
     A sample that cannot be read is its error, returned: raised in a worker it would come wrapped in a traceback.
 
     Args:
         dataset: where the samples come from.
-        preprocess: a PIL image to [3, H, W].
-        wanted: bool [N], the samples whose image is to be embedded.
+        preparing: of the model.
+        wanted: by modality, bool [N]: the samples whose input is to be embedded.
     """
 
-    def __init__(self, dataset: Dataset, preprocess: Callable[[Any], Tensor], wanted: Tensor) -> None:
-        self.dataset, self.preprocess, self.wanted = dataset, preprocess, wanted
+    def __init__(self, dataset: Dataset, preparing: Preparing, wanted: Mapping[str, Tensor]) -> None:
+        self.dataset, self.preparing, self.wanted = dataset, preparing, dict(wanted)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Prepared | ValueError:
         try:
-            sample: Sample = self.dataset[index]
+            given = {name: value for name, value in self.dataset[index].inputs.items() if value is not None}
+            wanted = [name for name in given if name in self.wanted and bool(self.wanted[name][index])]
+            return Prepared(index, {name: self.preparing.one(name, given[name]) for name in wanted}, tuple(given))
         except ValueError as error:
             return error
-        image = self.preprocess(sample.image) if sample.image is not None and bool(self.wanted[index]) else None
-        return Prepared(index, image, sample.text)
 
 
 @dataclass(frozen=True)
@@ -70,45 +72,59 @@ class Embeddings:
     """What the towers say about one split, on the CPU; `len` is its number of samples.
 
     Attributes:
-        image: [R + 1, e], one per image, the substitute's last.
-        text: [N + 1, e], one per sample, the substitute's last.
-        image_row: int64 [N], the row of `image` that each sample shows.
+        rows: by modality [R + 1, e], one per input, the substitute's last.
+        place: by modality int64 [N], the row that each sample shows.
         labels: int64 [N] or float32 [N, C].
         groups: int64 [N] where several samples show one image, else None.
         head: the classifier's.
-        alone: `image` and `text` of rows that lack the other modality, where that makes a difference; else None.
+        patterned: `rows` of samples of each presence pattern, where that makes a difference; else none.
     """
 
-    image: Tensor
-    text: Tensor
-    image_row: Tensor
+    rows: dict[str, Tensor]
+    place: dict[str, Tensor]
     labels: Tensor
     groups: Tensor | None
     head: nn.Module
-    alone: tuple[Tensor, Tensor] | None = None
+    patterned: tuple[dict[str, Tensor], ...] = ()
 
     def __len__(self) -> int:
-        return len(self.image_row)
+        return len(next(iter(self.place.values())))
+
+    @property
+    def image(self) -> Tensor:
+        """Of the images."""
+        return self.rows["image"]
+
+    @property
+    def text(self) -> Tensor:
+        """Of the texts."""
+        return self.rows["text"]
 
     @torch.no_grad()
-    def logits(self, lacks: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def logits(self, present: Presence | Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """(sample indices [B], logits [B, C]) of all samples in order, a few thousand at a time.
 
-        `lacks` [N] says what each sample lacks: 0 nothing, 1 its text, 2 its image; see `mora.data.per_sample`.
+        `present` says what each sample has (`mora.data.presence_of`); of image and text alone it may be [N], what the
+        sample lacks: 0 nothing, 1 its text, 2 its image (`per_sample`).
         """
-        device = first_tensor(self.head).device
+        given = Presence.of_codes(present) if isinstance(present, Tensor) else present
+        there, device = given.of_towers(self.rows), first_tensor(self.head).device
         for index in torch.arange(len(self)).split(HEAD_ROWS):
-            image = self.image_row[index].masked_fill(lacks[index] == IMAGE_MISSING, len(self.image) - 1)
-            text = index.masked_fill(lacks[index] == TEXT_MISSING, len(self.text) - 1)
-            parts = [self.image[image], self.text[text]]
-            if self.alone is not None:
-                lone = self.alone[0][image], self.alone[1][text]
-                for place, lacking in enumerate((TEXT_MISSING, IMAGE_MISSING)):
-                    parts[place] = torch.where((lacks[index] == lacking)[:, None], lone[place], parts[place])
-            features = torch.cat(parts, dim=-1)
-            present = {"image": lacks[index] != IMAGE_MISSING, "text": lacks[index] != TEXT_MISSING}
-            there = {modality: mask.to(device) for modality, mask in present.items()}
-            yield index, classify(self.head, features.to(device), there)
+            masks = {name: there[name][index] for name in self.rows}
+            last = {name: len(rows) - 1 for name, rows in self.rows.items()}
+            chosen = {name: self.place[name][index].masked_fill(~mask, last[name]) for name, mask in masks.items()}
+            parts = {name: rows[chosen[name]] for name, rows in self.rows.items()}
+            if self.patterned:
+                codes = pattern_index(torch.stack([*masks.values()], dim=1))
+                for code in codes.unique().tolist():
+                    for name, part in parts.items():
+                        same = codes == code
+                        part[same] = self.patterned[code][name][chosen[name][same]]
+            features = torch.cat([*parts.values()], dim=-1)
+            yield (
+                index,
+                classify(self.head, features.to(device), {name: mask.to(device) for name, mask in masks.items()}),
+            )
 
 
 @torch.no_grad()
@@ -120,7 +136,7 @@ def embed(
     progress: Callable[[int], None] | None = None,
     cache: PrefixCache | None = None,
 ) -> Embeddings:
-    """One pass of every image and text that is there through the towers of `run.model`, in eval mode.
+    """One pass of every input that is there through the towers of `run.model`, in eval mode.
 
     Args:
         run: the trained classifier.
@@ -130,36 +146,50 @@ def embed(
         progress: told the number of samples done, batch by batch.
         cache: rows of the split past the frozen blocks of `run.model`, read instead of the samples.
 
-    Raises ValueError when an image cannot be read, or a sample is not as `available()` says.
+    Raises ValueError when an input cannot be read, a sample is not as `present()` says, or the data has a modality that
+    the model has no tower for.
     """
     model = run.model.eval()
-    available, image_row = dataset.available(), rows_of_images(dataset)
-    wanted = first_of_each(image_row, available != IMAGE_MISSING)
-    there = {"image": wanted, "text": available != TEXT_MISSING}
+    run.preparing.check_data(f"{dataset.name}, {dataset.split}", dataset.modalities)
+    natural, each = dataset.present().of_towers(model.towers), torch.arange(len(dataset))
+    place = {name: rows_of_images(dataset) if name == "image" else each for name in model.towers}
+    wanted = {name: first_of_each(place[name], natural[name]) for name in model.towers}
     prompts = prompts_of(model.clip)
     with keeping(model):
-        image = model.embedded_missing("image").cpu().repeat(int(image_row.max()) + 2, 1)
-        text = model.embedded_missing("text").cpu().repeat(len(dataset) + 1, 1)
-        alone = None if prompts is None else (image.clone(), text.clone())
-        batches = read(run, dataset, there, batch, workers) if cache is None else kept(cache, there, batch)
-        for count, rows in batches:
-            for modality, (index, given) in rows.items():
-                place, target = (image_row[index], image) if modality == "image" else (index, text)
-                target[place] = tower(model, modality, given)
-                if prompts is not None and alone is not None:
-                    lone, other = (alone[0], "text") if modality == "image" else (alone[1], "image")
-                    lone[place] = tower(model, modality, given, prompts.lacking(other))
+        missing = {name: model.embedded_missing(name).cpu() for name in model.towers}
+        rows = {name: missing[name].repeat(int(place[name].max()) + 2, 1) for name in model.towers}
+        patterned = (
+            () if prompts is None else tuple(by_pattern(model, rows, code) for code in range(len(prompts.patterns)))
+        )
+        batches = read(run, dataset, natural, wanted, batch, workers) if cache is None else kept(cache, wanted, batch)
+        for count, given in batches:
+            for name, (index, inputs) in given.items():
+                rows[name][place[name][index]] = tower(model, name, inputs)
+                for code, pattern in enumerate(prompts.patterns if prompts is not None else ()):
+                    if name in pattern:
+                        patterned[code][name][place[name][index]] = tower(model, name, inputs, code)
             if progress is not None:
                 progress(count)
-    return Embeddings(image, text, image_row, dataset.labels(), dataset.groups(), model.head, alone)
+    return Embeddings(rows, place, dataset.labels(), dataset.groups(), model.head, patterned)
+
+
+def by_pattern(model: MissingModalityClassifier, rows: Mapping[str, Tensor], code: int) -> dict[str, Tensor]:
+    """Room for the embeddings of a pattern's rows; the last one is what stands for a missing input in them."""
+    found = {name: one.clone() for name, one in rows.items()}
+    prompts = prompts_of(model.clip)
+    assert prompts is not None
+    for name, one in found.items():
+        if name not in prompts.patterns[code] and model.stand_in(name) is None:
+            one[-1] = tower(model, name, model.missing(name)[None], code)[0]
+    return found
 
 
 def read(
-    run: LoadedRun, dataset: Dataset, there: Mapping[str, Tensor], batch: int, workers: int
+    run: LoadedRun, dataset: Dataset, natural: Presence, wanted: Mapping[str, Tensor], batch: int, workers: int
 ) -> Iterator[tuple[int, Rows]]:
     """(samples done, inputs of those that are there by modality, with their numbers), batch by batch."""
     loader = torch.utils.data.DataLoader(
-        Reader(dataset, run.preprocess, there["image"]),
+        Reader(dataset, run.preparing, wanted),
         batch_size=batch,
         num_workers=workers,
         collate_fn=list,
@@ -168,12 +198,11 @@ def read(
     for samples in loader:
         if errors := [sample for sample in samples if isinstance(sample, ValueError)]:
             raise errors[0]
-        check_presence(dataset, samples, there)
+        check_presence(dataset, samples, natural)
         rows: Rows = {}
-        if shown := [sample for sample in samples if sample.image is not None]:
-            rows["image"] = numbers(shown), torch.stack([sample.image for sample in shown])
-        if told := [sample for sample in samples if sample.text is not None]:
-            rows["text"] = numbers(told), run.tokenize([sample.text for sample in told])
+        for name in wanted:
+            if shown := [sample for sample in samples if name in sample.inputs]:
+                rows[name] = numbers(shown), torch.stack([sample.inputs[name] for sample in shown])
         yield len(samples), rows
 
 
@@ -212,12 +241,10 @@ def tower(model: MissingModalityClassifier, modality: str, rows: Tensor | Hidden
     return model.embed_rows(modality, rows.to(like.device), patterns).to("cpu", like.dtype)
 
 
-def check_presence(dataset: Dataset, samples: list[Prepared], there: Mapping[str, Tensor]) -> None:
-    """Raise ValueError for a sample that lacks what `available()` says is there."""
+def check_presence(dataset: Dataset, samples: list[Prepared], natural: Presence) -> None:
+    """Raise ValueError for a sample that lacks what `present()` says is there."""
     for sample in samples:
-        lacks_text = sample.text is None and bool(there["text"][sample.position])
-        lacks_image = sample.image is None and bool(there["image"][sample.position])
-        if lacks_text or lacks_image:
-            what = "text" if lacks_text else "image"
-            name = dataset[sample.position].id
-            raise ValueError(f"dataset: sample {name} has no {what}, expected one: available() says it is there")
+        for name in natural.modalities:
+            if bool(natural[name][sample.position]) and name not in sample.has:
+                row = dataset[sample.position].id
+                raise ValueError(f"dataset: sample {row} has no {name}, expected one: available() says it is there")

@@ -8,14 +8,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from mora.data.dataset import Dataset
-from mora.data.missing import COMPLETE, IMAGE_MISSING, KINDS, TEXT_MISSING
-from mora.data.tables import Missing, MissingTable, draw_table, per_sample
+from mora.data.missing import KINDS
+from mora.data.policies import BOTH, EITHER, Missing
+from mora.data.presence import PAIR, Presence
+from mora.data.tables import MissingTable, draw_table, presence_of
 from mora.evaluation.embeddings import Embeddings, embed
 from mora.metrics import Metric
-from mora.patterns import scores_by_pattern
+from mora.patterns import patterns_of, scores_by_pattern
 from mora.savings import PrefixCache
 from mora.system.files import digest
 
@@ -35,8 +36,9 @@ class Result:
         method: how it was trained.
         data: name of the data set.
         split: of the data set.
-        kind: what was taken away: "none", "text", "image" or "both".
-        rate: share of image rows it was taken from.
+        kind: what was taken away: "none", "text", "image" or "both"; of other modalities also several, "audio+text",
+            "either" (exactly one), "any", or rates by modality, "audio:0.7,image:0.3".
+        rate: share of image rows it was taken from; see `mora.data.Missing`.
         both_ratio: under "both", the share of these that lost their image and not their text.
         seed: of the missing table; None where nothing was taken, and for published files, which do not tell.
         table: file the missing table was read from; None for one that was drawn.
@@ -45,6 +47,7 @@ class Result:
         figures: every figure by name, a share of 1.
         lacks_sha256: of what each sample lacked.
         patterns: by presence pattern ("complete", "image only", "text only"), its "rows" and their figures.
+        further: of other modalities than image and text, the samples that lack each; the numbers above overlap.
     """
 
     model: str
@@ -64,6 +67,7 @@ class Result:
     figures: dict[str, float]
     lacks_sha256: str
     patterns: dict[str, dict[str, float]] = field(default_factory=dict)
+    further: dict[str, int] = field(default_factory=dict)
 
     @property
     def value(self) -> float:
@@ -76,8 +80,8 @@ class Result:
         return self.kind if self.both_ratio in (None, 0.5) else f"{self.kind}:{self.both_ratio:g}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON types."""
-        return asdict(self)
+        """The fields as JSON types; of image and text alone without `further`."""
+        return {name: value for name, value in asdict(self).items() if name != "further" or value}
 
 
 def evaluate(
@@ -114,8 +118,8 @@ def evaluate(
 def grid(
     run: LoadedRun,
     dataset: Dataset,
-    types: Sequence[str] = KINDS,
-    rates: Sequence[float] = RATES,
+    types: Sequence[str] | None = None,
+    rates: Sequence[float] | None = None,
     seeds: Sequence[int] = SEEDS,
     label: str | None = None,
     batch: int = 64,
@@ -124,9 +128,25 @@ def grid(
 ) -> list[Result]:
     """One checkpoint with nothing taken away, then under every type, rate and seed, for one pass over the towers.
 
-    Arguments and errors are those of `evaluate`; `progress` is told the number of samples embedded.
+    `types` and `rates` are by default those of `grid_of`. The other arguments and errors are those of `evaluate`;
+    `progress` is told the number of samples embedded.
     """
-    return cells(run, dataset, conditions_of(types, rates), seeds, {}, label, batch, workers, progress)
+    conditions = grid_of(dataset.modalities, types, rates)
+    return cells(run, dataset, conditions, seeds, {}, label, batch, workers, progress)
+
+
+def grid_of(
+    modalities: Sequence[str], types: Sequence[str] | None = None, rates: Sequence[float] | None = None
+) -> list[Missing]:
+    """Nothing, then every type at every rate.
+
+    Of image and text by default text, image and both at 50, 70 and 90 %. Of other modalities every presence pattern:
+    each set of them that rows can lose, from all rows; so the results are those of every subset that is there.
+    """
+    if set(modalities) == set(PAIR):
+        return conditions_of(types or KINDS, rates or RATES)
+    lost = sorted(patterns_of(modalities)[:-1], key=len)
+    return conditions_of(types or ["+".join(names) for names in lost], rates or [1.0])
 
 
 def conditions_of(types: Sequence[str], rates: Sequence[float]) -> list[Missing]:
@@ -156,15 +176,21 @@ def cells(
     drawn = [
         draw_table(dataset, condition, seed)
         for condition in dict.fromkeys(given if given.rate else Missing() for given in conditions)
-        for seed in (seeds if condition.rate else seeds[:1])
+        for seed in (seeds if drawn_at_random(condition, dataset) else seeds[:1])
     ]
     given = [(None, table) for table in drawn] + [(file or None, table) for file, table in (tables or {}).items()]
-    lacks = [per_sample(table, dataset) for _, table in given]
+    present = [presence_of(table, dataset) for _, table in given]
     embeddings = embed(run, dataset, batch, workers, progress, cache)
     return [
         score(run, dataset, embeddings, table, what, file, label)
-        for (file, table), what in zip(given, lacks, strict=True)
+        for (file, table), what in zip(given, present, strict=True)
     ]
+
+
+def drawn_at_random(condition: Missing, dataset: Dataset) -> bool:
+    """Whether its tables differ from seed to seed: not where nothing, or the same from every row, is taken."""
+    whole = set(dataset.modalities) != set(PAIR) and condition.rate == 1 and condition.modalities
+    return bool(condition.rate) and not whole
 
 
 def score(
@@ -172,35 +198,37 @@ def score(
     dataset: Dataset,
     embeddings: Embeddings,
     table: MissingTable,
-    lacks: Tensor,
+    present: Presence,
     file: str | None,
     label: str | None,
 ) -> Result:
-    """The result of one table, and of what each sample lacks under it."""
+    """The result of one table, and of what each sample has under it."""
     new = partial(Metric, run.metric, len(run.classes), run.multi_label)
-    logits = torch.cat([part.float().cpu() for _, part in embeddings.logits(lacks)])
-    metric, there = new(), {"image": lacks != IMAGE_MISSING, "text": lacks != TEXT_MISSING}
+    logits = torch.cat([part.float().cpu() for _, part in embeddings.logits(present)])
+    metric, pair = new(), set(present.modalities) == set(PAIR)
     metric.update(logits, embeddings.labels, embeddings.groups)
-    counts = {value: int((lacks == value).sum()) for value in (COMPLETE, TEXT_MISSING, IMAGE_MISSING)}
-    missing = table.missing
+    missing, counts = table.missing, present.missing
+    kind = EITHER if missing.kind == BOTH and not pair else missing.label
+    lacks = present.codes() if pair else present.mask
     return Result(
         model=label or run.method,
         method=run.method,
         data=dataset.name,
         split=dataset.split,
-        kind=missing.kind if missing.rate else NOTHING,
+        kind=kind if missing.rate else NOTHING,
         rate=missing.rate,
-        both_ratio=missing.both_ratio if missing.rate and missing.kind == "both" else None,
+        both_ratio=missing.both_ratio if missing.rate and kind == BOTH else None,
         seed=table.seed if missing.rate else None,
         table=file,
-        rows=len(lacks),
-        complete=counts[COMPLETE],
-        text_missing=counts[TEXT_MISSING],
-        image_missing=counts[IMAGE_MISSING],
+        rows=len(present),
+        complete=present.complete,
+        text_missing=counts.get("text", 0),
+        image_missing=counts.get("image", 0),
         metric=run.metric,
         figures=metric.compute(),
         lacks_sha256=digest(lacks.numpy().tobytes()),
-        patterns=scores_by_pattern(new, logits, embeddings.labels, there, embeddings.groups),
+        patterns=scores_by_pattern(new, logits, embeddings.labels, present.by_modality(), embeddings.groups),
+        further={name: count for name, count in counts.items() if name not in PAIR},
     )
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -83,18 +81,15 @@ def inspect_run(
 def batch_of(run: LoadedRun, dataset: Dataset, prompt: str) -> Batch:
     """Rows as the towers take them; a row that lacks a modality is not looked at there."""
     samples = [dataset[index] for index in range(len(dataset))]
-    white, empty = run.backbone.missing_image, run.backbone.empty_text
-    images = [white if one.image is None else run.preprocess(one.image) for one in samples]
-    texts = [empty if one.text is None else run.tokenize([one.text])[0] for one in samples]
-    present: Mapping[str, Any] = {
-        "image": torch.tensor([one.image is not None for one in samples]),
-        "text": torch.tensor([one.text is not None for one in samples]),
-    }
+    present, inputs = {}, {}
+    for name in run.model.towers:
+        given = [one.inputs.get(name) for one in samples]
+        present[name] = torch.tensor([value is not None for value in given])
+        inputs[name] = torch.stack([run.preparing.one(name, value) for value in given])
     labels = prompts = None
     if len(run.classes) > 1:  # pairs have no names to be told by
         labels = torch.stack([torch.as_tensor(one.label) for one in samples])
         prompts = run.tokenize([prompt.format(name) for name in run.classes])
-    inputs = {"image": torch.stack(images), "text": torch.stack(texts)}
     return Batch.checked(run.model.towers, inputs, present, labels, prompts)
 
 

@@ -65,15 +65,17 @@ def as_csv(evaluation: Evaluation) -> str:
     figures, patterns = Summary(evaluation.results).figures(), names_in(r.patterns for r in evaluation.results)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
+    further = list(evaluation.results[0].further) if evaluation.results else []
     apart = [f"value_{name.replace(' ', '_').replace(',', '')}" for name in patterns]
-    writer.writerow([*COLUMNS, *figures, *apart, "lacks_sha256"])
+    writer.writerow([*COLUMNS, *(f"{name}_missing" for name in further), *figures, *apart, "lacks_sha256"])
     for r in evaluation.results:
         fixed = (
             cell(r.model), r.method, cell(r.data), r.split, r.kind, r.rate, r.both_ratio, r.seed,
             r.table and cell(r.table), r.rows, r.complete, r.text_missing, r.image_missing, r.metric, r.value,
         )  # fmt: skip
         own = [r.patterns.get(name, {}).get(r.metric) for name in patterns]
-        writer.writerow([*fixed, *(r.figures.get(name) for name in figures), *own, r.lacks_sha256])
+        lost = [r.further.get(name) for name in further]
+        writer.writerow([*fixed, *lost, *(r.figures.get(name) for name in figures), *own, r.lacks_sha256])
     return text.getvalue()
 
 
@@ -133,7 +135,12 @@ def reading(evaluation: Evaluation, marked: bool) -> str:
         f"Numbers are {spread_of(evaluation)}."
         + (" Bold is the highest mean of a column, within the spread or not." if marked else "")
     ]
-    if kinds & set(KINDS):
+    if any(result.further for result in evaluation.results):
+        lines.append(
+            'A rate counts what is MISSING: 100 % under "no text, no audio" means that rows have neither, so that the '
+            "figure is that of the others alone. A row that would be left with nothing keeps what it has."
+        )
+    elif kinds & set(KINDS):
         lines.append(
             'A rate counts what is MISSING: 70 % under "no text" means that 70 % of the rows have an image and no '
             'text, and the others have both; under "half no text, half no image", that 35 % lack their text and 35 % '
@@ -144,11 +151,11 @@ def reading(evaluation: Evaluation, marked: bool) -> str:
             "The spread is over which rows lack what, for the same trained model; another training is another matter."
         )
     natural = evaluation.data["natural"]
-    if natural["text_missing"] or natural["image_missing"]:
-        lines.append(
-            f"By nature {natural['text_missing']:,} samples have no text and {natural['image_missing']:,} no image; "
-            "rates are taken from all rows, and a row that lacks one already loses nothing more."
-        )
+    if any(natural.values()):
+        counts = [f"{count:,} no {name.removesuffix('_missing')}" for name, count in natural.items()]
+        told = f"{', '.join(counts[:-1])} and {counts[-1]}".replace(" no ", " samples have no ", 1)
+        more = " and a row that lacks one already loses nothing more" if len(counts) == 2 else " and none loses all"
+        lines.append(f"By nature {told}; rates are taken from all rows,{more}.")
     lines += [plain(line) for line in changed(evaluation)]
     return "\n".join(f"- {line}" for line in lines)
 

@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 
 from mora.data.corruption import Corruption
 from mora.data.dataset import Dataset
-from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
 from mora.data.open import open_dataset
 from mora.data.table_files import load_table
 from mora.data.tables import Missing
 from mora.data.views import Corrupted
 from mora.evaluation import report
-from mora.evaluation.grid import SEEDS, Result, cells
+from mora.evaluation.grid import SEEDS, Result, cells, grid_of
 from mora.heads import NONE
 from mora.runs.run import LoadedRun, load_run
 from mora.savings import Savings
@@ -84,6 +83,7 @@ def evaluate_runs(
     savings: str = "all",
     command: str = "",
     console: Any = None,
+    grid: tuple[Sequence[str] | None, Sequence[float] | None] | None = None,
 ) -> report.Evaluation:
     """Score every run under every condition, print the tables, and write the four files of `report.FILES` into `out`.
 
@@ -100,6 +100,7 @@ def evaluate_runs(
         savings: what is left out of the computation, as `mora.Savings.parse` reads it.
         command: the command line, for the files.
         console: a rich console; None makes one.
+        grid: types and rates of conditions in addition, None in a place being what `grid_of` takes for the data.
 
     Raises ValueError, OSError or ImportError for what the user can mend; nothing was written then.
     """
@@ -122,9 +123,10 @@ def evaluate_runs(
         refuse_other_rows(runs, opened)
         results: list[Result] = []
         for label, run, dataset in zip(labels, runs, opened, strict=True):
+            wanted = [Missing(), *conditions, *(() if grid is None else grid_of(dataset.modalities, *grid))]
             read = {str(path): load_table(path, dataset) for path in tables}
             with bar(console, f"embedding for {label}", len(dataset)) as advance:
-                results += cells(run, dataset, [Missing(), *conditions], seeds, read, label, batch, workers, advance)
+                results += cells(run, dataset, wanted, seeds, read, label, batch, workers, advance)
         evaluation = report.Evaluation(
             results=results,
             models=[about(label, run) for label, run in zip(labels, runs, strict=True)],
@@ -228,7 +230,8 @@ def about(label: str, run: LoadedRun) -> dict[str, Any]:
 
 def described(dataset: Dataset, source: Source) -> dict[str, Any]:
     """What the report says about the data."""
-    available = dataset.available()
+    missing = dataset.present().missing
+    order = dict.fromkeys([*(name for name in ("text", "image") if name in missing), *missing])
     return {
         "source": source.data,
         "name": dataset.name,
@@ -239,8 +242,5 @@ def described(dataset: Dataset, source: Source) -> dict[str, Any]:
         "fingerprint": dataset.fingerprint,
         "corruption": None if source.corruption is None else asdict(source.corruption),
         "broken": list(dataset.broken),
-        "natural": {
-            "text_missing": int((available == TEXT_MISSING).sum()),
-            "image_missing": int((available == IMAGE_MISSING).sum()),
-        },
+        "natural": {f"{name}_missing": missing[name] for name in order},
     }

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mora.data.missing import KINDS
-from mora.data.tables import Missing
+from mora.data.policies import EACH, Missing
 from mora.evaluation.grid import NOTHING, Result
 from mora.metrics import Spread, spread
 from mora.patterns import names_in
@@ -25,6 +25,8 @@ LACKING = {
     "text": "no text",
     "image": "no image",
     "both": "half no text, half no image",
+    "either": "exactly one, in equal parts",
+    "any": "any, of all inputs",
     NOTHING: "nothing taken away",
 }
 
@@ -84,9 +86,12 @@ class Summary:
 
 def lacking(condition: str) -> str:
     """What rows of a condition lack, in words."""
+    if "," in condition:
+        parts = (part.partition(":") for part in condition.split(","))
+        return ", ".join(f"{100 * float(rate):g} % no {name}" for name, _, rate in parts)
     kind, _, share = condition.partition(":")
     if not share:
-        return LACKING[kind]
+        return LACKING.get(kind) or ", ".join(f"no {name}" for name in kind.split("+"))
     return f"{100 - 100 * float(share):g} % of these no text, {100 * float(share):g} % no image"
 
 
@@ -159,7 +164,7 @@ def several_models(summary: Summary, kind: str | None) -> Table:
         [model, *(show(column[y], seeds if x else 1) for x, column in enumerate(columns))]
         for y, model in enumerate(summary.models)
     ]
-    what = "mean of the three types" if kind is None else LACKING[kind]
+    what = "mean of the three types" if kind is None else lacking(kind)
     return Table(f"{FIGURES[summary.metric]}: {what}", ["model", *percentages([0.0, *summary.rates])], rows, best)
 
 
@@ -170,6 +175,7 @@ def everything(results: Sequence[Result]) -> Table:
     headings = [
         *(["model"] if several else []), "what is missing", "of the rows",
         *(FIGURES[name] for name in figures), "complete", "no text", "no image",
+        *(f"no {name}" for name in results[0].further),
     ]  # fmt: skip
     rows = []
     for (model, kind, rate), cell in summary.cells.items():
@@ -183,6 +189,7 @@ def everything(results: Sequence[Result]) -> Table:
                     f"{sum(getattr(r, name) for r in cell) / len(cell):,.0f}"
                     for name in ("complete", "text_missing", "image_missing")
                 ),
+                *(f"{sum(r.further[name] for r in cell) / len(cell):,.0f}" for name in results[0].further),
             ]
         )
     return Table("Every figure", headings, rows, set(), words=2 if several else 1)
@@ -213,8 +220,8 @@ def percentages(rates: Sequence[float]) -> list[str]:
 
 def percent(missing: str) -> str:
     """ "both 70 %" of "both:0.7"; "none" as it is."""
-    given = Missing.parse(missing)
-    if not given.rate:
+    given = Missing.parse(missing, strict=False)
+    if not given.rate or given.kind == EACH:
         return str(given)
     share = (
         f", {100 * given.both_ratio:g} % of these images" if given.kind == "both" and given.both_ratio != 0.5 else ""

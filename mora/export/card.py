@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mora.data.presence import PAIR
 from mora.evaluation.tables import FIGURES, Table, percent
-from mora.export.formats import HUGGING_FACE, MERGES, merges_of
+from mora.export.formats import HUGGING_FACE, MERGES, OWN, merges_of
 from mora.export.head_code import head_code
 from mora.heads import NONE
 from mora.patterns import names_in
@@ -43,6 +45,15 @@ text = tokenizer(["a text"], padding="max_length", truncation=True, return_tenso
 with torch.no_grad():  # a missing image is white, a missing text is ""
     parts = [clip.get_image_features(**image).pooler_output, clip.get_text_features(text).pooler_output]
 """
+OWN_CODE = """import json, torch
+from safetensors.torch import load_file
+
+folder = "."  # this one
+model = ...  # of the backbone's own class
+model.load_state_dict(load_file(f"{{folder}}/model.safetensors"))
+with torch.no_grad():  # embeddings [1, e], projected, in this order; a missing input is its substitute
+    parts = [...]  # {modalities}
+"""
 CLASSES_CODE = """classes = json.load(open(f"{folder}/classifier.json"))["classes"]
 """
 ANSWERS = {
@@ -66,18 +77,28 @@ DATA_LICENCES = {
 }
 
 
-def snippet(library: str, multi_label: bool, token_policy: str, merges: bool, head: str, missing_embedding: str) -> str:
+def snippet(
+    library: str,
+    multi_label: bool,
+    token_policy: str,
+    merges: bool,
+    head: str,
+    missing_embedding: str,
+    modalities: Sequence[str] = PAIR,
+) -> str:
     """The code that loads the folder and classifies one sample."""
     policy = POLICY if token_policy == "official" else ""
     if library == HUGGING_FACE:
         program = HUGGING_FACE_CODE.format(policy=policy)
+    elif library == OWN:
+        program = OWN_CODE.format(modalities=", ".join(modalities))
     else:
         program = OPEN_CLIP_CODE.format(policy=policy, merges=f', bpe_path=f"{{folder}}/{MERGES}"' if merges else "")
     if head == NONE:
         for unused in ("json, ", "from safetensors.torch import load_file\n"):
             program = program.replace(unused, "", 1)
-        return program + head_code(head, missing_embedding)
-    return program + head_code(head, missing_embedding) + CLASSES_CODE + ANSWERS[multi_label]
+        return program + head_code(head, missing_embedding, modalities)
+    return program + head_code(head, missing_embedding, modalities) + CLASSES_CODE + ANSWERS[multi_label]
 
 
 def model_card(run: LoadedRun, about: dict[str, Any]) -> str:
@@ -85,11 +106,12 @@ def model_card(run: LoadedRun, about: dict[str, Any]) -> str:
     backbone = printable(" ".join(filter(None, (run.backbone.name, run.backbone.pretrained))))
     name = plain(run.data["name"])
     hub, licence = licence_of(run.backbone.name, run.backbone.pretrained)
-    library = "transformers" if about["library"] == HUGGING_FACE else "open_clip"
+    library = {HUGGING_FACE: "transformers", OWN: "pytorch"}.get(about["library"], "open_clip")
+    modalities = tuple(run.model.towers)
     front = f"---\nlicense: {hub}\nlibrary_name: {library}\ntags:\n- clip\n- missing-modality\n- mora\n---"
     merges = merges_of(run.backbone) is not None
     kinds = about["head"], about["missing_embedding"]
-    program = snippet(about["library"], run.multi_label, about["token_policy"], merges, *kinds)
+    program = snippet(about["library"], run.multi_label, about["token_policy"], merges, *kinds, modalities)
     parts = [
         front,
         f"# {name}: {plain(backbone)}, adapted by {run.method}, merged",
@@ -114,9 +136,11 @@ def purpose(run: LoadedRun, head: str) -> str:
     if head == NONE:
         return f"A plain CLIP whose embeddings of images and texts were trained on pairs of {name}, some incomplete."
     several = ", several per sample" if run.multi_label else ""
+    towers = tuple(run.model.towers)
+    lost = "the image or the text" if set(towers) == set(PAIR) else f"some of {', '.join(towers)}"
     return (
         f"A plain CLIP and a head ({head}) that sort samples into {len(run.classes)} classes of {name}{several}, when "
-        "the image or the text may be missing."
+        f"{lost} may be missing."
     )
 
 
@@ -130,7 +154,9 @@ def shown(name: str, figures: dict[str, float]) -> str:
 def notes(about: dict[str, Any], tiny: bool) -> str:
     """What to mind when using it."""
     lines = [
-        "A sample may lack its image or its text, not both.",
+        "A sample may lack its image or its text, not both."
+        if about["library"] != OWN
+        else "A sample may lack any of its modalities, not all.",
         "Embeddings are not normalised.",
         "Put transparent pictures on white first.",
     ]
@@ -231,5 +257,5 @@ def proof(found: dict[str, Any]) -> str:
         f"Loaded again from this folder, the model's logits (without a head: embeddings) differ from the adapted "
         "model's by at most "
         f"{found['max_difference']:.1e} (largest logit {found['max_logit']:.1f}) on {found['rows']} random rows, "
-        f"complete and with either modality missing; {found['changed_predictions']} predictions change."
+        f"complete and with modalities missing; {found['changed_predictions']} predictions change."
     )

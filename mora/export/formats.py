@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -10,23 +11,26 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from mora.adapters import is_patched
+from mora.checkpoint.tensors import check_tensors, largest_file
 from mora.export.conversion import to_hugging_face
+from mora.patch import unpatch
 from mora.runs.backbone import TINY, Backbone, make, white_image
 from mora.runs.described import LOCAL, read_description
-from mora.system.files import pack_tensors, read_bytes, write_bytes, write_json
+from mora.system.files import pack_tensors, read_bytes, read_tensors, write_bytes, write_json
 
-OPEN_CLIP, HUGGING_FACE = "open_clip", "hugging_face"
-FORMATS = (OPEN_CLIP, HUGGING_FACE)
+OPEN_CLIP, HUGGING_FACE, OWN = "open_clip", "hugging_face", "state_dict"
+FORMATS = (OPEN_CLIP, HUGGING_FACE, OWN)
+OWN_WEIGHTS = "model.safetensors"
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 MERGES = "merges.txt.gz"
 
 
 class Loaded(NamedTuple):
-    """What a written folder loads as: the CLIP in eval mode, and the substitutes that its own files make."""
+    """What a written folder loads as: the model in eval mode, and the substitutes that its own files make."""
 
     model: nn.Module
-    missing_image: Tensor
-    empty_text: Tensor
+    missing: Mapping[str, Tensor]
 
 
 def write_open_clip(folder: Path, model: nn.Module, backbone: Backbone) -> None:
@@ -83,7 +87,7 @@ def open_clip_config(model: Any, backbone: Backbone) -> dict[str, Any]:
 def read_open_clip(folder: Path, backbone: Backbone) -> Loaded:
     """Load the folder as its model card says: with open_clip alone."""
     model, preprocess, tokenizer = make(f"{LOCAL}{folder}")
-    return Loaded(model.eval(), white_image(preprocess), tokenizer([""])[0])
+    return Loaded(model.eval(), {"image": white_image(preprocess), "text": tokenizer([""])[0]})
 
 
 @contextmanager
@@ -155,11 +159,33 @@ def read_hugging_face(folder: Path, backbone: Backbone) -> Loaded:
     white = white_image(lambda image: processor(image, return_tensors="pt")["pixel_values"][0])
     empty = tokenizer([""], padding="max_length", truncation=True, return_tensors="pt")["input_ids"][0]
     with quiet():
-        return Loaded(CLIPModel.from_pretrained(folder).eval(), white, empty)
+        return Loaded(CLIPModel.from_pretrained(folder).eval(), {"image": white, "text": empty})
+
+
+def write_own(folder: Path, model: nn.Module, backbone: Backbone) -> None:
+    """The weights of a model of any class, under the keys of an untouched one."""
+    write_bytes(folder / OWN_WEIGHTS, pack_tensors(model.state_dict(), {"format": "pt"}))
+
+
+def read_own(folder: Path, backbone: Backbone) -> Loaded:
+    """The weights in a copy of the backbone's model, without adapters: all of them, or ValueError."""
+    model = copy.deepcopy(backbone.model)
+    if is_patched(model):
+        unpatch(model)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    tensors, _ = read_tensors(folder / OWN_WEIGHTS, largest_file(shapes))
+    check_tensors(str(folder / OWN_WEIGHTS), tensors, shapes)
+    model.load_state_dict(tensors)
+    return Loaded(model.eval(), backbone.substitutes())
 
 
 WRITERS: dict[str, Callable[[Path, nn.Module, Backbone], None]] = {
     OPEN_CLIP: write_open_clip,
     HUGGING_FACE: write_hugging_face,
+    OWN: write_own,
 }
-READERS: dict[str, Callable[[Path, Backbone], Loaded]] = {OPEN_CLIP: read_open_clip, HUGGING_FACE: read_hugging_face}
+READERS: dict[str, Callable[[Path, Backbone], Loaded]] = {
+    OPEN_CLIP: read_open_clip,
+    HUGGING_FACE: read_hugging_face,
+    OWN: read_own,
+}

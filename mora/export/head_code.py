@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from mora.data.presence import PAIR
 from mora.heads import BIAS, LEARNED, LINEAR, NONE, PROTOTYPES, SUBSTITUTE, ZERO_SHOT
 
 LOAD = """head = load_file(f"{folder}/classifier.safetensors")
 """
 THERE = """there = [True, True]  # whether the image is there, and the text
 """
+THERE_OF_MANY = """there = [{all}]  # whether each is there: {names}
+"""
 INSTEAD = {
-    LEARNED: """missing = [head["missing.image"][None], head["missing.text"][None]]
+    LEARNED: """missing = [{learned}]
 parts = [part if has else instead for part, has, instead in zip(parts, there, missing)]
 """,
     "zero": """parts = [part if has else torch.zeros_like(part) for part, has in zip(parts, there)]
@@ -17,7 +22,7 @@ parts = [part if has else instead for part, has, instead in zip(parts, there, mi
 }
 JOINED = """features = torch.cat(parts, dim=-1)
 """
-PATTERN = """pattern = there[0] + 2 * there[1] - 1
+PATTERN = """pattern = {code} - 1
 """
 LOGITS = {
     LINEAR: """logits = features @ head["weight"].T + head["bias"]
@@ -40,14 +45,18 @@ print(float(image @ text.T))  # their cosine
 """
 
 
-def head_code(head: str, missing_embedding: str) -> str:
-    """From `parts` to `logits`; without a head, to `cosine`."""
+def head_code(head: str, missing_embedding: str, modalities: Sequence[str] = PAIR) -> str:
+    """From `parts`, an embedding of each modality, to `logits`; without a head, to `cosine`."""
     if head == NONE:
         return COSINE
+    learned = ", ".join(f'head["missing.{name}"][None]' for name in modalities)
+    code = " + ".join(f"{1 << m} * there[{m}]" if m else "there[0]" for m in range(len(modalities)))
     program = LOAD
     if (head, missing_embedding) != (LINEAR, SUBSTITUTE):
-        program += THERE
-    program += INSTEAD.get(missing_embedding, "")
+        every = ", ".join(["True"] * len(modalities))
+        told = THERE_OF_MANY.format(all=every, names=", ".join(modalities))
+        program += THERE if set(modalities) == set(PAIR) else told
+    program += INSTEAD.get(missing_embedding, "").replace("{learned}", learned)
     program += JOINED if head != ZERO_SHOT else ""
-    program += PATTERN if head in (BIAS, PROTOTYPES) else ""
+    program += PATTERN.format(code=code) if head in (BIAS, PROTOTYPES) else ""
     return program + LOGITS[head]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from mora.checkpoint.tensors import check_tensors, largest_file
 from mora.classifier import MissingModalityClassifier
+from mora.data.presence import PAIR
 from mora.export import card
-from mora.export.formats import FORMATS, OPEN_CLIP, READERS, WRITERS
+from mora.export.formats import FORMATS, OPEN_CLIP, OWN, READERS, WRITERS
 from mora.heads import NONE
 from mora.metrics import THRESHOLD
 from mora.patterns import patterns_of
@@ -38,12 +40,13 @@ def merge_run(
     """Write a run as a plain checkpoint that loads without mora, with its head and a model card.
 
     What was written is loaded again as the card says and compared with the adapted model on random inputs, complete
-    and with either modality missing. The folder appears as a whole, and only if they agree.
+    and with every subset of the modalities missing. The folder appears as a whole, and only if they agree.
 
     Args:
         model: a run folder of `mora train`, or a loaded run, whose model is folded in place.
         out: folder to make; an earlier result of this function is replaced.
-        format: "open_clip" or "hugging_face" (`transformers.CLIPModel`).
+        format: "open_clip" or "hugging_face" (`transformers.CLIPModel`); a model with other towers than image and text
+            is written as its state_dict, "state_dict", for whoever has its code.
 
     Returns:
         what `classifier.json` says of the comparison: largest difference, largest logit, predictions that change.
@@ -63,11 +66,12 @@ def merge_run(
 def merge_into(folder: Path, model: str | os.PathLike[str] | LoadedRun, format: str) -> dict[str, Any]:
     """Do it, in a folder that nobody else writes."""
     run = model if isinstance(model, LoadedRun) else load_run(model)
-    image, text = probes(run.model)
-    adapted = patterns(run.model, image, text)
+    format = OWN if set(run.model.towers) != set(PAIR) and format == OPEN_CLIP else format
+    inputs = probes(run.model)
+    adapted = patterns(run.model, inputs)
     plain = fold(run.model.model, run.method, run.mora_config)
     with whole_folder(folder) as work:
-        found = write_plain(work, plain, run.model, run.backbone, format, adapted, image, text)
+        found = write_plain(work, plain, run.model, run.backbone, format, adapted, inputs)
         about = description(run, format, found)
         write_json(work / ABOUT, about)
         write_bytes(work / CARD, card.model_card(run, about).encode())
@@ -89,8 +93,7 @@ def write_plain(
     backbone: Backbone,
     format: str,
     adapted: Tensor,
-    image: Tensor,
-    text: Tensor,
+    inputs: Mapping[str, Tensor],
 ) -> dict[str, Any]:
     """Write model and head, load them again, and return how far their logits are from `adapted`.
 
@@ -101,7 +104,7 @@ def write_plain(
         write_bytes(folder / HEAD, pack_tensors(classifier.head_state(), {"format": "pt"}))
     again = read_again(folder, classifier, backbone, format)
     again.load_head(classifier.head_state())
-    logits = patterns(again, image.cpu(), text.cpu())
+    logits = patterns(again, {name: given.cpu() for name, given in inputs.items()})
     found = {
         "max_difference": float((logits - adapted).abs().max()),
         "max_logit": float(adapted.abs().max()),
@@ -124,8 +127,7 @@ def read_again(
     return MissingModalityClassifier(
         loaded.model,
         classifier.num_classes,
-        loaded.missing_image,
-        loaded.empty_text,
+        missing=loaded.missing,
         head=classifier.head_kind,
         missing_embedding=classifier.missing_embedding,
     ).eval()
@@ -146,20 +148,21 @@ def read_plain(folder: Path, run: LoadedRun, format: str = OPEN_CLIP) -> Missing
     return again
 
 
-def probes(model: MissingModalityClassifier) -> tuple[Tensor, Tensor]:
-    """Random images [8, 3, H, W] and texts [8, L], always the same."""
+def probes(model: MissingModalityClassifier) -> dict[str, Tensor]:
+    """Random inputs of every tower, such as images [8, 3, H, W] and texts [8, L], always the same."""
     device = model.device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        image, text = (model.towers[modality].random(model.model, PROBES) for modality in ("image", "text"))
-    return image.to(device), text.to(device)
+        drawn = {modality: tower.random(model.model, PROBES) for modality, tower in model.towers.items()}
+    return {modality: inputs.to(device) for modality, inputs in drawn.items()}
 
 
 @torch.no_grad()
-def patterns(model: MissingModalityClassifier, image: Tensor, text: Tensor) -> Tensor:
-    """Logits of complete rows, of images alone and of texts alone, [3 B, C], on the CPU."""
+def patterns(model: MissingModalityClassifier, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Logits of complete rows and of rows of every other presence pattern, [P B, C], on the CPU."""
     model.eval()
-    return torch.cat([model(image, text), model(image), model(text=text)]).float().cpu()
+    each = reversed(patterns_of(inputs))
+    return torch.cat([model(inputs={name: inputs[name] for name in pattern}) for pattern in each]).float().cpu()
 
 
 def description(run: LoadedRun, format: str, found: dict[str, Any]) -> dict[str, Any]:
@@ -175,7 +178,7 @@ def description(run: LoadedRun, format: str, found: dict[str, Any]) -> dict[str,
         "multi_label": run.multi_label,
         "threshold": THRESHOLD if run.multi_label else None,
         "metric": run.metric,
-        "features": "[image embedding; text embedding], projected, not normalised",
+        "features": f"[{'; '.join(f'{name} embedding' for name in run.model.towers)}], projected, not normalised",
         "head": run.model.head_kind,
         "patterns": [list(pattern) for pattern in patterns_of(run.model.towers)],
         "missing_embedding": run.model.missing_embedding,

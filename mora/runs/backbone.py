@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from mora.adapters import towers_in
 from mora.data.sources.drawings import cache_folder
 from mora.runs.described import SCHEMES, check_text_tower, make_tokenizer, no_code_from_elsewhere, read_description
+from mora.runs.preparing import Preparing
 from mora.system.files import regular_file
 from mora.system.machine import need
 
@@ -77,6 +79,16 @@ class Backbone:
         empty = tokenizer([""])[0]
         more = dict(others or {}), dict(missing or {})
         return cls(model.eval(), preprocess, tokenizer, name, pretrained, size, white, empty, *more)
+
+    def substitutes(self) -> dict[str, Tensor]:
+        """One input for each tower, in their order: what stands for a missing one."""
+        own = {"image": self.missing_image, "text": self.empty_text, **self.missing}
+        towers = towers_in(self.model)
+        return {name: own[name] if name in own else tower.substitute(self.model) for name, tower in towers.items()}
+
+    def preparing(self, tokenize: Callable[[Sequence[str]], Tensor]) -> Preparing:
+        """How rows are prepared for its towers, texts by a tokenizer under the run's token policy."""
+        return Preparing(self.preprocess, tokenize, self.others, self.substitutes())
 
     def fingerprint(self) -> str:
         """SHA-256 of the weights (names, shapes, dtypes, bytes), in hexadecimal; of the untouched model."""

@@ -27,6 +27,7 @@ from mora.heads import LINEAR, SUBSTITUTE
 from mora.prompts import PromptSize
 from mora.runs.backbone import Backbone, load_backbone, with_policy
 from mora.runs.methods import MORA_VARIANTS, adapt, trained_tensors
+from mora.runs.preparing import Preparing
 from mora.runs.stored import check_config, check_result
 from mora.system.files import digest, pack_tensors, read_json, read_tensors, write_bytes, write_json
 from mora.system.folders import whole_folder
@@ -49,6 +50,7 @@ class LoadedRun:
         model: in eval mode, adapters and head of the best validation epoch in place.
         preprocess: a PIL image to float32 [3, H, W].
         tokenize: texts to int64 [B, L], under the run's token policy.
+        preparing: how a row of any modalities is prepared for the towers of `model`.
         config: the content of config.json.
         classes: names, in the order of the logits.
         metric: "accuracy", "macro_f1" or "auroc".
@@ -72,6 +74,7 @@ class LoadedRun:
     result: dict[str, Any]
     backbone: Backbone
     folder: Path
+    preparing: Preparing
 
     @property
     def data_options(self) -> dict[str, Any]:
@@ -121,11 +124,12 @@ def load_run(
             "differs), expected the same"
         )
     data = config["data"]
+    tokenize = with_policy(backbone.tokenizer, config["token_policy"], backbone.empty_text)
+    preparing = backbone.preparing(tokenize)
     model = MissingModalityClassifier(
         backbone.model,
         len(data["classes"]),
-        backbone.missing_image,
-        backbone.empty_text,
+        missing=preparing.missing,
         head=config.get("head", LINEAR),
         missing_embedding=config.get("missing_embedding", SUBSTITUTE),
     )
@@ -134,7 +138,7 @@ def load_run(
     return LoadedRun(
         model=model.to(device).eval(),
         preprocess=backbone.preprocess,
-        tokenize=with_policy(backbone.tokenizer, config["token_policy"], backbone.empty_text),
+        tokenize=tokenize,
         config=config,
         classes=tuple(data["classes"]),
         metric=data["metric"],
@@ -144,6 +148,7 @@ def load_run(
         result=result,
         backbone=backbone,
         folder=folder,
+        preparing=preparing,
     )
 
 

@@ -66,7 +66,7 @@ def is_table(value: Any) -> bool:
     if not isinstance(value, dict) or not is_text(value.get("missing")):
         return False
     try:
-        Missing.parse(value["missing"])
+        Missing.parse(value["missing"], strict=False)
     except ValueError:
         return False
     return value.get("seed") is None or is_count(value["seed"])

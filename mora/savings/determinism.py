@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mora.data.modality import Modality
+
 # Transforms of torchvision and timm that draw at random and whose names do not begin with "Random".
 DRAWING = ("AugMix", "AutoAugment", "ColorJitter", "ElasticTransform", "GaussianBlur", "RandAugment",
            "ScaleJitter", "TrivialAugment", "MixUp", "CutMix", "AugmentAndMix", "JPEG")  # fmt: skip
@@ -18,18 +20,19 @@ PROBES = ((97, 61), (224, 224), (40, 123))  # width, height
 DRAWS = 4
 
 
-def why_random(preprocess: Callable[[Any], Tensor]) -> str:
-    """What in a preprocessing draws at random, in words; "" when it gives the same tensor every time."""
+def why_random(preprocess: Callable[[Any], Tensor], modality: Modality | None = None) -> str:
+    """What in a preprocessing, of images or another modality, draws at random, in words; "" when nothing does."""
+    plural = "images" if modality is None else modality.plural
     names = [name for name in steps(preprocess) if name.startswith(("Random", *DRAWING))]
     if names:
-        return f"images are augmented at random ({', '.join(dict.fromkeys(names))})"
-    for image in probes():
+        return f"{plural} are augmented at random ({', '.join(dict.fromkeys(names))})"
+    for image in probes() if modality is None else modality.probes():
         with random_state_kept():
             first = preprocess(image)
             for seed in range(DRAWS):
                 reseed(seed)
                 if not torch.equal(preprocess(image), first):
-                    return "images are preprocessed differently from call to call"
+                    return f"{plural} are preprocessed differently from call to call"
     return ""
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mora.data.modalities import modality
 from mora.savings.contents import digest_of
 from mora.savings.determinism import probes, why_random
 from mora.savings.encoder import Encoder
@@ -64,15 +65,29 @@ def weights_sum(model: Encoder) -> bytes | str:
 
 
 def sample_parts(
-    dataset: Any, preprocess: Callable[[Any], Tensor], tokenize: Callable[[Sequence[str]], Tensor]
+    dataset: Any,
+    preprocess: Callable[[Any], Tensor],
+    tokenize: Callable[[Sequence[str]], Tensor],
+    others: Mapping[str, Callable[[Any], Tensor]] | None = None,
 ) -> dict[str, Any]:
     """What the samples of a `mora.data.Dataset` depend on, as `mora.PrefixCache` takes it.
 
-    Raises ValueError, with the reason, when images are augmented at random.
+    `others` are preprocessings of further modalities, by name: what they make of `mora.data.Modality.probes` counts.
+
+    Raises ValueError, with the reason, when inputs are augmented at random, or a modality has no probes.
     """
     if reason := why_random(preprocess):
         raise ValueError(f"cache: {reason}")
-    return {"data": dataset.stamp(), **preprocess_state(preprocess), **tokenizer_state(tokenize)}
+    parts = {"data": dataset.stamp(), **preprocess_state(preprocess), **tokenizer_state(tokenize)}
+    for name, step in (others or {}).items():
+        probed = modality(name).probes()
+        if reason := why_random(step, modality(name)):
+            raise ValueError(f"cache: {reason}")
+        if not probed:
+            raise ValueError(f"cache: {name} has no probes, so that nobody would know when its preprocessing changes")
+        made = {f"{place}": step(value) for place, value in enumerate(probed)}
+        parts[name] = {"preprocess": ADDRESS.sub("", repr(step)), "preprocessed": tensors_state(made)}
+    return parts
 
 
 def preprocess_state(preprocess: Callable[[Any], Tensor]) -> dict[str, str]:

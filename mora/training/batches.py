@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,52 +10,43 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from mora.data.dataset import Dataset
-from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
+from mora.data.presence import Presence
+from mora.runs.preparing import Preparing
 from mora.system.workers import leave_signals
 
 
 class Inputs(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """Samples as the classifier takes them: image [3, H, W], text [L], two flags, label, index.
+    """Samples as the classifier takes them: an input for each tower, a flag for each, label, index.
 
     Args:
         dataset: the samples.
-        lacks: int8 [N], natural and simulated absence: 0 complete, 1 text missing, 2 image missing.
-        preprocess: a PIL image to [3, H, W].
-        tokenize: texts to int64 [B, L].
-        missing_image: [3, H, W] that stands for an absent image.
-        empty_text: [L] that stands for an absent text.
+        present: which of its modalities each sample has, natural and simulated absence together.
+        preparing: of the model.
+
+    Raises ValueError for a modality of the data that the model has no tower for.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        lacks: Tensor,
-        preprocess: Callable[[Any], Tensor],
-        tokenize: Callable[[Sequence[str]], Tensor],
-        missing_image: Tensor,
-        empty_text: Tensor,
-    ) -> None:
-        self.dataset, self.lacks = dataset, lacks
-        self.preprocess, self.tokenize = preprocess, tokenize
-        self.missing_image, self.empty_text = missing_image, empty_text
+    def __init__(self, dataset: Dataset, present: Presence, preparing: Preparing) -> None:
+        preparing.check_data(f"{dataset.name}, {dataset.split}", present.modalities)
+        self.dataset, self.present, self.preparing = dataset, present.of_towers(preparing.modalities), preparing
 
-    def lacking(self, lacks: Tensor) -> Inputs:
+    def having(self, present: Presence) -> Inputs:
         """The same samples of which others lack something."""
-        return Inputs(self.dataset, lacks, self.preprocess, self.tokenize, self.missing_image, self.empty_text)
+        return Inputs(self.dataset, present, self.preparing)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        sample, lacks = self.dataset[index], int(self.lacks[index])
-        image = None if lacks == IMAGE_MISSING else sample.image
-        text = None if lacks == TEXT_MISSING else sample.text
+        row, there = (
+            self.dataset[index],
+            dict(zip(self.present.modalities, self.present.mask[index].tolist(), strict=True)),
+        )
+        given = {name: row.inputs.get(name) if has else None for name, has in there.items()}
         return {
-            "image": self.missing_image if image is None else self.preprocess(image),
-            "text": self.empty_text if text is None else self.tokenize([text])[0],
-            "image_present": torch.tensor(image is not None),
-            "text_present": torch.tensor(text is not None),
-            "label": sample.label,
+            **{name: self.preparing.one(name, value) for name, value in given.items()},
+            **{f"{name}_present": torch.tensor(value is not None) for name, value in given.items()},
+            "label": row.label,
             "index": torch.tensor(index),
         }
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from mora.classifier import MissingModalityClassifier
 from mora.data.dataset import Dataset
-from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
+from mora.data.modalities import modality as known
 from mora.data.sources.drawings import cache_folder
 from mora.data.views import Corrupted
+from mora.runs.preparing import Preparing
 from mora.savings.cache import PrefixCache
 from mora.savings.determinism import why_random
 from mora.savings.encoder import refusal
@@ -46,7 +47,7 @@ class CachedInputs(torch.utils.data.Dataset[dict[str, Tensor]]):
         self.stores, self.place, self.present = cache.stores, cache.place, cache.present
         self.multiples = {modality: cache.multiple(modality) for modality in cache.stores}
         self.in_memory = cache.folder is None
-        self.image_present, self.text_present = inputs.lacks != IMAGE_MISSING, inputs.lacks != TEXT_MISSING
+        self.there = inputs.present.by_modality()
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -70,30 +71,28 @@ class CachedInputs(torch.utils.data.Dataset[dict[str, Tensor]]):
         return replace(store.read(rows, self.multiples[modality]), filled=True)
 
     def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """One batch: image_rows, text_rows, text_tokens (where a text has tokens), flags, label, index."""
+        """One batch: of each modality rows (image_rows), tokens where it has some, and flags; label and index."""
         index = torch.tensor(rows)
         if self.cache is not None:
             self.cache.check()
-        image_present, text_present = self.image_present[index], self.text_present[index]
-        image, text = self.take("image", index, image_present), self.take("text", index, text_present)
-        batch = {
-            "image_rows": image.rows,
-            "text_rows": text.rows,
-            "image_present": image_present,
-            "text_present": text_present,
-            "label": self.labels[index],
-            "index": index,
-        }
-        return batch if text.tokens is None else {**batch, "text_tokens": text.tokens}
+        batch = {"label": self.labels[index], "index": index}
+        for modality, there in self.there.items():
+            taken = self.take(modality, index, there[index])
+            batch |= {f"{modality}_rows": taken.rows, f"{modality}_present": there[index]}
+            if taken.tokens is not None:
+                batch[f"{modality}_tokens"] = taken.tokens
+        return batch
 
 
-def why_not(config: TrainConfig, model: MissingModalityClassifier, preprocess: Any) -> str:
+def why_not(config: TrainConfig, model: MissingModalityClassifier, preparing: Preparing) -> str:
     """Why no rows are kept, in words; "" when they are. ValueError where they were asked for by name."""
     if config.cache == "off":
         return "off"
     if config.epochs == 1 and config.cache == "auto" and config.cache_folder is None:
         return "one epoch reads every row once"
-    reason = refusal(model) or why_random(preprocess)
+    reason = refusal(model) or (why_random(preparing.preprocess) if "image" in model.towers else "")
+    for name, step in () if reason else preparing.others.items():
+        reason = reason or why_random(step, known(name))
     if reason and config.cache != "auto":
         raise ValueError(f"cache: got {config.cache!r}, expected 'off' or 'auto': {reason}")
     return reason
@@ -130,17 +129,18 @@ def make_cache(
 ) -> PrefixCache:
     """The cache of one split; on disk it holds what the data has, whatever this run's missing table takes away."""
     inputs = split.inputs
-    lacks = inputs.lacks if kind == "memory" else inputs.dataset.available()
+    present = inputs.present if kind == "memory" else inputs.dataset.present().of_towers(model.towers)
     place: dict[str, Any] = {}
     if kind == "disk":
         folder = cache_folder() / FOLDER if config.cache_folder is None else Path(config.cache_folder)
-        place = {"folder": folder, "parts": sample_parts(inputs.dataset, inputs.preprocess, inputs.tokenize)}
+        given = inputs.preparing
+        parts = sample_parts(inputs.dataset, given.preprocess, given.tokenize, given.others)
+        place = {"folder": folder, "parts": parts}
     return PrefixCache(
         model,
-        inputs.lacking(lacks),
-        image_present=lacks != IMAGE_MISSING,
-        text_present=lacks != TEXT_MISSING,
-        image_rows=rows_of_images(inputs.dataset),
+        inputs.having(present),
+        present=present.by_modality(),
+        rows={"image": rows_of_images(inputs.dataset)},
         dtype=DTYPES[config.cache_dtype],
         cap=None if config.cache_gb is None else max(0, int(config.cache_gb * 1e9) - taken),
         **place,
@@ -156,13 +156,12 @@ def keep_rows(
     config: TrainConfig,
     model: MissingModalityClassifier,
     splits: Mapping[str, Split],
-    preprocess: Any,
     processes: int,
     workers: int,
     log: Log,
 ) -> dict[str, PrefixCache]:
     """Compute what the frozen blocks give once for all epochs, and say what is saved, what is not and why."""
-    reason = why_not(config, model, preprocess)
+    reason = why_not(config, model, splits["train"].inputs.preparing)
     caches: dict[str, PrefixCache] = {}
     if not reason:
         caches, reason = make_caches(config, model, splits, processes)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from mora.data.presence import PAIR
 from mora.heads import LINEAR, SUBSTITUTE
 from mora.prompts import PromptSize
 from mora.runs.backbone import Backbone
@@ -35,6 +36,7 @@ def describe(
             "classes": list(dataset.classes),
             "rows": {name: len(split.dataset) for name, split in splits.items()},
             "fingerprints": {name: split.dataset.fingerprint for name, split in splits.items()},
+            **({} if dataset.modalities == PAIR else {"modalities": list(dataset.modalities)}),
             "broken": {name: list(split.dataset.broken) for name, split in splits.items() if split.dataset.broken},
         },
         "backbone": {

@@ -133,11 +133,12 @@ class Engine:
 
     def forward(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """Logits [B, C], or what else the head of the objective gives."""
-        if "image_rows" in batch:
-            image = Hidden(batch["image_rows"], filled=True)
-            text = Hidden(batch["text_rows"], batch.get("text_tokens"), filled=True)
-            return model(image, text, batch["image_present"], batch["text_present"])
-        return model(batch["image"], batch["text"], batch["image_present"], batch["text_present"])
+        towers = self.model.towers
+        present = {name: batch[f"{name}_present"] for name in towers}
+        if all(f"{name}_rows" in batch for name in towers):
+            rows = {m: Hidden(batch[f"{m}_rows"], batch.get(f"{m}_tokens"), filled=True) for m in towers}
+            return model(inputs=rows, present=present)
+        return model(inputs={name: batch[name] for name in towers}, present=present)
 
     def not_finite(self, loss: float, batch: Mapping[str, Tensor], where: str) -> NotFiniteError:
         """The error that names what is not finite."""

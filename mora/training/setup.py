@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mora.config import PRESETS
 from mora.data.corruption import Corruption
 from mora.data.dataset import SPLITS, Dataset
-from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
 from mora.data.open import open_dataset, splits_of
+from mora.data.presence import Presence
 from mora.data.table_files import find_table, load_table
-from mora.data.tables import Missing, MissingTable, draw_table, per_sample, table_seed
+from mora.data.tables import Missing, MissingTable, draw_table, presence_of, table_seed
 from mora.data.trainable import refuse_incomplete, refuse_unlearnable, refuse_unscorable, refuse_untrainable
 from mora.data.views import Corrupted, Rescored, thinned
 from mora.metrics import RECALL
@@ -31,17 +30,17 @@ from mora.training.config import TrainConfig
 
 @dataclass(frozen=True)
 class Split:
-    """One split: samples, what each lacks (int8 [N]), where its missing table came from, and tensors to train on."""
+    """One split: samples, what each has, where its missing table came from, and tensors to train on."""
 
     dataset: Dataset
-    lacks: Tensor
+    present: Presence
     table: dict[str, Any]
     inputs: Inputs
 
     def counts(self) -> str:
         """How many samples there are and lack what, in words."""
-        image, text = (int((self.lacks == value).sum()) for value in (IMAGE_MISSING, TEXT_MISSING))
-        return f"{len(self.dataset):,} ({image:,} without image, {text:,} without text)"
+        lacking = ", ".join(f"{count:,} without {name}" for name, count in self.present.missing.items())
+        return f"{len(self.dataset):,} ({lacking})"
 
 
 def make_accelerator(config: TrainConfig) -> Any:
@@ -120,7 +119,7 @@ def prepare(config: TrainConfig, backbone: Backbone, datasets: Mapping[str, Data
 
     Raises ValueError for a split that teaches nothing, or a table that does not fit.
     """
-    tokenize = with_policy(backbone.tokenizer, policy, backbone.empty_text)
+    preparing = backbone.preparing(with_policy(backbone.tokenizer, policy, backbone.empty_text))
     corruption = Corruption(config.patches, word_drop=config.word_drop, seed=config.seed)
     splits = {}
     for split in SPLITS:
@@ -131,11 +130,10 @@ def prepare(config: TrainConfig, backbone: Backbone, datasets: Mapping[str, Data
         dataset = thinned(whole, config.limit)
         refuse_unlearnable(dataset)
         refuse_unscorable(dataset)
-        lacks = per_sample(table, dataset)
+        present = presence_of(table, dataset)
         if config.patches or config.word_drop:
             dataset = Corrupted(dataset, corruption)
-        inputs = Inputs(dataset, lacks, backbone.preprocess, tokenize, backbone.missing_image, backbone.empty_text)
-        splits[split] = Split(dataset, lacks, describe_table(table), inputs)
+        splits[split] = Split(dataset, present, describe_table(table), Inputs(dataset, present, preparing))
     return splits
 
 
@@ -161,11 +159,14 @@ def describe_table(table: MissingTable) -> dict[str, Any]:
 
 
 def one_modality(split: Split) -> str | None:
-    """A warning when every sample of a split lacks the same modality; else None."""
-    for value, word, other in ((IMAGE_MISSING, "image", "text"), (TEXT_MISSING, "text", "image")):
-        if bool((split.lacks == value).all()):
-            return f"warning: every training row lacks its {word}: only the {other} tower sees data"
-    return None
+    """A warning when every sample of a split lacks the same modality, or several; else None."""
+    missing = split.inputs.present.missing
+    lost = [name for name, count in missing.items() if count == len(split.dataset)]
+    if not lost:
+        return None
+    left = [name for name in missing if name not in lost]
+    towers, see = ("tower", "sees") if len(left) == 1 else ("towers", "see")
+    return f"warning: every training row lacks its {' and '.join(lost)}: only the {', '.join(left)} {towers} {see} data"
 
 
 def token_policy(config: TrainConfig, dataset: Dataset) -> str:

@@ -72,11 +72,12 @@ class Trainer:
         policy = setup.token_policy(config, self.task)
         self.splits = setup.prepare(config, self.backbone, datasets, policy)
         self.description = describe(config, self.backbone, self.splits, policy, processes)
+        preparing = self.splits["train"].inputs.preparing
         self.model = MissingModalityClassifier(
-            self.backbone.model, len(self.task.classes), self.backbone.missing_image, self.backbone.empty_text,
-            Savings.parse(config.savings), head=config.head_kind, missing_embedding=config.missing_kind,
+            self.backbone.model, len(self.task.classes), None, None, Savings.parse(config.savings),
+            preparing.missing, head=config.head_kind, missing_embedding=config.missing_kind,
         )  # fmt: skip
-        name_classes(self.model, self.task, self.splits["train"].inputs.tokenize)
+        name_classes(self.model, self.task, preparing.tokenize)
         adapters = adapt(self.model.model, config.method, config.mora, config.lora_scale, config.prompts)
         self.rows = len(self.splits["train"].dataset)
         passes = math.ceil(self.rows / (config.batch * processes))
@@ -167,8 +168,7 @@ class Trainer:
         self.engine.train_mode()
         with self.accelerator.autocast():
             caches = keep_rows(
-                self.config, self.model, self.splits, self.backbone.preprocess, self.accelerator.num_processes,
-                self.engine.workers(), self.log,
+                self.config, self.model, self.splits, self.accelerator.num_processes, self.engine.workers(), self.log
             )  # fmt: skip
         self.engine.use(caches)
 

@@ -108,7 +108,7 @@ def test_conditions_by_split() -> None:
         ("both", "missing: got 'both', expected KIND:RATE or KIND:RATE:SHARE, such as both:0.7"),
         ("both:much", "missing: got 'both:much'"),
         ("both:0.7:0.5:1", "missing: got"),
-        ("audio:0.7", "kind: got 'audio', expected one of 'text', 'image', 'both'"),
+        ("sound:0.7", "kind: got 'sound', expected one of 'text', 'image', 'both'"),
         ("both:70", "rate: got 70.0, expected a share between 0 and 1"),
         ("eval=both:0.7", "missing: got 'eval', expected each of 'train', 'validation', 'test' at most once"),
         ("train=both:0.7,train=text:0.1", "missing: got .*expected each split once"),

@@ -383,8 +383,7 @@ def test_an_encoder_of_any_towers_without_a_head(monkeypatch):
 def test_an_evaluation_reads_rows_past_the_frozen_blocks_instead_of_samples(tmp_path):
     run = load_run(squares.write_run(tmp_path / "run"))
     data = squares.InMemory(12, natural=[0, 1, 2] * 4, groups=torch.arange(12) // 2)
-    substitutes = run.model.missing_image, run.model.missing_text
-    inputs = Inputs(data, data.available(), run.preprocess, run.tokenize, *substitutes)
+    inputs = Inputs(data, data.present(), run.preparing)
     present = data.available() != 2, data.available() != 1
     cache = mora.PrefixCache(run.model, inputs, *present, image_rows=data.groups())
     cache.fill()

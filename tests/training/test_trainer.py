@@ -197,7 +197,7 @@ def test_limit_spreads_over_the_split(tmp_path):
     trainer = fakes.trainer(tmp_path / "run", fakes.splits(40), limit=10)
     split = trainer.splits["train"]
     assert [split.dataset[i].id for i in range(3)] == ["train row 0", "train row 4", "train row 8"]
-    assert len(split.lacks) == 10 == len(split.dataset.labels())
+    assert len(split.present) == 10 == len(split.dataset.labels())
     trainer.fit()
 
 

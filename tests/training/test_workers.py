@@ -15,6 +15,7 @@ import torch
 from mora.cli import main
 from mora.data.open import open_dataset
 from mora.runs.backbone import load_backbone, with_policy
+from mora.runs.preparing import Preparing
 from mora.system import workers
 from mora.training.batches import Inputs
 from mora.training.caching import CachedInputs
@@ -59,9 +60,7 @@ def test_what_workers_are_given_can_be_pickled(tmp_path, policy):
     data = [synthetic.manifest(tmp_path), synthetic.manifest(tmp_path, ".parquet"), synthetic.arrow(tmp_path, "mmimdb")]
     for source in data:
         dataset = open_dataset(str(source), "train")
-        inputs = Inputs(
-            dataset, dataset.available(), backbone.preprocess, tokenize, backbone.missing_image, backbone.empty_text
-        )
+        inputs = Inputs(dataset, dataset.present(), backbone.preparing(tokenize))
         again = picklable(inputs)
         for one, other in zip(inputs[3].values(), again[3].values(), strict=True):
             assert torch.equal(one, other)
@@ -83,7 +82,8 @@ def test_cached_rows_are_sent_to_workers_without_the_model(tmp_path):
     cache = mora.PrefixCache(model, samples, folder=tmp_path, parts={"data": "worlds"})
     cache.fill()
     splits = fakes.splits(12)
-    inputs = Inputs(splits["train"], splits["train"].available(), None, None, None, None)
+    preparing = Preparing(None, None, {}, {"image": None, "text": None})
+    inputs = Inputs(splits["train"], splits["train"].present(), preparing)
     cached = CachedInputs(cache, inputs)
     again = picklable(cached)
     assert again.cache is None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mora.data.modalities import known, modality
 from mora.data.published import SPLIT_NAMES
 from mora.data.sources.comma_separated import columns_of
 from mora.system.files import LARGEST_TEXT, parse_json, read_text, regular_file
@@ -16,6 +17,16 @@ from mora.system.messages import listed
 COLUMNS = ("image", "text", "label", "split")
 MOST_ROWS = 1 << 27
 BATCH = 256  # rows decoded at a time
+
+
+def others() -> tuple[str, ...]:
+    """Columns of further modalities, those registered beside image and text."""
+    return tuple(name for name in known() if name not in COLUMNS)
+
+
+def wanted() -> tuple[str, ...]:
+    """Every column that means something."""
+    return (*COLUMNS, *others())
 
 
 def read_columns(path: Path) -> dict[str, list[Any]]:
@@ -31,8 +42,9 @@ def _read_csv(path: Path) -> dict[str, list[Any]]:
     if not text[:4096].strip():
         raise ValueError(f"{path}: got an empty file, expected a line with the names of the columns: image,text,label")
     splits = [word for words in SPLIT_NAMES.values() for word in words]
+    keys = {"image": (), "label": (), "split": splits, **{m: () for m in others() if not modality(m).written}}
     try:
-        names, cells = columns_of(text, COLUMNS, {"image": (), "label": (), "split": splits})
+        names, cells = columns_of(text, wanted(), keys)
     except ValueError as error:
         raise ValueError(f"{path}: got a file that is not CSV in UTF-8 ({error})") from error
     _refuse_repeated(path, names)
@@ -50,7 +62,7 @@ def _read_parquet(path: Path) -> dict[str, list[Any]]:
             names = file.schema_arrow.names
             _refuse_repeated(path, names)
             _refuse_vast(file.metadata)
-            for name in set(COLUMNS) & set(names):
+            for name in set(wanted()) & set(names):
                 check_type(name, file.schema_arrow.field(name).type)
             return _decoded(file, names)
     except (pa.ArrowException, OSError, MemoryError) as error:
@@ -62,14 +74,14 @@ def _read_parquet(path: Path) -> dict[str, list[Any]]:
 
 def _decoded(file: Any, names: list[str]) -> dict[str, list[Any]]:
     """The values of the columns that count, a few rows at a time: a dictionary does not say how much it unpacks to."""
-    wanted, size = [name for name in names if name in COLUMNS], 0
+    chosen, size = [name for name in names if name in wanted()], 0
     columns: dict[str, list[Any]] = {name: [] for name in names}
-    for batch in file.iter_batches(batch_size=BATCH, columns=wanted):
+    for batch in file.iter_batches(batch_size=BATCH, columns=chosen):
         batch.validate(full=True)
         size += batch.nbytes
         if size > LARGEST_TEXT:
             raise MemoryError(f"more than {LARGEST_TEXT:,} bytes unpacked")
-        for name in wanted:
+        for name in chosen:
             columns[name] += batch[name].to_pylist()
     return columns
 
@@ -92,7 +104,7 @@ def check_type(name: str, kind: Any) -> None:
         return check_type(name, kind.value_type)
     if types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind):
         return None
-    if name in ("image", "text"):
+    if name in ("image", "text", *others()):
         raise TypeError(f"got {name} of type {kind}, expected string")
     if name == "label" and (types.is_list(kind) or types.is_large_list(kind)) and not types.is_nested(kind.value_type):
         return check_type("label", kind.value_type)
@@ -118,14 +130,14 @@ def _read_jsonl(path: Path) -> dict[str, list[Any]]:
             rows.append(row)
     if not rows:
         raise ValueError(f"{path}: got no rows, expected a JSON object in every line")
-    return {name: [row.get(name) for row in rows] if name in COLUMNS else [] for name in names}
+    return {name: [row.get(name) for row in rows] if name in wanted() else [] for name in names}
 
 
 def _check_row(row: object, form: str) -> None:
     """ValueError, in the words of `form`, for what is no row."""
     if not isinstance(row, dict):
         raise ValueError(form.format(type(row).__name__, "a JSON object"))
-    for name in ("image", "text"):
+    for name in ("image", "text", *others()):
         if not isinstance(row.get(name), (str, type(None))):
             raise ValueError(form.format(f"{name} of type {type(row[name]).__name__}", "text or null"))
     label = row.get("label")

@@ -29,7 +29,8 @@ def columns_of(
         text: CSV with a line of names; cells may be in double quotes, and then hold commas, line ends and `""`.
         wanted: columns whose cells are kept.
         keys: columns with few values, and words that are values of theirs in any case. They tell where a quote that was
-            not closed took whole rows into a cell; `"image"` counts by the ends of its file names.
+            not closed took whole rows into a cell; all but `"label"` and `"split"` hold paths, which count by the ends
+            of their file names.
 
     Raises ValueError that begins with the line: a quote that is not closed, is followed by text or stands after a
     blank, a row of another number of cells, a NUL byte.
@@ -147,4 +148,4 @@ def _reads_as_row(cells: Sequence[str], names: Sequence[str], known: Mapping[int
 
 
 def _key(name: str, value: str) -> str:
-    return PurePath(value).suffix.lower() if name == "image" else value.strip()
+    return PurePath(value).suffix.lower() if name not in ("label", "split") else value.strip()

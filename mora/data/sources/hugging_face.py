@@ -240,7 +240,7 @@ def _sizes(data: Any, folder: Path) -> list[int]:
         elif not place:
             sizes.append(ABSENT)
         else:
-            sizes.append(file_size(folder / place))
+            sizes.append(file_size(folder / place, LARGEST_IMAGE))
     return sizes
 
 

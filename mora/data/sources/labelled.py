@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -25,7 +25,8 @@ class Labelled:
 
     `where` names the source in messages; `images` are keys (paths, names) or None; `texts` or None; `labels` one or
     several names; `splits` as written, or None where the source has no split; `classes` in the source's own order, or
-    None for their natural order; `several` whether a row may have several labels.
+    None for their natural order; `several` whether a row may have several labels; `others` the keys or contents of
+    further modalities, by name; `modalities` all of them in order, or none where there are image and text alone.
     """
 
     where: str
@@ -35,6 +36,8 @@ class Labelled:
     splits: list[str] | None
     classes: tuple[str, ...] | None
     several: bool
+    others: dict[str, list[str | None]] = field(default_factory=dict)
+    modalities: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what no split can be made of; ValueError that names the rows, counted from 1."""
@@ -44,9 +47,11 @@ class Labelled:
         if unlabelled:
             raise ValueError(f"{self.where}: got no label in {rows_of(unlabelled)}, expected one in every row")
         self._refuse_unwritable()
-        both = [row for row, pair in enumerate(zip(self.images, self.texts, strict=True), 1) if pair == (None, None)]
-        if both:
-            raise ValueError(f"{self.where}: got neither image nor text in {rows_of(both)}, expected one at least")
+        cells = zip(self.images, self.texts, *self.others.values(), strict=True)
+        nothing = [row for row, inputs in enumerate(cells, 1) if not any(one is not None for one in inputs)]
+        if nothing:
+            names = " nor ".join((", ".join(("image", "text", *self.others)[:-1]), ("text", *self.others)[-1]))
+            raise ValueError(f"{self.where}: got neither {names} in {rows_of(nothing)}, expected one at least")
 
     def _refuse_unwritable(self) -> None:
         """ValueError for what no file, table or tokenizer takes: half of a character, a NUL in a path."""
@@ -56,6 +61,7 @@ class Labelled:
             ("text", self.texts),
             ("label", labels),
             ("split", self.splits or ()),
+            *self.others.items(),
         ):
             for row, value in enumerate(values, 1):
                 if value is None or (value.isascii() and "\0" not in value):
@@ -65,22 +71,27 @@ class Labelled:
                 except UnicodeEncodeError as error:
                     reason = f"half a character ({value[error.start]!a})"
                     raise ValueError(f"{self.where}: got {reason} in {name} of row {row}, expected text") from error
-                if name == "image" and "\0" in value:
-                    raise ValueError(f"{self.where}: got a NUL in image of row {row}, expected a path: {value[:80]!r}")
+                if name in ("image", *self.others) and "\0" in value:
+                    raise ValueError(f"{self.where}: got a NUL in {name} of row {row}, expected a path: {value[:80]!r}")
 
     def parts(self, seed: int) -> list[str]:
         """The split of every row, as written or divided by content; ValueError for a word that is no split."""
         if self.splits is None:
-            contents = [
-                f"image {os.path.normpath(image)}" if image is not None else f"text {text}"
-                for image, text in zip(self.images, self.texts, strict=True)
-            ]
-            return divide(contents, self.labels, seed)
+            return divide([self._content(row) for row in range(len(self.labels))], self.labels, seed)
         wrong = {word: row for row, word in reversed(list(enumerate(self.splits, 1))) if split_name(word) is None}
         if wrong:
             found = listed(f"{word!r} (row {row})" for word, row in sorted(wrong.items(), key=lambda item: item[1]))
             raise ValueError(f"{self.where}: got the splits {found}, expected train, validation (val, dev) or test")
         return [split_name(word) or "" for word in self.splits]
+
+    def _content(self, row: int) -> str:
+        """What rows have in common that stay together: their image, else their text, else the first of the others."""
+        image, text = self.images[row], self.texts[row]
+        if image is not None:
+            return f"image {os.path.normpath(image)}"
+        if text is not None or not self.others:
+            return f"text {text}"
+        return next(f"{name} {cells[row]}" for name, cells in self.others.items() if cells[row] is not None)
 
     def task(self, name: str, classes: Sequence[str] | None, multi_label: bool | None, least: int = 2) -> Task:
         """Classes in their natural order (numbers by value), or the given ones; one label per row or several.

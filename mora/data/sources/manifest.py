@@ -14,7 +14,10 @@ from torch import Tensor
 
 from mora.data.dataset import SPLITS
 from mora.data.images import LARGEST_IMAGE
-from mora.data.sources.columns import COLUMNS, READERS, read_columns
+from mora.data.modalities import in_order, modality
+from mora.data.presence import PAIR
+from mora.data.sources.cells import Cells
+from mora.data.sources.columns import COLUMNS, READERS, others, read_columns, wanted
 from mora.data.sources.labelled import SEPARATOR, Labelled
 from mora.data.sources.rows import ABSENT, Columns, Rows, file_size
 from mora.data.sources.source import Options, Source
@@ -47,15 +50,18 @@ class ManifestSplit(Rows):
         chosen = table.choose(split, parts)
         keys = [table.images[row] for row in chosen]
         self._files = [None if key is None else path.parent / key for key in keys]
+        rows = [f"row {row + 1}" for row in chosen]
         columns = Columns(
-            ids=[
-                f"row {row + 1}" if key is None else f"row {row + 1}: {printable(key)}"
-                for row, key in zip(chosen, keys, strict=True)
-            ],
+            ids=[row if key is None else f"{row}: {printable(key)}" for row, key in zip(rows, keys, strict=True)],
             texts=[table.texts[row] for row in chosen],
             labels=table.encode(chosen, task),
             images=list(range(len(chosen))),
-            sizes=[ABSENT if file is None else file_size(file) for file in self._files],
+            sizes=[ABSENT if file is None else file_size(file, LARGEST_IMAGE) for file in self._files],
+            others={
+                name: Cells.of(modality(name), [cells[row] for row in chosen], path.parent, rows)
+                for name, cells in table.others.items()
+            },
+            modalities=table.modalities or PAIR,
         )
         self._ids, self._keys = columns.ids, keys
         super().__init__(task, split, columns, on_broken)
@@ -80,7 +86,9 @@ class ManifestSplit(Rows):
         return torch.tensor([number.setdefault(key, len(number)) for key in keys], dtype=torch.int64)
 
     def files(self) -> list[Path]:
-        return [file for file in self._files if file is not None]
+        cells = self._columns.others.values()
+        found = [*self._files, *(one.file(row) for one in cells for row in range(len(one.keys)))]
+        return [file for file in found if file is not None]
 
 
 def is_manifest(source: str) -> bool:
@@ -102,7 +110,7 @@ def read_manifest(path: Path, extra_columns: bool = False, labelled: bool = True
     """
     columns = read_columns(path)
     if not labelled and "label" not in columns:
-        length = max((len(columns[name]) for name in COLUMNS if name in columns), default=0)
+        length = max((len(columns[name]) for name in wanted() if name in columns), default=0)
         columns["label"] = [UNLABELLED] * length
     _refuse_columns(path, list(columns), extra_columns)
     length = len(columns["label"])
@@ -112,7 +120,14 @@ def read_manifest(path: Path, extra_columns: bool = False, labelled: bool = True
         empty = [row for row, word in enumerate(splits, 1) if not word]
         raise ValueError(f"{path}: got no split in {rows_of(empty)}, expected one in every row, or no column split")
     images = [_word(value) for value in columns.get("image", [None] * length)]
-    _refuse_outside(path, images)
+    _refuse_outside(path, "images", images)
+    further: dict[str, list[str | None]] = {}
+    for name in others():
+        if name in columns:
+            written = modality(name).written
+            further[name] = [_text(value) if written else _word(value) for value in columns[name]]
+            if not written:
+                _refuse_outside(path, modality(name).plural, further[name])
     return Labelled(
         where=str(path),
         images=images,
@@ -121,13 +136,15 @@ def read_manifest(path: Path, extra_columns: bool = False, labelled: bool = True
         splits=splits,
         classes=None,
         several=any(len(several) > 1 for several in labels),
+        others=further,
+        modalities=in_order(name for name in columns if name in (*PAIR, *further)) if further else (),
     )
 
 
 def _refuse_columns(path: Path, names: list[str], extra_columns: bool) -> None:
-    unknown = [name for name in names if name not in COLUMNS]
+    unknown = [name for name in names if name not in wanted()]
     if unknown and not extra_columns:
-        guess = difflib.get_close_matches(unknown[0], set(COLUMNS) - set(names), n=1, cutoff=0.5)
+        guess = difflib.get_close_matches(unknown[0], set(wanted()) - set(names), n=1, cutoff=0.5)
         hint = f"; did you mean {guess[0]!r}?" if guess else ""
         if len(names) == 1 and "label" in unknown[0]:
             raise ValueError(f"{path}: got one column {unknown[0]!r}, expected {listed(COLUMNS)}, separated by commas")
@@ -141,7 +158,7 @@ def _refuse_columns(path: Path, names: list[str], extra_columns: bool) -> None:
         )
 
 
-def _refuse_outside(path: Path, images: list[str | None]) -> None:
+def _refuse_outside(path: Path, plural: str, images: list[str | None]) -> None:
     """A relative path stays in the manifest's folder; one that leaves it has to be written in full."""
     outside = [
         row for row, image in enumerate(images, 1)
@@ -149,7 +166,7 @@ def _refuse_outside(path: Path, images: list[str | None]) -> None:
     ]  # fmt: skip
     if outside:
         raise ValueError(
-            f"{path}: got images outside the manifest's folder in {rows_of(outside)}, such as "
+            f"{path}: got {plural} outside the manifest's folder in {rows_of(outside)}, such as "
             f"{images[outside[0] - 1]!r}; expected paths below {path.parent}, or absolute ones"
         )
 

@@ -6,7 +6,7 @@ import warnings
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,17 +14,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mora.data.dataset import Dataset, Sample, compact_json, fingerprint, stamp_of
-from mora.data.images import LARGEST_IMAGE, BrokenImageError, decode, survey
-from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
-from mora.system.files import regular_file
-from mora.system.messages import listed, printable
+from mora.data.dataset import Dataset, Row, Sample, compact_json, fingerprint, stamp_of
+from mora.data.images import LARGEST_IMAGE, BrokenImageError, Images, decode, survey
+from mora.data.modality import BrokenInputError
+from mora.data.presence import PAIR, Presence
+from mora.data.sources.cells import ABSENT, NO_FILE, Cells, file_size, reason_of, refuse_absent
+from mora.system.messages import listed
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
-ABSENT, NO_FILE = -1, -2
+__all__ = ["ABSENT", "NO_FILE", "Columns", "Rows", "Task", "file_size", "refuse_vast"]
+
 FINGERPRINT_VERSION = 1
 MOST_CLASSES = 1 << 20
 MOST_LABELS = 1 << 30  # values of a table of labels: 4 GB
@@ -56,7 +58,9 @@ class Columns:
     """Samples in order, as columns: `ids`, `texts` (None where missing), `labels` (see `Dataset.labels`).
 
     `images` gives the image row each sample shows. `sizes` has one entry per image row, in their order: its bytes,
-    -1 where the image is missing, -2 where its file is, or is none that can be read.
+    -1 where the image is missing, -2 where its file is, or is none that can be read. `others` are further modalities,
+    where every sample has an image row of its own; `modalities` those that the source has, image and text alone unless
+    it says so.
     """
 
     ids: list[str]
@@ -64,14 +68,8 @@ class Columns:
     labels: Tensor
     images: list[int]
     sizes: list[int]
-
-
-def file_size(file: Path) -> int:
-    """The bytes of an image's file, `NO_FILE` where there is none that can be read; nothing is opened."""
-    try:
-        return regular_file(file, LARGEST_IMAGE).stat().st_size
-    except (OSError, ValueError):  # too long a name, a folder that may not be entered, a pipe
-        return NO_FILE
+    others: dict[str, Cells] = field(default_factory=dict)
+    modalities: tuple[str, ...] = PAIR
 
 
 def refuse_vast(where: str, rows: int, classes: int) -> None:
@@ -88,12 +86,14 @@ class Rows(Dataset):
     def __init__(self, task: Task, split: str, columns: Columns, on_broken: str) -> None:
         self.name, self.split, self.classes = task.name, split, task.classes
         self.multi_label, self.metric = task.multi_label, task.metric
-        self._columns = columns
+        self._columns, self.modalities = columns, columns.modalities
+        self.remarks: dict[str, tuple[str, ...]] = {}
         self._sources = list(range(len(columns.sizes)))  # where image row i stands in the source
         self._refuse_empty_rows()
-        self._refuse_absent_files(on_broken)
         if on_broken == "skip":
             self._leave_out_broken()
+        else:
+            self._refuse_absent_files()
         self.fingerprint = self._fingerprint()
 
     @abstractmethod
@@ -118,24 +118,30 @@ class Rows(Dataset):
     def __len__(self) -> int:
         return len(self._columns.ids)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> Sample | Row:
         columns = self._columns
         row = columns.images[index]
         try:
             image = None if columns.sizes[row] == ABSENT else self._decode(row)
-        except BrokenImageError as error:
-            raise BrokenImageError(
-                f"{error}; mora data check lists all such images, on_broken='skip' leaves them out"
+            found = {name: cells.read(index) for name, cells in columns.others.items()}
+        except BrokenInputError as error:
+            plural = "images" if isinstance(error, BrokenImageError) else "files"
+            raise type(error)(
+                f"{error}; mora data check lists all such {plural}, on_broken='skip' leaves them out"
             ) from error
-        return Sample(image, columns.texts[index], columns.labels[index], columns.ids[index])
+        if self.modalities == PAIR:
+            return Sample(image, columns.texts[index], columns.labels[index], columns.ids[index])
+        found |= {"image": image, "text": columns.texts[index]}
+        return Row({name: found[name] for name in self.modalities}, columns.labels[index], columns.ids[index])
 
-    def available(self) -> Tensor:
+    def present(self) -> Presence:
         columns = self._columns
-        found = [
-            TEXT_MISSING if text is None else IMAGE_MISSING if columns.sizes[row] == ABSENT else 0
-            for text, row in zip(columns.texts, columns.images, strict=True)
-        ]
-        return torch.tensor(found, dtype=torch.int8)
+        there = {
+            "image": torch.tensor([columns.sizes[row] != ABSENT for row in columns.images], dtype=torch.bool),
+            "text": torch.tensor([text is not None for text in columns.texts], dtype=torch.bool),
+            **{name: cells.present for name, cells in columns.others.items()},
+        }
+        return Presence.of({name: there[name] for name in self.modalities})
 
     def ids(self) -> list[str]:
         return list(self._columns.ids)
@@ -159,61 +165,55 @@ class Rows(Dataset):
         try:
             data = self.read_image(source)
         except (OSError, ValueError) as error:
-            gone = "No such file or directory" if isinstance(error, FileNotFoundError) else None
-            reason = gone or getattr(error, "strerror", None) or printable(str(error))
-            raise BrokenImageError(f"{name}: the file cannot be read: {reason}") from error
+            raise BrokenImageError(f"{name}: the file cannot be read: {reason_of(error)}") from error
         return decode(data, name)
 
     def _refuse_empty_rows(self) -> None:
-        columns = self._columns
-        empty = [
-            columns.ids[index]
-            for index, (text, row) in enumerate(zip(columns.texts, columns.images, strict=True))
-            if text is None and columns.sizes[row] == ABSENT
-        ]
+        empty = [self._columns.ids[row] for row in (~self.present().mask.any(dim=1)).nonzero().flatten().tolist()]
         if empty:
-            raise ValueError(f"{self.name}, {self.split}: got {listed(empty)} without image and text, expected one")
+            names = " and ".join((", ".join(self.modalities[:-1]), self.modalities[-1]))
+            raise ValueError(f"{self.name}, {self.split}: got {listed(empty)} without {names}, expected one")
 
-    def _refuse_absent_files(self, on_broken: str) -> None:
-        absent = [self._sources[row] for row, size in enumerate(self._columns.sizes) if size == NO_FILE]
-        if not absent or on_broken != "raise":
-            return
-        reasons = {source: why_unreadable(self.image_file(source)) for source in absent}
-        for what, sources in (
-            ("cannot be read", [source for source in absent if reasons[source]]),
-            ("do not exist", absent),
-        ):
-            if sources:
-                names = listed(f"{self.image_name(source)}{reasons[source]}" for source in sources)
-                raise ValueError(
-                    f"{self.name}, {self.split}: {len(sources):,} of {self.rows:,} image files {what}: {names}; "
-                    "mend the paths, leave the cell empty where an image is missing, or skip broken images"
-                )
+    def _refuse_absent_files(self) -> None:
+        where = f"{self.name}, {self.split}"
+        sources = [self._sources[row] for row, size in enumerate(self._columns.sizes) if size == NO_FILE]
+        names = [(self.image_name(source), self.image_file(source)) for source in sources]
+        refuse_absent(where, "image", "images", self.rows, names, LARGEST_IMAGE)
+        for cells in self._columns.others.values():
+            cells.refuse_absent(where)
 
     def _leave_out_broken(self) -> None:
         columns = self._columns
         rows = [row for row, size in enumerate(columns.sizes) if size != ABSENT]
-        found = list(survey(self._decode, rows))
-        self.plain = tuple(self.image_name(self._sources[one.row]) for one in found if one.plain)
+        found = list(survey(self._decode, rows, Images()))
+        self.plain = tuple(self.image_name(self._sources[one.row]) for one in found if one.remark)
         broken = {one.row: one.broken for one in found if one.broken is not None}
+        what = f"{len(broken):,} images" if broken else ""
+        for name, cells in columns.others.items():
+            there = cells.present.nonzero().flatten().tolist()
+            found = list(survey(cells.read, there, cells.modality))
+            self.remarks[name] = tuple(f"{cells.name(one.row)}: {one.remark}" for one in found if one.remark)
+            worse = {one.row: one.broken for one in found if one.broken is not None}
+            what += f"{' and ' * bool(what)}{len(worse):,} {cells.modality.plural}" if worse else ""
+            broken = {**worse, **broken}
         if not broken:
             return
         self.broken = tuple(broken.values())
-        warnings.warn(
-            f"{self.name}, {self.split}: left out {len(broken):,} images: {listed(self.broken)}", stacklevel=4
-        )
+        warnings.warn(f"{self.name}, {self.split}: left out {what}: {listed(self.broken)}", stacklevel=4)
         kept_rows = [row for row in range(self.rows) if row not in broken]
         moved = {row: place for place, row in enumerate(kept_rows)}
         kept = [index for index, row in enumerate(columns.images) if row in moved]
         if not kept:
             raise ValueError(f"{self.name}, {self.split}: no image can be read: {listed(self.broken)}")
         self._sources = [self._sources[row] for row in kept_rows]
-        self._columns = Columns(
+        self._columns = replace(
+            columns,
             ids=[columns.ids[index] for index in kept],
             texts=[columns.texts[index] for index in kept],
             labels=columns.labels[kept],
             images=[moved[columns.images[index]] for index in kept],
             sizes=[columns.sizes[row] for row in kept_rows],
+            others={name: cells.kept(kept) for name, cells in columns.others.items()},
         )
 
     def _fingerprint(self) -> str:
@@ -225,7 +225,8 @@ class Rows(Dataset):
             b"[%b,%b,%b,%d]" % (compact_json(name), compact_json(text), label, image)
             for name, text, label, image in samples
         )
-        return fingerprint(chain([FINGERPRINT_VERSION, self.split, columns.sizes], rows if several else samples))
+        more = (cells.defined() for cells in columns.others.values())
+        return fingerprint(chain([FINGERPRINT_VERSION, self.split, columns.sizes], rows if several else samples, more))
 
 
 def multi_hot_json(labels: Tensor) -> Iterator[bytes]:
@@ -235,15 +236,3 @@ def multi_hot_json(labels: Tensor) -> Iterator[bytes]:
         for place in row.nonzero().flatten().tolist():
             values[place] = b"1.0"
         yield b"[%b]" % b",".join(values)
-
-
-def why_unreadable(file: Path | None) -> str:
-    """`": "` and the reason for which a file is not opened; nothing where there is none."""
-    try:
-        if file is not None:
-            regular_file(file, LARGEST_IMAGE)
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError) as error:
-        return f": {printable(str(error))}"
-    return ""

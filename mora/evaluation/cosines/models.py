@@ -73,11 +73,13 @@ def policy_of(folder: Path) -> str:
 
 def plain(backbone: Backbone, device: str | torch.device = "cpu", policy: str = "plain") -> LoadedRun:
     """A backbone as a run that nothing trained: no data, no classes, no head."""
-    model = MissingModalityClassifier(backbone.model, 1, backbone.missing_image, backbone.empty_text, head=NONE)
+    tokenize = with_policy(backbone.tokenizer, policy, backbone.empty_text)
+    preparing = backbone.preparing(tokenize)
+    model = MissingModalityClassifier(backbone.model, 1, missing=preparing.missing, head=NONE)
     return LoadedRun(
         model=model.to(device).eval(),
         preprocess=backbone.preprocess,
-        tokenize=with_policy(backbone.tokenizer, policy, backbone.empty_text),
+        tokenize=tokenize,
         config={},
         classes=(),
         metric=RECALL,
@@ -87,6 +89,7 @@ def plain(backbone: Backbone, device: str | torch.device = "cpu", policy: str = 
         result={},
         backbone=backbone,
         folder=Path(backbone.name.removeprefix(LOCAL)),
+        preparing=preparing,
     )
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from mora.contrast.loss import count_pairs
 from mora.contrast.ranks import DEPTHS, Direction, figures_of, recall, retrieval
 from mora.data.dataset import Dataset
-from mora.data.tables import Missing, MissingTable, draw_table, per_sample
+from mora.data.tables import Missing, MissingTable, draw_table, presence_of
 from mora.evaluation.cosines.models import ADAPTED
-from mora.evaluation.cosines.rows import embed_rows, presence
+from mora.evaluation.cosines.rows import embed_rows
 from mora.evaluation.grid import NOTHING
 from mora.runs.run import LoadedRun
 
@@ -90,7 +90,8 @@ def evaluate_retrieval(
         for seed in (seeds if condition.rate else seeds[:1])
     ]
     given = [*drawn, *((file, table) for file, table in (tables or {}).items())]
-    present = [presence(per_sample(table, dataset)) for _, table in given]  # before the towers run
+    towers = run.model.towers  # tables are looked at before the towers run
+    present = [presence_of(table, dataset).of_towers(towers).by_modality() for _, table in given]
     found, results = embed_rows(run, dataset, batch, workers, progress), []
     for (file, table), there in zip(given, present, strict=True):
         missing = table.missing

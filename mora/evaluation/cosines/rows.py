@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mora.data.dataset import Dataset
-from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
 from mora.evaluation.embeddings import embed
 from mora.runs.run import LoadedRun
 
@@ -39,10 +38,6 @@ def embed_rows(
 ) -> Embedded:
     """One pass of what is there through the towers; arguments and errors as of `mora.evaluation.embeddings.embed`."""
     found = embed(run, dataset, batch, workers, progress)
-    rows = {"image": found.image[found.image_row].float(), "text": found.text[:-1].float()}
-    return Embedded(rows, presence(dataset.available()), dataset.pictures(), found.labels)
-
-
-def presence(lacks: Tensor) -> dict[str, Tensor]:
-    """Which samples have each modality, bool [N], of what each of them lacks (`mora.data.per_sample`)."""
-    return {"image": lacks != IMAGE_MISSING, "text": lacks != TEXT_MISSING}
+    rows = {name: one[found.place[name]].float() for name, one in found.rows.items()}
+    present = dataset.present().of_towers(rows).by_modality()
+    return Embedded(rows, present, dataset.pictures(), found.labels)

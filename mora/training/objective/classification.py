@@ -8,7 +8,6 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor
 
-from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
 from mora.patterns import scores_by_pattern
 from mora.training.batches import Share
 from mora.training.objective.objective import Objective, Scores
@@ -30,9 +29,9 @@ class Classification(Objective):
 
         dataset = self.splits[split].dataset
         new = partial(Metric, dataset.metric, len(dataset.classes), dataset.multi_label)
-        metric, groups, lacks = new(), dataset.groups(), self.splits[split].inputs.lacks
+        metric, groups = new(), dataset.groups()
         metric.update(outputs, labels, groups)
-        there = {"image": lacks != IMAGE_MISSING, "text": lacks != TEXT_MISSING}
+        there = self.splits[split].inputs.present.by_modality()
         return Scores(metric.compute(), scores_by_pattern(new, outputs, labels, there, groups))
 
 

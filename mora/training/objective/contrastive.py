@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from mora.contrast.loss import contrastive_loss, count_pairs
 from mora.contrast.ranks import figures_of, retrieval
-from mora.data.missing import IMAGE_MISSING, TEXT_MISSING
 from mora.heads import SCALE
 from mora.training.batches import Share
 from mora.training.objective.objective import Objective, Scores
@@ -80,8 +79,7 @@ class Contrastive(Objective):
 
 def presence_of(split: Split) -> dict[str, Tensor]:
     """Which samples have each modality, bool [N], natural and simulated absence."""
-    lacks = split.inputs.lacks
-    return {"image": lacks != IMAGE_MISSING, "text": lacks != TEXT_MISSING}
+    return split.inputs.present.by_modality()
 
 
 def padded(rows: Tensor, size: int) -> Tensor:
