@@ -17,6 +17,7 @@ CASES = {
     "food101": {"size": 256, "other_sizes": (192,), "rank": 4, "alpha": 0.01},
     "hateful_memes": {"size": 192, "other_sizes": (256,), "rank": 8, "alpha": 0.1},
     "three-modalities": {"size": 128, "other_sizes": (96, 33), "rank": 4, "alpha": 0.05},
+    "mean-of-two": {"size": 128, "other_sizes": (96, 33), "rank": 4, "alpha": 0.05, "gram_scale": 0.5},
     "no-gram": {"size": 128, "other_sizes": (), "rank": 4, "alpha": 0.05},
     "zero-columns": {"size": 64, "other_sizes": (48,), "rank": 4, "alpha": 0.01, "zero_columns": 3},
     "odd": {"size": 97, "other_sizes": (31,), "rank": 3, "common_rank": 5, "alpha": 0.02, "rows": 3},
@@ -27,7 +28,8 @@ CASES = {
 
 def linear(factors: ProjectionInputs, backend: str) -> dict[str, Tensor]:
     """Return y and every gradient, by name."""
-    y = mora_kernels.mora_linear(factors.x, factors.weight, factors.bias, *factors.arguments()[1:], backend=backend)
+    arguments, scale = factors.arguments()[1:], factors.gram_scale
+    y = mora_kernels.mora_linear(factors.x, factors.weight, factors.bias, *arguments, backend=backend, gram_scale=scale)
     y.backward(factors.grad.to(y.dtype))
     return {"y": y.detach(), **{name: leaf.grad for name, leaf in factors.leaves().items()}}
 
@@ -38,8 +40,9 @@ def projections(device: str, dtypes: list[torch.dtype], cases: list[str]) -> Ite
         for dtype in dtypes:
             factors = make_factors(**CASES[case]).to(dtype, factors=torch.float32, device=device)
             oracle = factors.to(torch.float64, device=device)
-            weight = mora_kernels.effective_weight(*factors.arguments(), backend="triton")
-            want = mora_kernels.effective_weight(*oracle.arguments(), backend="reference")
+            scale = factors.gram_scale
+            weight = mora_kernels.effective_weight(*factors.arguments(), backend="triton", gram_scale=scale)
+            want = mora_kernels.effective_weight(*oracle.arguments(), backend="reference", gram_scale=scale)
             assert_parity(f"{case} weight", weight, want, WEIGHT_TOLERANCE)
             with counted(library=False) as names:
                 actual = linear(factors, "triton")

@@ -15,7 +15,7 @@ from mora.version import __version__
 
 if TYPE_CHECKING:
     from mora.adapters import adapter_parameters, adapter_state_dict
-    from mora.checkpoint import load_adapter, load_official, save_adapter, save_adapters, save_official
+    from mora.checkpoint import load_adapter, load_official, save_adapter, save_adapters, save_official, to_peft
     from mora.classifier import MissingModalityClassifier
     from mora.config import PRESETS, MoraConfig
     from mora.diagnosis import Diagnosis, diagnose
@@ -67,6 +67,7 @@ __all__ = [
     "set_adapter",
     "summary",
     "sweep",
+    "to_peft",
     "train",
     "unmerge",
     "unpatch",
@@ -77,7 +78,7 @@ __all__ = [
 # Imported on first use: `import mora` and `mora --help` wait for no torch; `train` and `sweep` alone need their extras.
 NAMES = {
     "mora.adapters": ("adapter_parameters", "adapter_state_dict"),
-    "mora.checkpoint": ("load_adapter", "load_official", "save_adapter", "save_adapters", "save_official"),
+    "mora.checkpoint": ("load_adapter", "load_official", "save_adapter", "save_adapters", "save_official", "to_peft"),
     "mora.classifier": ("MissingModalityClassifier",),
     "mora.config": ("PRESETS", "MoraConfig"),
     "mora.diagnosis": ("Diagnosis", "diagnose"),

@@ -110,8 +110,7 @@ class MoraConfig:
         one_of("init", self.init, INITS)
         one_of("variant", self.variant, VARIANTS)
         one_of("backend", self.backend, ("auto", "reference", "torch", "triton"))
-        if self.gram is not None:
-            one_of("gram", self.gram, GRAMS)
+        one_of("gram", "mean" if self.gram is None else self.gram, GRAMS)
         if self.variant == "no-specific" and self.init == "identity":
             raise ValueError(
                 "init: got 'identity' with variant='no-specific', expected 'official': the common term alone has no "
@@ -201,9 +200,10 @@ class MoraConfig:
             targets=self.targets_of(modality),
         )
 
-    def gram_of(self, towers: int) -> str | None:
-        """What G is where so many towers share factors, "mean" or "sum"; None for two, which have one other each."""
-        return (self.gram or "mean") if towers > 2 else None
+    def gram_of(self, pairs: Iterable[Iterable[str]]) -> str | None:
+        """What G is where more than two towers share factors, "mean" or "sum"; else None."""
+        many = any(sum(self.mode(modality) == "mora" for modality in pair) > 2 for pair in pairs)
+        return (self.gram or "mean") if many else None
 
     def gram_scale(self, others: int) -> float:
         """The factor of the sum of so many other towers' Gram matrices."""

@@ -128,7 +128,7 @@ def summary(model: nn.Module) -> Summary:
         adapter_parameters=sum(p.numel() for _, p in adapters.named_tensors()),
         trainable_parameters=sum(p.numel() for p in inner.parameters() if p.requires_grad),
         total_parameters=sum(p.numel() for p in inner.parameters()),
-        gram=adapters.config.gram_of(max(map(len, adapters.pairs))) if coupled else None,
+        gram=adapters.config.gram_of(adapters.pairs) if coupled else None,
         name=adapters.name,
         others=tuple(one.name for one in others),
         other_parameters=sum(p.numel() for one in others for _, p in one.named_tensors()),

@@ -114,7 +114,7 @@ def test_public_names():
         "save_adapter", "load_adapter", "load_official", "save_official", "verify", "summary", "MoraLinear", "keeping",
         "forget", "MissingModalityClassifier", "Hidden", "PrefixCache", "Savings", "Sweep", "Tower",
         "sweep", "train", "__version__", "diagnose", "Diagnosis", "active_adapter", "add_adapter", "set_adapter",
-        "save_adapters", "delete_adapter", "using", "combine", "unmerge", "embed", "route",
+        "save_adapters", "delete_adapter", "using", "combine", "unmerge", "to_peft", "embed", "route",
     }  # fmt: skip
     assert set(mora.__all__) == contract
     assert {"effective_weight", "gram", "mora_linear"} <= set(mora_kernels.__all__)

@@ -24,6 +24,11 @@ COMMANDS = [
     "embed",
     "predict",
     "merge",
+    "adapters",
+    "adapters list",
+    "adapters add",
+    "adapters delete",
+    "adapters combine",
     "doctor",
 ]
 

@@ -12,8 +12,11 @@ from typing import Any
 
 from torch import nn
 
-from mora.adapters import DEFAULT, adapter_state_dict, adapters_of, host_of, is_patched, layers_of, unwrap
+from mora.adapters import DEFAULT, Adapters, adapter_state_dict, adapters_of, host_of, is_patched, layers_of, unwrap
 from mora.checkpoint.base import check_base, fingerprint, held
+from mora.checkpoint.peft.names import places
+from mora.checkpoint.peft.read import is_peft, read_folder
+from mora.checkpoint.peft.write import write_adapter
 from mora.checkpoint.tensors import (
     assign,
     check_same_adapters,
@@ -23,6 +26,7 @@ from mora.checkpoint.tensors import (
     expected_shapes,
     largest_file,
 )
+from mora.config import MoraConfig
 from mora.named.verbs import add_adapter
 from mora.patch import admitted, check_name, patch
 from mora.system.checks import one_of
@@ -37,7 +41,9 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FORMAT = 1
 
 
-def save_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str | None = None) -> Path:
+def save_adapter(
+    model: nn.Module, folder: str | os.PathLike[str], name: str | None = None, format: str = "mora"
+) -> Path:
     """Write an adapter of a patched model to `folder` and return its path.
 
     The weights appear first and the configuration, which names their SHA-256, last; each by rename, so that a save cut
@@ -47,18 +53,22 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str | N
         model: a patched CLIP.
         folder: where to; made where it is not there.
         name: of the adapter; None: the active one. The file does not say it.
+        format: "peft" writes a LoRA or DoRA as PEFT does, for `peft.PeftModel.from_pretrained`.
 
     Where `fully_shard` was applied every process has to call it, and the first one writes.
 
-    Raises ValueError when `model` is not patched or has no such adapter, or the adapter has NaN or infinity: what
-    loading refuses is not saved, and what stood in `folder` stays.
+    Raises ValueError when `model` is not patched or has no such adapter, the adapter has NaN or infinity, or another
+    method than PEFT has: what loading refuses is not saved, and what stood in `folder` stays.
     """
     adapters = adapters_of(model, name)
+    one_of("format", format, ("mora", "peft"))
+    if format == "peft":
+        return write_adapter(model, adapters, Path(folder))
     base, kinds = fingerprint(adapters.slots(), adapters.config), held(adapters.slots(), adapters.config)
     folder, tensors = Path(folder), adapter_state_dict(model, adapters.name)
     check_values(str(folder), tensors)
     folder.mkdir(parents=True, exist_ok=True)
-    gram = adapters.config.gram_of(max(map(len, adapters.pairs)))
+    gram = adapters.config.gram_of(adapters.pairs)
     weights = pack_tensors(tensors, {"format": "mora-adapter"})
     config = {
         "peft_type": "MORA",  # PEFT refuses a type it does not know, instead of loading something else
@@ -93,13 +103,13 @@ def load_adapter(
     towers: Mapping[str, Any] | None = None,
     name: str | None = None,
 ) -> nn.Module:
-    """Load adapters saved by `save_adapter` and return the model, patched if it was not yet.
+    """Load adapters saved by `save_adapter`, or PEFT's LoRA or DoRA, and return the model, patched if it was not yet.
 
     Args:
         model: a CLIP of any library, patched or not.
         folder: as `save_adapter` wrote it.
         base: "same" refuses base weights that differ from those the adapter was trained on by more than half precision
-            does (0.5 % of their norm); "any" insists.
+            does (0.5 % of their norm); "any" insists. PEFT's files do not say, and are not checked.
         towers: of a model of your own that is not patched, as `mora.patch` takes them.
         name: of the adapter. One that the model has must be of the file's configuration, and is written in place: what
             was compiled goes on as it is. Another is put beside those there are, not active, as by `mora.add_adapter`.
@@ -108,22 +118,21 @@ def load_adapter(
     Raises:
         FileNotFoundError: `folder` has no adapter.
         ValueError: another rank, alpha, target, variant, layer or width; other base weights; a missing, extra or
-            non-finite tensor; a pickle or a damaged file. The message names it, and the model is as it was.
+            non-finite tensor; a pickle or a damaged file; what PEFT has and mora has not (biases, saved modules, other
+            tuners). The message names it, and the model is as it was.
     """
     one_of("base", base, ("same", "any"))
     folder = Path(folder)
+    if (folder / CONFIG).is_file() and is_peft(read_json(folder / CONFIG)):
+        return load_peft(model, folder, towers, name)
     saved = read_config(folder)
     config = config_from(str(folder / CONFIG), saved["config"])
-    if name is not None:
-        check_name(name)
-    patched = is_patched(model)
-    into = adapters_of(model, name) if patched and (name is None or name in host_of(model).every()) else None
+    into = target_of(model, name)
     if into is not None:
         check_same_adapters(str(folder), config, into)
         pairs, config, own = into.pairs, into.config, into.towers
     else:
-        beside = host_of(model).towers if patched else None
-        own = beside or (towers_of_itself(model) if towers is None else described(model, towers))
+        own = own_towers(model, towers)
         pairs = admitted(unwrap(model), own, config)
     layers = layers_of(pairs)
     check_kinds(folder, saved.get("towers"), {name: own[name] for name in layers})
@@ -140,12 +149,46 @@ def load_adapter(
         check_base(present, saved["base"], str(folder), (held(slots, config), saved.get("held")))
     elif base == "same":
         warnings.warn(f"{folder / CONFIG} does not say which base weights it belongs to: not checked", stacklevel=2)
-    if not patched:
-        patch(model, config, towers, name or DEFAULT)
-    elif into is None and name is not None:
-        add_adapter(model, name, config)
+    put_in(model, config, towers, name)
     assign(adapters_of(model, name), tensors, str(folder / WEIGHTS))
     return model
+
+
+def load_peft(model: nn.Module, folder: Path, towers: Mapping[str, Any] | None, name: str | None) -> nn.Module:
+    """As `load_adapter`, of a folder of PEFT's."""
+    into, own = target_of(model, name), own_towers(model, towers)
+    config, tensors = read_folder(folder, places(unwrap(model), own))
+    if into is not None:
+        check_same_adapters(str(folder), config, into)
+        pairs, config = into.pairs, into.config
+    else:
+        pairs = admitted(unwrap(model), own, config)
+    check_tensors(str(folder / WEIGHTS), tensors, expected_shapes(pairs, config))
+    put_in(model, config, towers, name)
+    assign(adapters_of(model, name), tensors, str(folder / WEIGHTS))
+    return model
+
+
+def target_of(model: nn.Module, name: str | None) -> Adapters | None:
+    """The adapter of a model that is loaded into; None where one is to be put in."""
+    if name is not None:
+        check_name(name)
+    return adapters_of(model, name) if is_patched(model) and (name is None or name in host_of(model).every()) else None
+
+
+def own_towers(model: nn.Module, towers: Mapping[str, Any] | None) -> dict[str, Tower]:
+    """The towers of a model, patched, known or described."""
+    if is_patched(model):
+        return host_of(model).towers
+    return towers_of_itself(model) if towers is None else described(model, towers)
+
+
+def put_in(model: nn.Module, config: MoraConfig, towers: Mapping[str, Any] | None, name: str | None) -> None:
+    """See to it that a model has the adapter that is loaded into."""
+    if not is_patched(model):
+        patch(model, config, towers, name or DEFAULT)
+    elif name is not None and name not in host_of(model).every():
+        add_adapter(model, name, config)
 
 
 def check_kinds(folder: Path, theirs: Any, ours: Mapping[str, Tower]) -> None:
@@ -177,6 +220,6 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{path}: format {saved['format']}, expected {FORMAT}: saved by mora {saved.get('mora_version')}"
         )
     saved["config"]["backend"] = "auto"  # what computes it is the choice of the machine at hand
-    if len(saved["layers"]) > 2:
+    if len(saved["layers"]) > 2 and "method" not in saved["config"]:
         saved["config"].setdefault("gram", "sum")  # earlier versions knew no other, and did not say
     return saved

@@ -74,7 +74,7 @@ def in_force(config: MoraConfig, field: str, pairs: list[Pair]) -> Any:
     if field == "common_rank":
         return config.shared_rank if "mora" in config.modes() else None
     if field == "gram":
-        return config.gram_of(max(map(len, pairs)))
+        return config.gram_of(pairs)
     slots = [slot for pair in pairs for slot in pair.values()]
     coupled = [slot.modality for slot in slots if config.mode(slot.modality) == "mora"]
     values: dict[str, Any] = {}

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mora.cli import adapters, data, demo, doctor, embed, evaluate, inspect, merge, predict, sweep, train
+from mora.cli import adapters, data, demo, doctor, embed, evaluate, inspect, merge, predict, sweep, to_peft, train
 from mora.cli.parser import Parser
 from mora.system.messages import one_line
 from mora.system.signals import heard
@@ -19,7 +19,7 @@ from mora.version import __version__
 
 # RuntimeError: what torch and the kernels say, in words, of devices and memory.
 FORESEEN = (ValueError, ImportError, OSError, RuntimeError)
-COMMANDS = (demo, data, train, sweep, inspect, evaluate, embed, predict, merge, adapters, doctor)
+COMMANDS = (demo, data, train, sweep, inspect, evaluate, embed, predict, merge, to_peft, adapters, doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -106,6 +106,7 @@ def add_model(group: Any) -> None:
         "--adapt", nargs="+", metavar="M", help="what happens to each tower: image=mora text=frozen (default: all mora)"
     )
     group.add_argument("--init", metavar="I", help="identity (default; starts as the pretrained model) or official")
+    group.add_argument("--gram", metavar="G", help="of more than two towers: mean (default) or sum")
     group.add_argument("--backend", metavar="B", help="auto (default), reference, torch or triton")
     group.add_argument("--lora-scale", type=float, metavar="S", help="lora_alpha / rank (default: 1)")
     group.add_argument(

@@ -192,6 +192,20 @@ def test_named_adapters_take_turns_on_one_quantised_weight():
         close(embed(model), embed(alone))
 
 
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_other_methods_stand_on_the_same_weights(method):
+    ours = quantised("nf4")
+    theirs = patched(plain(ours), method=method)
+    model = randomise(patched(ours, method=method))
+    outputs, expected = embed(model), embed(randomise(theirs))
+    close(outputs, expected)
+    energy(model).backward(), energy(theirs).backward()
+    named = dict(mora.adapter_parameters(theirs))
+    for name, parameter in mora.adapter_parameters(model):
+        torch.testing.assert_close(parameter.grad, named[name].grad, rtol=1e-4, atol=1e-5, msg=name)
+    close(embed(mora.merge(model, dequantise=True)), expected)
+
+
 def test_half_precision_weights_are_merged_in_float32():
     """One rounding, of the weight that float32 gives."""
     for dtype in (torch.float16, torch.bfloat16):

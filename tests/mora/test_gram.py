@@ -90,6 +90,14 @@ def test_files_say_what_more_than_two_towers_have(tmp_path):
     mora.load_adapter(total, folder)
 
 
+def test_lora_has_none_of_it(tmp_path):
+    model = mora.patch(built := Three(), towers=towers(built), method="lora", last_layers=1)
+    folder = mora.save_adapter(model, tmp_path)
+    assert "gram" not in json.loads((folder / "adapter_config.json").read_text())["config"]
+    other = Three()
+    assert adapters_of(mora.load_adapter(other, folder, towers=towers(other))).config.gram is None
+
+
 def test_variants_and_starts():
     """fixed-gram keeps what G is at the start; no-gram has none of it; the identity start is the pretrained model."""
     for gram, scale in ((None, 0.5), ("sum", 1.0)):
