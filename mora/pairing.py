@@ -32,7 +32,7 @@ def slots_of(model: nn.Module, towers: Mapping[str, Tower], config: MoraConfig) 
             found[modality] = tower.slots(model)
         except ValueError as error:
             others = [other for other in adapted if other != modality]
-            if not others:
+            if not others or tower.one_stream:
                 raise
             modes = ", ".join(f"{name!r}: {'mora' if name in others else 'frozen'!r}" for name in towers)
             raise ValueError(f"{error}; or leave it as it is and adapt the rest: adapt={{{modes}}}") from error

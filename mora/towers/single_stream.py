@@ -132,6 +132,7 @@ class StreamTower(Tower):
     first: bool
     kind: ClassVar[str] = "single stream"
     family: ClassVar[str] = "single stream"
+    one_stream: ClassVar[bool] = True
 
     def slots(self, model: Any) -> list[Slot]:
         blocks = list(descend(model, self.path))

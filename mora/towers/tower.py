@@ -29,6 +29,7 @@ class Tower(ABC):
     modality: str
     kind: ClassVar[str]
     family: ClassVar[str] = "transformer"
+    one_stream: ClassVar[bool] = False  # whether its blocks are those of the other modalities
 
     @abstractmethod
     def slots(self, model: Any) -> list[Slot]:

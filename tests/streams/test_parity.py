@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mora
 from mora.streams import Route, StreamSite
@@ -114,6 +115,38 @@ def test_spans_and_select_are_the_same(monkeypatch, name):
         assert_parity(key, value, by_spans[key], TABLE)
     assert len(paths) == 8
     assert None not in paths
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products, and gathers of tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.products, self.gathers = 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        self.products += name in ("mm", "addmm", "bmm", "baddbmm")
+        self.gathers += name in ("index", "index_select", "gather", "index_put_", "nonzero")
+        return function(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("places", "products"), [((3, 3), 3), ((0, 0), 2), ((1, 4), 1), ((1, None), 1), ((None, None), 1)]
+)
+def test_a_run_of_tokens_is_a_product_and_rows_that_differ_are_one(places, products):
+    model, ids = mora.patch(MODELS["llava"]()).eval(), inputs_of("llava", places)[0]["input_ids"]
+    site, x = model.model.language_model.layers[1].self_attn.v_proj, torch.randn(2, 11, 32)
+    with mora.keeping(model), mora.route(model, ids):
+        site(x)  # builds W_eff
+        with Products() as counted_products:
+            site(x)
+    assert (counted_products.products, counted_products.gathers) == (products, 0)
+    mora.merge(model, per_modality=True)
+    with mora.route(model, ids), Products() as counted_products:
+        model.model.language_model.layers[1].self_attn.v_proj(x)
+    assert (counted_products.products, counted_products.gathers) == (products, 0)
 
 
 @names

@@ -119,6 +119,11 @@ def test_factors_are_those_of_the_modalities_of_one_block():
     model = mora.patch(vilt(), layers={"image": (0, 1), "text": (1,)})
     own = mora.adapter_state_dict(model)
     assert [name for name in own if name.startswith("common.")] == ["common.0.image", "common.1.image", "common.1.text"]
+    both = model.encoder.layer[1].attention.attention.query.adapted
+    for modality, other in (("image", "text"), ("text", "image")):
+        common, others = both[modality].factors()[:2]
+        assert common is dict(mora.adapter_parameters(model))[f"common.1.{modality}"]
+        assert others[0] is dict(mora.adapter_parameters(model))[f"common.1.{other}"] and len(others) == 1
     mora.verify(model)
     assert "single stream" in str(mora.summary(model))
     assert [p.path for p in mora.summary(model).projections if p.name == "text.1.q"] == [
