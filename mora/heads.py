@@ -135,6 +135,7 @@ class Directions(PresenceHead):
         self.register_buffer("scale", like.new_tensor(SCALE))
 
     def forward(self, features: Tensor, present: Tensor) -> Tensor:
+        features = features.to(torch.promote_types(features.dtype, torch.float32))  # half loses cosines
         parts = F.normalize(features.unflatten(-1, (present.shape[1], -1)), dim=-1)  # [B, M, e]
         return (parts * present[..., None]).flatten(1)
 

@@ -77,7 +77,7 @@ class Engine:
         optimizer = make_optimizer(adapters.values(), own.values(), config)
         self.schedule = make_schedule(optimizer, steps, config.warmup)
         self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
-        self.objective = make_objective(config, accelerator, splits, model.clip)
+        self.objective = make_objective(config, accelerator, splits, model)
         self.task = splits["train"].dataset
         self.skips_in_a_row = 0
         self.cached: dict[str, CachedInputs] = {}

@@ -12,7 +12,7 @@ from mora.data import open_dataset
 from mora.system.files import read_tensors
 from mora.training import TrainConfig, load_run
 from mora.training.batches import epoch_order, shares
-from mora.training.objective.contrastive import presence_of
+from mora.training.objective.contrastive import Contrastive, presence_of
 from tests.processes import Running
 from tests.training import fakes
 from tests.training.test_distributed import close, losses
@@ -27,12 +27,13 @@ def pairs(out, datasets=None, **fields):
 def test_a_run_from_beginning_to_end(tmp_path):
     """The kept epoch comes back with its figures: those of the embeddings of a plain forward pass, counted anew."""
     console = fakes.Silent()
-    trainer = pairs(tmp_path / "run", console=console, epochs=3)
+    trainer = pairs(tmp_path / "run", console=console, epochs=4, batch=20, missing="train=none")
     frozen = {name: p.clone() for name, p in trainer.model.named_parameters() if not p.requires_grad}
     result = trainer.fit()
     assert all(torch.equal(p, frozen[name]) for name, p in trainer.model.named_parameters() if name in frozen)
     assert [*trainer.engine.trained] == [*fakes.adapters(trainer.model.clip)]
-    assert losses(tmp_path / "run").isfinite().all() and result.patterns["validation"] == {}
+    first, *_, last = losses(tmp_path / "run")
+    assert last < 0.95 * first and result.patterns["validation"] == {}
     assert any("validation recall_at_1" in line for line in console.lines)
     run = load_run(tmp_path / "run", backbone=fakes.backbone())
     assert (run.metric, run.config["objective"], run.model.head_kind) == ("recall_at_1", "contrastive", "none")
@@ -49,15 +50,9 @@ def test_a_run_from_beginning_to_end(tmp_path):
     assert result.validation["recall_at_1"] == best
 
 
-def test_the_loss_falls_on_pairs_that_belong_together(tmp_path):
-    pairs(tmp_path / "run", missing="none", epochs=6, batch=20).fit()
-    first, *_, last = losses(tmp_path / "run")
-    assert last < 0.9 * first
-
-
 def test_resumed_it_ends_in_the_same_bits(tmp_path):
-    pairs(tmp_path / "whole").fit()
-    first = pairs(tmp_path / "parts", checkpoint_minutes=1e-4)
+    pairs(tmp_path / "whole", fakes.splits(20)).fit()
+    first = pairs(tmp_path / "parts", fakes.splits(20), checkpoint_minutes=1e-4)
     take = first.engine.step
 
     def stopping(*given):
@@ -68,12 +63,12 @@ def test_resumed_it_ends_in_the_same_bits(tmp_path):
     first.engine.step = stopping
     with pytest.raises(KeyboardInterrupt):
         first.fit()
-    pairs(tmp_path / "parts").fit(resume=True)
+    pairs(tmp_path / "parts", fakes.splits(20)).fit(resume=True)
     for name in ("adapter_model.safetensors", "head.safetensors"):
         one, other = (read_tensors(tmp_path / folder / "best" / name)[0] for folder in ("whole", "parts"))
         assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
     with pytest.raises(ValueError, match="data.metric: .*started with 'recall_at_1', this call has 'accuracy'"):
-        fakes.trainer(tmp_path / "parts", lr=3e-2, metric=None).fit(resume=True)
+        fakes.trainer(tmp_path / "parts", fakes.splits(20), lr=3e-2).fit(resume=True)
 
 
 def test_a_step_is_the_mean_over_the_pairs_of_its_forward_passes(tmp_path):
@@ -94,12 +89,12 @@ def train(rank, port, out):
     """What torchrun would tell a process, and the training."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-    pairs(out, fakes.splits(33, natural=True), batch=4, dropout=0.0, lr=1e-3, cache="off").fit()
+    pairs(out, fakes.splits(17, natural=True), batch=4, dropout=0.0, lr=1e-3, cache="off").fit()
 
 
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
     """Rows of the other process are negatives, too; the last forward pass leaves it without any of its own."""
-    pairs(tmp_path / "one", fakes.splits(33, natural=True), batch=8, dropout=0.0, lr=1e-3).fit()
+    pairs(tmp_path / "one", fakes.splits(17, natural=True), batch=8, dropout=0.0, lr=1e-3).fit()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -111,7 +106,7 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
 
 
 def test_steps_without_a_pair_change_nothing_but_are_no_nan(tmp_path):
-    pairs(tmp_path / "run", missing="both:0.9", batch=2, epochs=1).fit()
+    pairs(tmp_path / "run", fakes.splits(16), missing="train=both:0.8", batch=2, epochs=1).fit()
     found = losses(tmp_path / "run")
     assert (found == 0).any() and found.isfinite().all() and (found > 0).any()
 
@@ -140,6 +135,25 @@ def test_what_does_not_go_with_it_is_refused(fields, message):
 def test_recall_is_no_metric_of_labels():
     with pytest.raises(ValueError, match="metric: got 'recall_at_1', expected"):
         TrainConfig.make(data="rows", out="out", metric="recall_at_1")
+
+
+def test_a_model_with_a_bias_has_the_sigmoid_loss(tmp_path):
+    model = fakes.open_clip_model()
+    model.logit_bias = torch.nn.Parameter(torch.tensor(-3.0))
+    trainer = pairs(tmp_path / "run", fakes.splits(16), model=model, epochs=1, missing="none")
+    objective = trainer.engine.objective
+    assert float(objective.bias) == -3 and float(objective.scale) == pytest.approx(
+        float(model.logit_scale.detach().exp())
+    )
+    trainer.fit()
+    assert losses(tmp_path / "run").isfinite().all() and float(model.logit_bias.detach()) == -3
+
+
+def test_a_model_of_other_towers_is_refused_by_name(tmp_path):
+    trainer = pairs(tmp_path / "run")
+    trainer.model.towers = {"audio": None, **trainer.model.towers}
+    with pytest.raises(ValueError, match="with a model of audio and image and text on data of image and text"):
+        Contrastive(trainer.accelerator, trainer.splits, trainer.model)
 
 
 def test_zero_shot_scores_the_untouched_model(tmp_path):

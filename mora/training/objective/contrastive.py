@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from mora.classifier import MissingModalityClassifier
 from mora.contrast.loss import contrastive_loss, count_pairs
 from mora.contrast.ranks import figures_of, retrieval
 from mora.heads import SCALE
@@ -26,19 +27,25 @@ class Contrastive(Objective):
 
     Args:
         accelerator, splits: as of every objective.
-        model: inside the classifier; its `logit_scale` and `logit_bias` are looked for.
+        model: what gives embeddings; `logit_scale` and `logit_bias` of the CLIP inside are looked for.
 
-    Raises ValueError for a split with fewer than two pairs.
+    Raises ValueError for a split with fewer than two pairs, and for towers of other modalities than the data's.
     """
 
-    def __init__(self, accelerator: Any, splits: Mapping[str, Split], model: nn.Module) -> None:
+    def __init__(self, accelerator: Any, splits: Mapping[str, Split], model: MissingModalityClassifier) -> None:
         super().__init__(accelerator, splits)
-        scale, bias = getattr(model, "logit_scale", None), getattr(model, "logit_bias", None)
+        scale, bias = getattr(model.clip, "logit_scale", None), getattr(model.clip, "logit_bias", None)
         self.scale: Tensor | float = scale.detach().float().exp() if isinstance(scale, Tensor) else SCALE
         self.bias: Tensor | None = bias.detach().float() if isinstance(bias, Tensor) else None
         self.present = {name: presence_of(split) for name, split in splits.items()}
         self.pictures = {name: split.dataset.pictures() for name, split in splits.items()}
         for name, present in self.present.items():
+            if {*present} != {*model.towers}:
+                raise ValueError(
+                    f"objective: got 'contrastive' with a model of {' and '.join(model.towers)} on data of "
+                    f"{' and '.join(present)}, expected a tower of its own for each"
+                )
+            self.present[name] = present = {modality: present[modality] for modality in model.towers}
             if (count := count_pairs(present)) < LEAST:
                 raise ValueError(
                     f"objective: got 'contrastive' with {count} rows of {name} that have {' and '.join(present)}, "
