@@ -49,7 +49,7 @@ def test_the_mean_over_the_others(backend, count, alike):
     """Every gradient by its name; what the interpreter takes seconds for is smaller."""
     if backend == "triton" and (count == 8 or not alike) and count != 3 + 5 * alike:
         pytest.skip("several others of several widths are there with three towers, the most with eight alike")
-    sites = towers(count, 16 if backend == "triton" else 32, alike, targets=1 if count == 8 else 2)
+    sites = towers(count, 16 if backend == "triton" else 32, alike, targets=1 if count > 3 else 2)
     want = oracle(sites)
     loss(Group(sites, backend), sites).backward()
     for name, value in gradients(sites).items():
