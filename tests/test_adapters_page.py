@@ -19,7 +19,7 @@ def test_the_page_runs(monkeypatch, tmp_path):
     plain, keys = clip.encode_image(images()), list(clip.state_dict())
     names = {"clip": clip, "images": images()}
     code = re.findall(r"```python\n(.*?)```", PAGE, re.S)
-    assert len(code) == 6
+    assert len(code) == 8
     for block in code:
         exec(block, names)
     commands = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.S) for line in block.splitlines()]
@@ -31,6 +31,7 @@ def test_the_page_runs(monkeypatch, tmp_path):
     torch.testing.assert_close(names["plain"], plain, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(names["mixed"][[0, 2]], names["films"][[0, 2]], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(names["mixed"][1], names["films"][1], atol=1e-4)
-    assert list(clip.state_dict()) == keys
+    assert len(names["found"].projections) == 8
+    assert list(mora.unpatch(clip).state_dict()) == keys
     assert sorted(path.name for path in (tmp_path / "adapters").iterdir()) == ["films", "food"]
     mora.load_adapter(open_clip_model(), tmp_path / "adapters" / "food", name="food")

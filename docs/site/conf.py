@@ -10,7 +10,7 @@ from mora.version import __version__ as release  # noqa: E402, F401
 
 # Every page of docs/ stands in one of these lists; one that stands in none is an error of the build.
 NAVIGATION = {
-    "Start": ["In one page <../README>", "tutorial", "demo"],
+    "Start": ["In one page <../README>", "tutorial", "demo", "audio"],
     "Guides": [
         "data",
         "training",

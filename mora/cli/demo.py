@@ -34,6 +34,14 @@ def add(commands: Commands) -> None:
     parser.add_argument("--device", metavar="D", help="cpu (default) or cuda")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at once, a CPU thread each (default: all cores)")
     parser.add_argument("--limit", type=int, metavar="N", help="use N rows of each part only, for a quick look")
+    parser.add_argument(
+        "--audio", action="store_true",
+        help="three modalities instead, on recordings that --data brings: docs/audio.md",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="of --audio: the unpacked stamps, or a manifest with recordings"
+    )
+    parser.add_argument("--tower-epochs", type=int, metavar="N", help="of --audio: of the audio tower's own training")
     parser.set_defaults(run=run)
 
 
@@ -45,6 +53,9 @@ def run(options: argparse.Namespace, command: str) -> None:
     from mora.system.folders import remove_leftovers
     from mora.system.lock import FolderLock
 
+    if options.audio or options.data is not None:
+        run_audio(options, command)
+        return
     names = set(Settings.__dataclass_fields__) & set(vars(options))
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
     if options.full:
@@ -52,6 +63,31 @@ def run(options: argparse.Namespace, command: str) -> None:
     for name in {"methods", "tasks"} & set(given):
         given[name] = tuple(given[name])
     settings = Settings(**given)
+    with FolderLock.beside(settings.out):
+        remove_leftovers(settings.out)
+        demo(settings, command)
+
+
+def run_audio(options: argparse.Namespace, command: str) -> None:
+    """Run `mora demo --audio`; errors as of `run`."""
+    from mora.demo.audio import AudioSettings, demo
+    from mora.demo.hearing import Recipe
+    from mora.system.folders import remove_leftovers
+    from mora.system.lock import FolderLock
+
+    if not options.audio or options.data is None:
+        raise ValueError("audio (--audio): got one of --audio and --data, expected both: --audio --data FOLDER")
+    taken = {name: value for name, value in vars(options).items() if value not in (None, False)}
+    own = ("data", "out", "methods", "seeds", "missing", "epochs", "limit", "jobs")
+    others = ("full", "rate", "last_layers", "rank", "alpha", "tasks", "device")
+    if foreign := [name for name in others if name in taken]:
+        raise ValueError(f"{foreign[0]}: got it with --audio, expected some of {', '.join(own)}")
+    given = {name: taken[name] for name in own if name in taken}
+    if "methods" in given:
+        given["methods"] = tuple(given["methods"])
+    if options.tower_epochs is not None:
+        given["recipe"] = Recipe(epochs=options.tower_epochs)
+    settings = AudioSettings(**given)
     with FolderLock.beside(settings.out):
         remove_leftovers(settings.out)
         demo(settings, command)

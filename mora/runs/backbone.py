@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mora.adapters import towers_in
+from mora.data.sources.drawings import cache_folder
 from mora.runs.described import SCHEMES, check_text_tower, make_tokenizer, no_code_from_elsewhere, read_description
 from mora.runs.preparing import Preparing
 from mora.system.files import regular_file
@@ -23,7 +24,8 @@ from mora.system.machine import need
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-TINY = "tiny"
+TINY, TINY_AUDIO = "tiny", "tiny-audio"
+AUDIO_WEIGHTS = "tiny-audio.safetensors"  # in the user's cache folder
 TOKEN_POLICIES = ("official", "plain")
 
 
@@ -107,8 +109,10 @@ def load_backbone(name: str, pretrained: str | None = None) -> Backbone:
     """Load a CLIP by name, on the CPU, in float32 and eval mode.
 
     Args:
-        name: "tiny", the built-in one; a name of open_clip, "ViT-B-16-quickgelu"; or "hf-hub:..." / "local-dir:...".
-        pretrained: a tag of that name, "openai", or a file of weights; not for "tiny" and names with a scheme.
+        name: "tiny", the built-in one; "tiny-audio", the same with an audio tower; a name of open_clip,
+            "ViT-B-16-quickgelu"; or "hf-hub:..." / "local-dir:...".
+        pretrained: a tag of that name, "openai", or a file of weights (with "tiny-audio" the audio tower's); not for
+            "tiny" and names with a scheme.
 
     Raises:
         ValueError: unknown name or tag; the message lists what there is.
@@ -124,12 +128,33 @@ def load_backbone(name: str, pretrained: str | None = None) -> Backbone:
             )
         model, preprocess, tokenizer = tiny.load()
         return Backbone.of(model, preprocess, tokenizer, name)
+    if name == TINY_AUDIO:
+        return tiny_audio(pretrained)
     open_clip = need("open_clip", "a backbone other than 'tiny'")
     if not name.startswith(SCHEMES):
         check_name(name, pretrained, open_clip)
     elif pretrained is not None:
         raise ValueError(f"pretrained: got {pretrained!r} with {name!r}, expected none: that name brings its weights")
     return Backbone.of(*make(name, pretrained), name, pretrained)
+
+
+def tiny_audio(pretrained: str | None = None) -> Backbone:
+    """The tiny CLIP with an audio tower, whose weights are a file: `pretrained`, or what `mora demo --audio` left.
+
+    Raises ValueError where there is none, or one of another tower.
+    """
+    from mora.data.audio import LogMel
+    from mora.tiny import audio
+
+    path = cache_folder() / AUDIO_WEIGHTS if pretrained is None else Path(pretrained)
+    if not path.is_file():
+        raise ValueError(
+            f"pretrained: got {path} for backbone {TINY_AUDIO!r}, which is not there, expected the audio tower's "
+            "weights: mora demo --audio --data FOLDER trains them (docs/audio.md)"
+        )
+    features = LogMel()
+    others, missing = {"audio": features}, {"audio": features.silence()}
+    return Backbone.of(*audio.load(path), TINY_AUDIO, pretrained, others, missing)
 
 
 def make(name: str, pretrained: str | None = None) -> tuple[nn.Module, Any, Any]:

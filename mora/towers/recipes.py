@@ -8,8 +8,20 @@ from typing import Any
 
 from torch import nn
 
-from mora.towers import hugging_face, kinds, open_clip, resnet, single, single_stream, text_encoder, timm, two_towers
+from mora.towers import (
+    hugging_face,
+    kinds,
+    open_clip,
+    resnet,
+    single,
+    single_stream,
+    spectrogram,
+    text_encoder,
+    timm,
+    two_towers,
+)
 from mora.towers.custom import described
+from mora.towers.spectrogram import AUDIO_BLOCKS
 from mora.towers.tower import Tower, descend
 
 OWN = "mora_towers"
@@ -81,7 +93,7 @@ class HuggingFace(Recipe):
 
 
 class OpenClip(Recipe):
-    """`open_clip.CLIP`, `CustomTextCLIP` and `CoCa`; their towers are open_clip's own transformers, or others'."""
+    """`open_clip.CLIP`, `CustomTextCLIP`, `CoCa`, with `audio` perhaps; towers are open_clip's own, or others'."""
 
     name = "open_clip"
     looked_for = "visual.transformer.resblocks and transformer.resblocks (or text.transformer.resblocks)"
@@ -97,6 +109,7 @@ class OpenClip(Recipe):
         return {
             "image": self.image(model),
             "text": open_clip.OpenClipText("text", text) if text else text_encoder.of_open_clip(model),
+            **({"audio": spectrogram.OpenClipAudio("audio", audio)} if (audio := at(model, AUDIO_BLOCKS)) else {}),
         }
 
     def image(self, model: Any) -> Tower:

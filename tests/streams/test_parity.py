@@ -89,7 +89,8 @@ def test_the_fused_kernels_are_the_loop(monkeypatch, name, places):
 
 def test_both_weights_of_a_block_are_built_by_one_launch():
     given, _ = inputs_of("llava")
-    model = randomise(mora.patch(MODELS["llava"](), last_layers=1, dropout=0.0, backend="triton")).train()
+    settings = {"targets": ("v",), "last_layers": 1, "dropout": 0.0, "backend": "triton"}
+    model = randomise(mora.patch(MODELS["llava"](), **settings)).train()
     outcome(model, given)
     with torch.no_grad():
         dict(mora.adapter_parameters(model))["common.0.image"].mul_(1.0)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from mora.adapters import Adapters, unwrap
+from mora.bases.sharded import whole
 from mora.checkpoint.peft.names import PREFIX, ambiguous, path_of
 from mora.checkpoint.tensors import check_values
 from mora.lora.linear import LoraLinear
@@ -45,8 +46,10 @@ def updates_of(adapters: Adapters, names: str = "model") -> tuple[dict[str, Upda
         for target, one in slot.projections.items():
             assert isinstance(one, LoraLinear)
             alpha = one.alpha * (one.rank**0.5 if stable else one.rank)
-            magnitude = None if one.magnitude is None else one.magnitude.detach()
-            found[path_of(slot, target, names)] = Update(one.lora_a.detach(), one.lora_b.detach(), magnitude, alpha)
+            magnitude = None if one.magnitude is None else whole(one.magnitude.detach())
+            found[path_of(slot, target, names)] = Update(
+                whole(one.lora_a.detach()), whole(one.lora_b.detach()), magnitude, alpha
+            )
     return found, stable
 
 
