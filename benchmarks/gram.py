@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 import mora
 from benchmarks.rows import RESULTS
-from mora.adapters import adapters_of
+from mora.adapters.record import adapters_of
 from mora.diagnosis.weights import exact, terms_of
-from mora.linear import MoraLinear
+from mora.methods.linear import MoraLinear
 
 TOWERS, ALPHAS, GRAMS = (2, 3, 4, 8), (1e-4, 1e-3, 1e-2), ("sum", "mean")
 WIDTH, RANK, STEPS, SEEDS = 256, 4, 20, 2

@@ -7,31 +7,30 @@ The method is that of "MoRA: Missing Modality Low-Rank Adaptation for Visual Rec
 """
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mora.version import __version__
 
 if TYPE_CHECKING:
-    from mora.adapters import adapter_parameters, adapter_state_dict
+    from mora.adapters.overview import summary
+    from mora.adapters.patching import disabled, merge, patch, unpatch
+    from mora.adapters.record import adapter_parameters, adapter_state_dict
+    from mora.adapters.verification import verify
     from mora.checkpoint import load_adapter, load_official, save_adapter, save_adapters, save_official, to_peft
     from mora.classifier import MissingModalityClassifier
     from mora.config import PRESETS, MoraConfig
-    from mora.diagnosis import Diagnosis, diagnose
+    from mora.diagnosis.diagnose import diagnose
+    from mora.diagnosis.report import Diagnosis
     from mora.evaluation.cosines.embed import embed
-    from mora.keeping import forget, keeping
-    from mora.linear import MoraLinear
+    from mora.methods.keeping import forget, keeping
+    from mora.methods.linear import MoraLinear
     from mora.named import active_adapter, add_adapter, combine, delete_adapter, set_adapter, unmerge, using
-    from mora.patch import disabled, merge, patch, unpatch
     from mora.savings import Hidden, Savings
     from mora.savings.cache import PrefixCache
     from mora.streams import route
-    from mora.summary import summary
     from mora.sweeping.sweep import Sweep, sweep
     from mora.towers.custom import Tower
     from mora.training.trainer import train
-    from mora.verify import verify
 
 __all__ = [
     "PRESETS",
@@ -77,14 +76,17 @@ __all__ = [
 
 # Imported on first use: `import mora` and `mora --help` wait for no torch; `train` and `sweep` alone need their extras.
 NAMES = {
-    "mora.adapters": ("adapter_parameters", "adapter_state_dict"),
+    "mora.adapters.overview": ("summary",),
+    "mora.adapters.patching": ("disabled", "merge", "patch", "unpatch"),
+    "mora.adapters.record": ("adapter_parameters", "adapter_state_dict"),
+    "mora.adapters.verification": ("verify",),
     "mora.checkpoint": ("load_adapter", "load_official", "save_adapter", "save_adapters", "save_official", "to_peft"),
     "mora.classifier": ("MissingModalityClassifier",),
     "mora.config": ("PRESETS", "MoraConfig"),
     "mora.diagnosis": ("Diagnosis", "diagnose"),
     "mora.evaluation.cosines.embed": ("embed",),
-    "mora.keeping": ("forget", "keeping"),
-    "mora.linear": ("MoraLinear",),
+    "mora.methods.keeping": ("forget", "keeping"),
+    "mora.methods.linear": ("MoraLinear",),
     "mora.named": (
         "active_adapter",
         "add_adapter",
@@ -94,40 +96,23 @@ NAMES = {
         "unmerge",
         "using",
     ),
-    "mora.patch": ("disabled", "merge", "patch", "unpatch"),
     "mora.savings": ("Hidden", "Savings"),
     "mora.savings.cache": ("PrefixCache",),
     "mora.streams": ("route",),
-    "mora.summary": ("summary",),
     "mora.sweeping.sweep": ("Sweep", "sweep"),
     "mora.towers.custom": ("Tower",),
     "mora.training.trainer": ("train",),
-    "mora.verify": ("verify",),
 }
 PLACES = {name: place for place, names in NAMES.items() for name in names}
 
 
-class Package(ModuleType):
-    """The package itself: public names appear on first use, and `mora.patch` is the function in every import order.
-
-    Importing the module `mora.patch` from anywhere binds `patch` in the package to the module, which has the function's
-    name; the function is bound instead.
-    """
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in PLACES:
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(PLACES[name]), name)
-        setattr(self, name, value)
-        return value
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, ModuleType) and PLACES.get(name) == value.__name__:
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *__all__})
+def __getattr__(name: str) -> Any:
+    """A public name, imported on first use."""
+    if name not in PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(PLACES[name]), name)
+    return value
 
 
-sys.modules[__name__].__class__ = Package
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mora.adapters import host_of, is_patched
-from mora.first_step import begin_training
+from mora.adapters.first_step import begin_training
+from mora.adapters.prompts import prompts_of
+from mora.adapters.record import host_of, is_patched
 from mora.heads import (
     KINDS,
     LEARNED,
@@ -21,9 +22,8 @@ from mora.heads import (
     first_tensor,
     make_head,
 )
-from mora.keeping import one_call
+from mora.methods.keeping import one_call
 from mora.patterns import pattern_index
-from mora.prompts import prompts_of
 from mora.savings.encoder import Encoder
 from mora.savings.options import Hidden, Savings
 from mora.system.checks import one_of

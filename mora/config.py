@@ -6,17 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from mora.lora.fields import (
-    LORA,
-    METHODS,
-    check_strange,
-    checked_modes,
-    checked_pattern,
-    checked_scale,
-    of_projection,
-)
-from mora.names import OTHER_NAMES, TARGETS, target_hint, target_of
-from mora.per_tower import (
+from mora.fields.names import OTHER_NAMES, TARGETS, target_hint, target_of
+from mora.fields.per_tower import (
     as_lists,
     by_tower,
     check_count,
@@ -26,6 +17,15 @@ from mora.per_tower import (
     of,
     ordered_layers,
     with_indices,
+)
+from mora.lora.fields import (
+    LORA,
+    METHODS,
+    check_strange,
+    checked_modes,
+    checked_pattern,
+    checked_scale,
+    of_projection,
 )
 from mora.system.checks import check_whole, is_number, one_of
 from mora.system.messages import VALUE, shown

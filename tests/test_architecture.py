@@ -17,28 +17,18 @@ SOURCES = sorted([*ROOT.glob("mora/**/*.py"), *ROOT.glob("mora_kernels/**/*.py")
 # never up, and never to another room of the same floor. A new file or folder of mora/ gets its place here.
 FLOORS = (
     ("mora_kernels",),
-    ("mora.version", "mora.hooks", "mora.rows", "mora.switch"),
-    ("mora.system",),
-    ("mora.bases", "mora.choice"),
-    ("mora.site",),
-    ("mora.projection",),
-    ("mora.batch_norm", "mora.names", "mora.per_tower"),
+    ("mora.version", "mora.patterns"),
+    ("mora.heads", "mora.system"),
+    ("mora.bases", "mora.fields", "mora.metrics", "mora.tiny"),
+    ("mora.contrast", "mora.data", "mora.projection"),
     ("mora.lora",),
-    ("mora.config", "mora.tiny"),
-    ("mora.metrics", "mora.patterns"),
-    ("mora.contrast", "mora.data"),
-    ("mora.start",),  # from here on what is put into a model
-    ("mora.factors", "mora.shared_input"),
-    ("mora.linear",),
-    ("mora.keeping", "mora.streams"),
+    ("mora.config",),
+    ("mora.methods",),  # from here on what is put into a model
+    ("mora.streams",),
     ("mora.towers",),
-    ("mora.adapters", "mora.prompts"),  # the verbs on a model
-    ("mora.first_step", "mora.liveness", "mora.pairing", "mora.snapshot", "mora.summary", "mora.verify"),
-    ("mora.patch",),
-    ("mora.named",),
-    ("mora.checkpoint",),
-    ("mora.heads", "mora.savings"),
-    ("mora.classifier",),
+    ("mora.adapters",),  # the verbs on a model
+    ("mora.named", "mora.savings"),
+    ("mora.checkpoint", "mora.classifier"),
     ("mora.runs",),
     ("mora.diagnosis",),
     ("mora.evaluation", "mora.training"),

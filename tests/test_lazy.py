@@ -50,25 +50,25 @@ def test_every_public_name_has_a_place():
 
 FIRST = [
     "pass",
-    "import mora.patch",
-    "import mora.summary, mora.verify",
+    "import mora.adapters.patching",
+    "import mora.adapters.overview, mora.adapters.verification",
     "import mora.runs.methods",
-    "from mora.patch import admitted",
+    "from mora.adapters.patching import admitted",
     "from mora import patch, verify",
     "import mora.cli",
     "import mora.training.trainer",
-    "import importlib; importlib.import_module('mora.verify')",
+    "import importlib; importlib.import_module('mora.adapters.verification')",
     "from mora import *",
 ]
 
 
 CHECK = """
-import sys, mora, mora.patch, mora.summary, mora.verify
-assert sys.modules["mora.patch"].patch is mora.patch
+import sys, mora, mora.adapters.patching, mora.adapters.overview, mora.adapters.verification
+assert sys.modules["mora.adapters.patching"].patch is mora.patch
 assert [type(getattr(mora, name)).__name__ for name in ("patch", "summary", "verify", "merge")] == ["function"] * 4
 from mora import patch, summary, verify
 assert patch is mora.patch and callable(summary) and callable(verify)
-assert mora.MoraLinear is sys.modules["mora.linear"].MoraLinear
+assert mora.MoraLinear is sys.modules["mora.methods.linear"].MoraLinear
 """
 ORDERS = """
 import sys, torch

@@ -15,7 +15,7 @@ from benchmarks.models import Adapted
 from benchmarks.providers import lora
 from benchmarks.providers.ours import BACKENDS, why_not
 from benchmarks.sizes import Scale
-from mora.adapters import is_patched
+from mora.adapters.record import is_patched
 from mora.towers.find import cut_towers_of
 from mora_kernels.testing import LINEAR_TOLERANCE, assert_parity
 

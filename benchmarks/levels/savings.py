@@ -23,7 +23,7 @@ from benchmarks.providers import lora
 from benchmarks.providers.ours import why_not, within_keeping
 from benchmarks.sizes import DROPOUT, Scale
 from mora.data.missing import IMAGE_MISSING, TEXT_MISSING, missing_table
-from mora.linear import MoraLinear
+from mora.methods.linear import MoraLinear
 from mora.towers import towers_of
 from mora_kernels.testing import assert_parity
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mora.linear import MoraLinear
+from mora.methods.linear import MoraLinear
 
 
 def official_weight(

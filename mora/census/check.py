@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mora.adapters import adapter_parameters, adapters_of
+from mora.adapters.patching import disabled, merge, patch, unpatch
+from mora.adapters.record import adapter_parameters, adapters_of
+from mora.adapters.verification import verify
 from mora.census.classes import CLASSES
 from mora.census.shrink import built
 from mora.checkpoint.adapter import load_adapter, save_adapter
 from mora.classifier import MissingModalityClassifier
-from mora.names import ATTENTION, TARGETS
-from mora.patch import disabled, merge, patch, unpatch
+from mora.fields.names import ATTENTION, TARGETS
 from mora.savings.options import Savings
 from mora.towers.block import whole
 from mora.towers.find import towers_of
 from mora.towers.tower import Tower, fitting
-from mora.verify import verify
 
 ROWS = 3
 DRAWS = ("GroupViT",)  # something at random in training, so that two runs differ

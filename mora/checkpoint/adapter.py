@@ -12,7 +12,17 @@ from typing import Any
 
 from torch import nn
 
-from mora.adapters import DEFAULT, Adapters, adapter_state_dict, adapters_of, host_of, is_patched, layers_of, unwrap
+from mora.adapters.patching import admitted, check_name, patch
+from mora.adapters.record import (
+    DEFAULT,
+    Adapters,
+    adapter_state_dict,
+    adapters_of,
+    host_of,
+    is_patched,
+    layers_of,
+    unwrap,
+)
 from mora.checkpoint.base import check_base, fingerprint, held
 from mora.checkpoint.peft.names import places
 from mora.checkpoint.peft.read import is_peft, read_folder
@@ -28,7 +38,6 @@ from mora.checkpoint.tensors import (
 )
 from mora.config import MoraConfig
 from mora.named.verbs import add_adapter
-from mora.patch import admitted, check_name, patch
 from mora.system.checks import one_of
 from mora.system.files import digest, pack_tensors, read_json, read_tensors, write_bytes
 from mora.system.messages import shown

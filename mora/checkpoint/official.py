@@ -18,7 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mora.adapters import Adapters, Pair, adapter_state_dict, adapters_of, is_patched, unwrap
+from mora.adapters.pairs import pair_blocks, slots_of
+from mora.adapters.patching import check_pairs, patch
+from mora.adapters.record import Adapters, Pair, adapter_state_dict, adapters_of, is_patched, unwrap
 from mora.checkpoint.tensors import (
     assign,
     check_plain,
@@ -29,8 +31,6 @@ from mora.checkpoint.tensors import (
     expected_shapes,
 )
 from mora.config import MoraConfig
-from mora.pairing import pair_blocks, slots_of
-from mora.patch import check_pairs, patch
 from mora.system.files import read_pickled, write_bytes
 from mora.system.messages import printable, shown
 from mora.towers.find import towers_of, towers_of_itself

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mora.adapters.patching import check_name
 from mora.checkpoint.adapter import CONFIG, WEIGHTS, read_config
 from mora.checkpoint.base import differing
 from mora.checkpoint.tensors import check_values, config_from
 from mora.config import MoraConfig
-from mora.patch import check_name
 from mora.system.files import read_bytes, read_tensors, write_bytes
 from mora.system.folders import remove, remove_leftovers, whole_folder
 from mora.system.lock import FolderLock

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mora.adapters import Adapters, Pair, layers_of
+from mora.adapters.record import Adapters, Pair, layers_of
 from mora.config import MoraConfig
 from mora.system.files import why_not_plain
 from mora.system.messages import listed, printable, shown

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from mora.adapters import adapters_of, is_patched, unwrap
+from mora.adapters.patching import disabled
+from mora.adapters.record import adapters_of, is_patched, unwrap
 from mora.classifier import MissingModalityClassifier
 from mora.config import MoraConfig
 from mora.diagnosis.behaviour import Batch, Encode, drifts, heads, pairings, see, zero_shot
@@ -14,7 +15,6 @@ from mora.diagnosis.figures import Behaviour
 from mora.diagnosis.report import Diagnosis
 from mora.diagnosis.start import Start, known_start
 from mora.diagnosis.weights import measure
-from mora.patch import disabled
 from mora.towers.cutting import evaluating
 from mora.towers.tower import Tower, fitting
 

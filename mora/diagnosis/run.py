@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from mora.adapters.prompts import prompts_of
 from mora.classifier import MissingModalityClassifier
 from mora.config import MoraConfig
 from mora.diagnosis.behaviour import Batch, Encode
@@ -16,7 +17,6 @@ from mora.diagnosis.diagnose import behaviour, encoder, patched_diagnosis
 from mora.diagnosis.history import history_of
 from mora.diagnosis.peft import peft_projections
 from mora.diagnosis.report import Diagnosis
-from mora.prompts import prompts_of
 from mora.runs.methods import MORA_VARIANTS
 from mora.runs.run import LoadedRun, read_start
 from mora.system.checks import is_whole

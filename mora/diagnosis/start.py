@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mora.adapters import Adapters
+from mora.adapters.record import Adapters
 from mora.checkpoint.adapter import WEIGHTS
 from mora.checkpoint.tensors import check_tensors
 from mora.system.files import read_tensors

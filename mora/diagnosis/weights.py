@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 import mora_kernels
-from mora.adapters import Adapters
+from mora.adapters.record import Adapters
 from mora.diagnosis.figures import Gram, Projection
-from mora.linear import MoraLinear
-from mora.start import column_norms
+from mora.methods.linear import MoraLinear
+from mora.methods.start import column_norms
 
 Tensors = Mapping[str, Tensor]  # of adapters, by the names of `mora.adapter_state_dict`
 

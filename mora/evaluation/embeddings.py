@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mora.adapters.prompts import prompts_of
 from mora.classifier import MissingModalityClassifier
 from mora.data.dataset import Dataset
 from mora.data.presence import Presence
 from mora.data.views import Corrupted
 from mora.heads import classify, first_tensor
-from mora.keeping import keeping
+from mora.methods.keeping import keeping
 from mora.patterns import pattern_index
-from mora.prompts import prompts_of
 from mora.runs.preparing import Preparing
 from mora.savings import Hidden, PrefixCache
 from mora.system.workers import leave_signals

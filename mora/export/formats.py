@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from mora.adapters import is_patched
+from mora.adapters.patching import unpatch
+from mora.adapters.record import is_patched
 from mora.checkpoint.tensors import check_tensors, largest_file
 from mora.export.conversion import to_hugging_face
-from mora.patch import unpatch
 from mora.runs.backbone import TINY, Backbone, make, white_image
 from mora.runs.described import LOCAL, read_description
 from mora.system.files import pack_tensors, read_bytes, read_tensors, write_bytes, write_json

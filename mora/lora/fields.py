@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mora.names import TARGETS
-from mora.per_tower import by_tower, check_modality_names
+from mora.fields.names import TARGETS
+from mora.fields.per_tower import by_tower, check_modality_names
 from mora.system.checks import check_whole, is_number, one_of
 from mora.system.messages import shown
 

@@ -11,7 +11,7 @@ from mora.lora.group import LoraGroup
 from mora.lora.start import draw, follow, row_norms, settle
 from mora.projection.adapted import Adapted
 from mora.projection.guest import Guest
-from mora.site import HeldSite
+from mora.projection.site import HeldSite
 from mora_kernels.lora import lora_weight
 from mora_kernels.numerics import accumulation_dtype
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mora.adapters import Adapters, host_of, is_patched
+from mora.adapters.patching import admitted, write
+from mora.adapters.record import Adapters, host_of, is_patched
+from mora.adapters.snapshot import PLACE, Snapshot, digest
 from mora.bases.holding import check_holding
+from mora.methods.start import factor_dtype
 from mora.named.rebuild import put_back
-from mora.patch import admitted, write
-from mora.snapshot import PLACE, Snapshot, digest
-from mora.start import factor_dtype
 from mora.system.checks import is_number
 from mora.system.messages import listed, shown
 

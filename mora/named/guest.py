@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import nn
 
-from mora.adapters import Adapters
-from mora.choice import Choice
+from mora.adapters.liveness import check_runs
+from mora.adapters.patching import admitted
+from mora.adapters.record import Adapters
 from mora.config import MoraConfig
-from mora.liveness import check_runs
-from mora.patch import admitted
+from mora.projection.choice import Choice
 
 
 class Named(nn.Module):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from mora.adapters import host_of
+from mora.adapters.patching import admitted, put_in, take_out
+from mora.adapters.record import host_of
+from mora.adapters.snapshot import Snapshot
 from mora.named.guest import put_beside
-from mora.patch import admitted, put_in, take_out
-from mora.snapshot import Snapshot
 
 
 def put_back(model: nn.Module, snapshot: Snapshot) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from mora.adapters import Adapters, adapters_of, host_of, unwrap
+from mora.adapters.patching import check_name, config_of, take_out
+from mora.adapters.record import Adapters, adapters_of, host_of, unwrap
+from mora.adapters.snapshot import Snapshot
 from mora.config import MoraConfig
 from mora.named.guest import put_beside, remove
 from mora.named.rebuild import put_back
-from mora.patch import check_name, config_of, take_out
-from mora.snapshot import Snapshot
 from mora.system.messages import listed, shown
 
 

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mora.site import Site
-from mora.switch import Switch
+from mora.projection.site import Site
+from mora.projection.switch import Switch
 
 
 class Adapted(Site):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mora.bases import Base
 from mora.projection.adapted import Adapted
-from mora.site import Site
+from mora.projection.site import Site
 from mora_kernels.factors import Origin
 
 

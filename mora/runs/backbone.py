@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mora.adapters import towers_in
+from mora.adapters.record import towers_in
 from mora.data.sources.drawings import cache_folder
 from mora.runs.described import SCHEMES, check_text_tower, make_tokenizer, no_code_from_elsewhere, read_description
 from mora.runs.preparing import Preparing

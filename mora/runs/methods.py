@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mora.adapters import adapter_parameters
+from mora.adapters.pairs import pair_blocks, slots_of
+from mora.adapters.patching import merge, patch
+from mora.adapters.prompts import DCP, MMP, PromptSize, add_prompts
+from mora.adapters.record import adapter_parameters
 from mora.config import MoraConfig
-from mora.pairing import pair_blocks, slots_of
-from mora.patch import merge, patch
-from mora.prompts import DCP, MMP, PromptSize, add_prompts
 from mora.system.checks import one_of
 from mora.system.machine import need
 from mora.towers.find import towers_of
@@ -45,8 +45,8 @@ def adapt(
         model: an open_clip or Hugging Face CLIP, not patched.
         method: "linear" trains nothing here (the head alone), "zero-shot" nor a head; "lora" and "dora" are PEFT's, on
             the projections and at the ranks of `config`; "bitfit" trains every bias of both towers, "last-block" all of
-            the last block of each; "mmp" and "dcp" put prompts into a model (`mora.prompts`), with which the towers
-            run in a `MissingModalityClassifier`; "mora" and its ablations are `mora.patch`.
+            the last block of each; "mmp" and "dcp" put prompts into a model (`mora.adapters.prompts`), with which the
+            towers run in a `MissingModalityClassifier`; "mora" and its ablations are `mora.patch`.
         config: ranks, targets, blocks and dropout; alpha and init are MoRA's alone.
         lora_scale: `lora_alpha / rank` of LoRA and DoRA.
         prompts: length and depth of the prompts of "mmp" and "dcp".

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from mora.adapters.prompts import DCP, MMP
 from mora.heads import LINEAR, NONE, SUBSTITUTE, ZERO, ZERO_SHOT
 from mora.metrics import KINDS, RECALL
-from mora.prompts import DCP, MMP
 from mora.system.checks import one_of
 
 OBJECTIVES = CLASSIFICATION, CONTRASTIVE = "classification", "contrastive"

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mora.adapters import adapter_state_dict
+from mora.adapters.prompts import PromptSize
+from mora.adapters.record import adapter_state_dict
 from mora.checkpoint import load_adapter, save_adapter
 from mora.checkpoint.tensors import check_tensors, check_values, copy_whole, largest_file
 from mora.classifier import MissingModalityClassifier
 from mora.config import MoraConfig
 from mora.heads import LINEAR, SUBSTITUTE
-from mora.prompts import PromptSize
 from mora.runs.backbone import Backbone, load_backbone, with_policy
 from mora.runs.methods import MORA_VARIANTS, adapt, trained_tensors
 from mora.runs.preparing import Preparing

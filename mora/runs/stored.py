@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from mora.adapters.prompts import MOST_PROMPTS, PromptSize
 from mora.config import MoraConfig
 from mora.data.tables import Missing
 from mora.heads import KINDS as HEADS
 from mora.heads import MISSING_EMBEDDINGS
 from mora.metrics import KINDS, RECALL
-from mora.prompts import MOST_PROMPTS, PromptSize
 from mora.runs.backbone import TOKEN_POLICIES
 from mora.runs.methods import METHODS
 from mora.runs.objectives import OBJECTIVES

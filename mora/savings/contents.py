@@ -9,7 +9,7 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
-from mora.hooks import watched_itself
+from mora.system.hooks import watched_itself
 
 SIMPLE = (bool, int, float, str, type(None))
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mora.adapters import is_patched, towers_in, unwrap
-from mora.keeping import forget
+from mora.adapters.record import is_patched, towers_in, unwrap
+from mora.methods.keeping import forget
 from mora.savings.options import Hidden, Savings
 from mora.savings.plan import Plan
 from mora.savings.runner import Runner
@@ -75,7 +75,8 @@ class Encoder(nn.Module):
     def embed_rows(self, modality: str, given: Tensor | Hidden, patterns: Tensor | None = None) -> Tensor:
         """Embeddings [B, e] of one modality's rows, inputs or past the frozen blocks, all of them there.
 
-        `patterns`, int64 [B], says what else a row has, where the model has prompts (`mora.prompts`); None: everything.
+        `patterns`, int64 [B], says what else a row has, where the model has prompts (`mora.adapters.prompts`); None:
+        everything.
         """
         return self.runner(modality).run(self.model, given, self.substitute(modality), patterns)
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mora.adapters import Adapters
-from mora.prompts import prompts_of
+from mora.adapters.prompts import prompts_of
+from mora.adapters.record import Adapters
 from mora.towers.cutting import CutTower, entering, evaluating, own
 from mora.towers.tower import Tower
 

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mora.adapters import host_of, is_patched, unwrap
-from mora.hooks import watched_itself
-from mora.prompts import prompts_of
+from mora.adapters.prompts import prompts_of
+from mora.adapters.record import host_of, is_patched, unwrap
 from mora.savings.contents import contents
 from mora.savings.fast_path import as_in_training
 from mora.savings.options import Hidden, Savings, chosen, padded
 from mora.savings.plan import Plan, plan_of
 from mora.savings.state import Kept, flags_of, frozen_state, kept, precision, state_of, switches_of, version
 from mora.savings.there import by_pattern, fitted, only_there
+from mora.system.hooks import watched_itself
 from mora.towers.cutting import CutTower, evaluating
 from mora.towers.tower import Tower
 from mora_kernels.kept import scope_of

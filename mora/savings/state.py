@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mora.adapters import Adapters
+from mora.adapters.record import Adapters
 from mora_kernels.kept import scope_of
 
 State = tuple[Any, ...]

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mora.hooks import Calls, library_hook
 from mora.streams.route import Reader, Route
+from mora.system.hooks import Calls, library_hook
 
 _given: ContextVar[tuple[tuple[object, Route], ...]] = ContextVar("mora.route", default=())
 MOST = 64  # routes remembered for activation checkpointing

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mora.hooks import share_hooks
 from mora.projection.adapted import Adapted
 from mora.streams.calls import Routes
 from mora.streams.merged import ModalityLinear
 from mora.streams.site import StreamSite
+from mora.system.hooks import share_hooks
 from mora.system.messages import listed
 
 

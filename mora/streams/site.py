@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mora.linear import MoraLinear
+from mora.methods.linear import MoraLinear
 from mora.projection.adapted import Adapted
-from mora.site import Site
+from mora.projection.site import Site
 from mora.streams.calls import Routes
 from mora_kernels.beside import linears_beside
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mora.evaluation.tables import FIGURES, Table
+from mora.fields.per_tower import as_lists
 from mora.metrics import Spread, spread
-from mora.per_tower import as_lists
 from mora.sweeping.cell import DONE, FAILED, PRUNED, Row
 from mora.sweeping.plan import Plan
 from mora.sweeping.space import word, words

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mora.config import MoraConfig
-from mora.per_tower import as_lists
+from mora.fields.per_tower import as_lists
 from mora.system.checks import is_number, is_whole
 from mora.system.messages import shown
 from mora.training.config import FREE_ON_RESUME, TrainConfig

@@ -6,12 +6,12 @@ from typing import Any
 
 from mora.bases import base_of
 from mora.config import MoraConfig
-from mora.factors import CommonFactors
-from mora.linear import HeldMoraLinear, MoraGuest, MoraLinear
 from mora.lora.linear import HeldLoraLinear, LoraGuest, LoraLinear
+from mora.methods.factors import CommonFactors
+from mora.methods.linear import HeldMoraLinear, MoraGuest, MoraLinear
 from mora.projection.adapted import Adapted
 from mora.projection.guest import Guest
-from mora.site import Site
+from mora.projection.site import Site
 from mora.towers.packed import PackedAdapted, PackedSite, PackedSlice
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mora.bases import base_of
-from mora.site import Site
+from mora.projection.site import Site
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Packages whose modules run their children as everybody knows; those of others are tried before they are trusted.

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 
 from mora.config import MoraConfig
-from mora.factors import CommonFactors
-from mora.names import MLP
+from mora.fields.names import MLP
+from mora.methods.factors import CommonFactors
+from mora.methods.shared_input import SharedInput
 from mora.projection.adapted import Adapted
-from mora.shared_input import SharedInput
-from mora.site import Site
+from mora.projection.site import Site
 from mora.towers.layouts import Separate
 from mora.towers.packed import PackedSlice
 from mora.towers.slots import Slot

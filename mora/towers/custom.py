@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mora.factors import CommonFactors
+from mora.methods.factors import CommonFactors
 from mora.system.messages import listed, shown
 from mora.towers import tower as base
 from mora.towers.admission import located

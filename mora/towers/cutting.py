@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mora.hooks import library_hook, watched
-from mora.site import Site
+from mora.projection.site import Site
+from mora.system.hooks import library_hook, watched
 from mora.towers.front import Front
 from mora.towers.layouts import Layout
 from mora.towers.slots import Slot

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mora.config import MoraConfig
-from mora.factors import CommonFactors
-from mora.hooks import share_hooks
+from mora.methods.factors import CommonFactors
+from mora.methods.shared_input import SharedInput
 from mora.projection.adapted import Adapted
-from mora.shared_input import SharedInput
-from mora.site import Site
+from mora.projection.site import Site
+from mora.system.hooks import share_hooks
 from mora.towers.adapted import adapted_at
 from mora.towers.admission import check_linear
 from mora.towers.packed import PACKED, PackedProjections, PackedSite, PackedSlice

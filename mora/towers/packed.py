@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from mora.hooks import share_hooks
 from mora.projection.adapted import Adapted
-from mora.site import Site, present
+from mora.projection.site import Site, present
+from mora.system.hooks import share_hooks
 from mora_kernels import Group
 from mora_kernels.kept import Scope, scope_of
 from mora_kernels.numerics import product_dtype

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from mora.config import MoraConfig
-from mora.factors import CommonFactors
-from mora.hooks import share_hooks
+from mora.methods.factors import CommonFactors
 from mora.projection.adapted import Adapted
-from mora.site import Site
+from mora.projection.site import Site
+from mora.system.hooks import share_hooks
 from mora.towers.adapted import adapted_at
 from mora.towers.admission import check_linear, check_packed
 from mora.towers.attention import MultiheadAttention, OpenClipAttention, unsupported

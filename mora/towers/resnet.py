@@ -11,10 +11,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mora.config import MoraConfig
-from mora.factors import CommonFactors
-from mora.hooks import share_hooks
+from mora.methods.factors import CommonFactors
 from mora.projection.adapted import Adapted
-from mora.site import Site, present
+from mora.projection.site import Site, present
+from mora.system.hooks import share_hooks
 from mora.towers.admission import altered, class_name
 from mora.towers.cutting import CutTower
 from mora.towers.layouts import Layout, Separate

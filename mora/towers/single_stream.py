@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from mora.bases import base_of
 from mora.config import MoraConfig
-from mora.factors import CommonFactors
-from mora.hooks import share_hooks
+from mora.methods.factors import CommonFactors
+from mora.methods.shared_input import SharedInput
 from mora.projection.adapted import Adapted
-from mora.shared_input import SharedInput
-from mora.site import Site
+from mora.projection.site import Site
 from mora.streams import Marked, Reader, Routes, StreamSite, TextFirst, route
 from mora.streams.calls import routes_in
+from mora.system.hooks import share_hooks
 from mora.towers.adapted import adapted_at
 from mora.towers.layouts import Separate
 from mora.towers.slots import SeparateSlot, Slot

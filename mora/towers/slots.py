@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from mora.bases import Base, base_of, outline_of, weight_of
 from mora.config import MoraConfig
-from mora.factors import CommonFactors
-from mora.hooks import share_hooks
-from mora.names import ATTENTION
+from mora.fields.names import ATTENTION
+from mora.methods.factors import CommonFactors
+from mora.methods.shared_input import SharedInput
 from mora.projection.adapted import Adapted
-from mora.shared_input import SharedInput
-from mora.site import Site, site_of
+from mora.projection.site import Site, site_of
+from mora.system.hooks import share_hooks
 from mora.towers.adapted import adapted_at
 from mora.towers.admission import check_linear, class_name, inside, located
 from mora.towers.packed import PackedSlice

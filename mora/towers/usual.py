@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from mora.names import ATTENTION, MLP, TARGETS, target_of
-from mora.site import Site
+from mora.fields.names import ATTENTION, MLP, TARGETS, target_of
+from mora.projection.site import Site
 from mora.system.messages import listed, shown
 from mora.towers.fused import FusedLinear
 from mora.towers.layouts import Fused, Layout, Packed, Separate

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mora.adapters.prompts import MMP, PromptSize, check_size
 from mora.config import PRESETS, MoraConfig
 from mora.data.dataset import ON_BROKEN
 from mora.data.tables import FORM, Missing, by_split
 from mora.heads import HEADS, LINEAR, MISSING_EMBEDDINGS, SUBSTITUTE, ZERO_SHOT
-from mora.prompts import MMP, PromptSize, check_size
 from mora.runs.methods import METHODS, PROMPTED
 from mora.runs.objectives import CLASSIFICATION, check_objective, head_of, missing_of
 from mora.savings.options import Savings

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from mora.adapters.prompts import PromptSize
 from mora.data.presence import PAIR
 from mora.heads import LINEAR, SUBSTITUTE
-from mora.prompts import PromptSize
 from mora.runs.backbone import Backbone
 from mora.runs.objectives import CLASSIFICATION
 from mora.system.files import digest

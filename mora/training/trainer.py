@@ -15,7 +15,7 @@ from torch import Tensor
 from mora.classifier import MissingModalityClassifier
 from mora.data.dataset import Dataset
 from mora.diagnosis.run import last_words
-from mora.keeping import keeping
+from mora.methods.keeping import keeping
 from mora.runs.backbone import Backbone, load_backbone
 from mora.runs.methods import adapt
 from mora.runs.run import BEST, CHECKPOINTS, save_best, save_start

@@ -9,7 +9,7 @@ from torch import nn
 
 import mora
 from mora.bases.base import Base
-from mora.start import column_norms
+from mora.methods.start import column_norms
 from tests.bases.worlds import QUANTISED, by_torchao, dequantised, linears, plain, quantised
 from tests.mora.models import embed, randomise
 from tests.mora.oracle import SMALL
@@ -150,7 +150,7 @@ def test_merging_asks_and_unmerging_brings_the_codes_back(kind):
             ValueError, match=r"^merge: the weights of image\.1\.q.*(int8|nf4|fp4|float8).*dequantise=True"
         ):
             verb(model)
-        assert mora.adapters.is_patched(model)
+        assert mora.adapters.record.is_patched(model)
     mora.merge(model, keep=True, dequantise=True)
     close(embed(model), adapted)
     mora.unmerge(model)
@@ -173,8 +173,8 @@ def test_a_saved_adapter_says_which_weights_it_was_trained_on(kind, tmp_path):
     if kind == "nf4":
         with pytest.raises(ValueError, match=rf"^base: .*\(relative .*trained on {label}.*here they are plain"):
             mora.load_adapter(full, folder)
-        assert not mora.adapters.is_patched(full)
-    assert mora.adapters.is_patched(mora.load_adapter(full, folder, base="any"))
+        assert not mora.adapters.record.is_patched(full)
+    assert mora.adapters.record.is_patched(mora.load_adapter(full, folder, base="any"))
 
 
 def test_named_adapters_take_turns_on_one_quantised_weight():

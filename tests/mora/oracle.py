@@ -111,6 +111,6 @@ class Oracle:
 
 def adapters_now(model):
     """The adapters' present values, copied; None where there are none."""
-    if not mora.adapters.is_patched(model):
+    if not mora.adapters.record.is_patched(model):
         return None
     return {name: tensor.detach().clone() for name, tensor in mora.adapter_parameters(model)}

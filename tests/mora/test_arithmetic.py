@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mora
-from mora.adapters import adapters_of, host_of
+from mora.adapters.record import adapters_of, host_of
 from tests.mora.models import SITES, embed, images, open_clip_model, tokens
 from tests.mora.test_named import alone, families, same, several, tensors
 

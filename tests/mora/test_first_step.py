@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import mora
-from mora import first_step
+from mora.adapters import first_step
 from tests.mora.models import MODELS, embed, hugging_face_model, images, open_clip_model, tokens
 
 families = pytest.mark.parametrize("family", MODELS)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mora
-from mora.adapters import adapters_of
+from mora.adapters.record import adapters_of
 from tests.mora.models import open_clip_model, randomise
 from tests.mora.test_your_own import TABLE, Three, assert_parity, embed, given, towers
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import mora
-from mora.adapters import adapters_of
+from mora.adapters.record import adapters_of
 from mora.runs.methods import adapt, fold
 from mora.savings import Savings
 from tests.mora.models import MODELS, embed, hugging_face_model, images, open_clip_model, randomise, tokens

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import mora
-from mora.adapters import adapters_of, host_of
+from mora.adapters.record import adapters_of, host_of
 from tests.mora.models import SITES, embed, open_clip_model, randomise
 from tests.mora.test_keeping import in_threads
 from tests.savings.worlds import Samples, classifier

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import mora
-from mora.prompts import Prompts, PromptSize, add_prompts, prompts_of
+from mora.adapters.prompts import Prompts, PromptSize, add_prompts, prompts_of
 from tests.mora.models import MODELS, TEXT, VISION, images, short_tokens, tokens
 
 KINDS = ("mmp", "dcp")

@@ -57,7 +57,7 @@ class World:
 
     @property
     def patched(self):
-        return mora.adapters.is_patched(self.model)
+        return mora.adapters.record.is_patched(self.model)
 
     @property
     def dtype(self):
@@ -79,7 +79,7 @@ class World:
     def check(self, said, adapted=True, tolerance=None):
         """Compare with the slow model, twice: what was kept by the first call is used in the second."""
         adapters = adapters_now(self.model) if adapted else None
-        config = mora.adapters.adapters_of(self.model).config if self.patched else None
+        config = mora.adapters.record.adapters_of(self.model).config if self.patched else None
         oracle = ORACLES[self.family].load(self.base, adapters, config)
         wanted = oracle.outputs(IMAGES, TEXTS, self.classifier, IMAGE_PRESENT, TEXT_PRESENT)
         for call in ("first", "second"):
@@ -121,7 +121,7 @@ def unpatch(world, number):
 
 def merge(world, number):
     """Merged weights are within rounding of (1); from then on they are the base."""
-    adapters, config = adapters_now(world.model), mora.adapters.adapters_of(world.model).config
+    adapters, config = adapters_now(world.model), mora.adapters.record.adapters_of(world.model).config
     expected = ORACLES[world.family].load(world.base, adapters, config).model.state_dict()
     mora.merge(world.model)
     for name, tensor in world.model.state_dict().items():
@@ -240,7 +240,7 @@ def recall(world, number):
 
 def save(world, number):
     mora.save_adapter(world.model, world.folder)
-    world.saved = adapters_now(world.model), mora.adapters.adapters_of(world.model).config, world.changes
+    world.saved = adapters_now(world.model), mora.adapters.record.adapters_of(world.model).config, world.changes
 
 
 def load(world, number):
@@ -249,7 +249,7 @@ def load(world, number):
         return
     tensors, config, changes = world.saved
     before = adapters_now(world.model)
-    other = world.patched and mora.adapters.adapters_of(world.model).config != config
+    other = world.patched and mora.adapters.record.adapters_of(world.model).config != config
     try:
         mora.load_adapter(world.model, world.folder)
     except ValueError:
@@ -316,12 +316,14 @@ def as_it_was_left(world, name):
 
 
 def others_of(world):
-    return [name for name in mora.adapters.host_of(world.model).every() if name != mora.active_adapter(world.model)]
+    return [
+        name for name in mora.adapters.record.host_of(world.model).every() if name != mora.active_adapter(world.model)
+    ]
 
 
 def add(world, number):
     """Another adapter of any configuration, away from its start, beside those there are."""
-    free = [name for name in NAMES if name not in mora.adapters.host_of(world.model).every()]
+    free = [name for name in NAMES if name not in mora.adapters.record.host_of(world.model).every()]
     if free:
         mora.add_adapter(world.model, free[0], CONFIGS[number % len(CONFIGS)])
         for index, (_, parameter) in enumerate(mora.adapter_parameters(world.model, free[0])):
@@ -359,13 +361,14 @@ def delete(world, number):
 def combine(world, number):
     """A weighted sum becomes the base, or is taken back, bit for bit."""
     weights = {
-        name: (0.5, -0.25, 1.0)[(number + n) % 3] for n, name in enumerate(mora.adapters.host_of(world.model).every())
+        name: (0.5, -0.25, 1.0)[(number + n) % 3]
+        for n, name in enumerate(mora.adapters.record.host_of(world.model).every())
     }
     expected = {name: tensor.double() for name, tensor in world.base.items() if tensor.is_floating_point()}
     for name, weight in weights.items():
         tensors, config = (
             mora.adapter_state_dict(world.model, name),
-            mora.adapters.adapters_of(world.model, name).config,
+            mora.adapters.record.adapters_of(world.model, name).config,
         )
         folded = ORACLES[world.family].load(world.base, tensors, config).model.state_dict()
         for key in expected:

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import mora
-from mora.factors import CommonFactors
-from mora.linear import MoraLinear
+from mora.methods.factors import CommonFactors
+from mora.methods.linear import MoraLinear
 from mora_kernels.testing import assert_parity
 
 TABLE = {torch.float32: 5e-6, torch.float64: 1e-10}

@@ -63,7 +63,7 @@ def test_shared_memory_keeps_values_and_ties(family):
 def test_out_of_memory_within_patch_leaves_the_model_as_it_was(family, call, monkeypatch):
     model, calls = SMALL[family](), []
     modules, state = dict(model.named_modules()), {n: t.clone() for n, t in model.state_dict().items()}
-    start = mora.linear.MoraLinear.__init__
+    start = mora.methods.linear.MoraLinear.__init__
 
     def fail(self, *arguments):
         calls.append(self)
@@ -71,10 +71,10 @@ def test_out_of_memory_within_patch_leaves_the_model_as_it_was(family, call, mon
             raise torch.OutOfMemoryError("out of memory")
         start(self, *arguments)
 
-    monkeypatch.setattr(mora.linear.MoraLinear, "__init__", fail)
+    monkeypatch.setattr(mora.methods.linear.MoraLinear, "__init__", fail)
     with pytest.raises(torch.OutOfMemoryError):
         mora.patch(model)
-    assert dict(model.named_modules()) == modules and not mora.adapters.is_patched(model)
+    assert dict(model.named_modules()) == modules and not mora.adapters.record.is_patched(model)
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.requires_grad for parameter in model.parameters())
     monkeypatch.undo()

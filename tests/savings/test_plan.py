@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mora
-from mora.hooks import library_hook
+from mora.system.hooks import library_hook
 from mora.towers import CutTower, recipe_of, towers_of
 from tests.mora.models import IMAGE, VOCABULARY, images, open_clip_model
 from tests.savings.worlds import FAMILIES, Samples, classifier

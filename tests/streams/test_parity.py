@@ -74,7 +74,7 @@ def test_an_mlp_is_the_loop_over_its_tokens(monkeypatch):
 def test_one_modality_alone_is_adapted(monkeypatch):
     adapt = {"image": "frozen", "text": "mora"}
     model, _ = check(monkeypatch, "llava", "torch", torch.float64, adapt=adapt)
-    assert {one.modality for _, one in mora.adapters.adapters_of(model).projections()} == {"text"}
+    assert {one.modality for _, one in mora.adapters.record.adapters_of(model).projections()} == {"text"}
 
 
 @names

@@ -6,13 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
+from mora.adapters.prompts import prompts_of
 from mora.cli import main
 from mora.data.dataset import Dataset
 from mora.data.open import open_dataset
 from mora.evaluation.embeddings import embed
 from mora.evaluation.inspection import inspect_run
 from mora.evaluation.predict import predict
-from mora.prompts import prompts_of
 from mora.runs.stored import RULES
 from mora.training import load_run
 from tests.training import fakes

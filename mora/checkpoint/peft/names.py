@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from mora.names import ATTENTION, TARGETS
+from mora.fields.names import ATTENTION, TARGETS
 from mora.system.checks import one_of
 from mora.towers.block import whole
 from mora.towers.slots import Slot

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mora.adapters import Adapters, adapters_of, unwrap
+from mora.adapters.record import Adapters, adapters_of, unwrap
 from mora.checkpoint.peft.names import path_of
 from mora.checkpoint.peft.write import Update, config_of, write_folder
 from mora.system.checks import check_whole, is_number

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from mora.adapters import Adapters, unwrap
+from mora.adapters.record import Adapters, unwrap
 from mora.bases.sharded import whole
 from mora.checkpoint.peft.names import PREFIX, ambiguous, path_of
 from mora.checkpoint.tensors import check_values

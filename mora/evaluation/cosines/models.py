@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mora.adapters import is_patched
+from mora.adapters.patching import disabled
+from mora.adapters.prompts import prompts_of
+from mora.adapters.record import is_patched
 from mora.classifier import MissingModalityClassifier
 from mora.data.dataset import Dataset
 from mora.data.open import open_dataset
 from mora.data.views import Corrupted
 from mora.heads import NONE
 from mora.metrics import RECALL
-from mora.patch import disabled
-from mora.prompts import prompts_of
 from mora.runs.backbone import Backbone, load_backbone, with_policy
 from mora.runs.described import DESCRIPTION, LOCAL
 from mora.runs.run import CONFIG, LoadedRun, load_run

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from mora.hooks import Calls
-from mora.switch import Switch
+from mora.projection.switch import Switch
+from mora.system.hooks import Calls
 from mora_kernels import Group
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mora.bases import Base, base_of
-from mora.choice import Choice
+from mora.projection.choice import Choice
 from mora_kernels.factors import Origin
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from mora.adapters import Adapters, host_of
+from mora.adapters.record import Adapters, host_of
 from mora.config import MoraConfig
 from mora.towers.tower import Tower
 

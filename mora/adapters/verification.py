@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mora.adapters import adapters_of, unwrap
+from mora.adapters.record import adapters_of, unwrap
 from mora.towers.tower import fitting
 
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 import mora_kernels
 from mora.bases.sharded import is_sharded
 from mora.config import MoraConfig
-from mora.factors import CommonFactors
+from mora.methods.factors import CommonFactors
+from mora.methods.start import check_call, column_norms, fill, follow, settle
 from mora.projection.adapted import Adapted
 from mora.projection.guest import Guest
-from mora.site import HeldSite
-from mora.start import check_call, column_norms, fill, follow, settle
+from mora.projection.site import HeldSite
 from mora_kernels import backend as backends
 
 

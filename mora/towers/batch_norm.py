@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mora.hooks import library_hook
+from mora.system.hooks import library_hook
 
 
 @library_hook

@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from mora.adapters import Pair
+from mora.adapters.record import Pair
 from mora.config import MoraConfig
-from mora.per_tower import of
+from mora.fields.per_tower import of
 from mora.towers.block import whole
 from mora.towers.slots import Slot
 from mora.towers.tower import Tower

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mora.start import draw
+from mora.methods.start import draw
 
 
 class CommonFactors(nn.Module):

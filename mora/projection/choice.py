@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mora.rows import Mixed, Rows
+from mora.projection.rows import Mixed, Rows
 
 _using: ContextVar[tuple[object, ...]] = ContextVar("mora.choice", default=())
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from mora.bases.sharded import is_managed
-from mora.hooks import Calls
 from mora.lora.group import LoraGroup
 from mora.projection.adapted import Adapted
 from mora.system.checks import check_whole
+from mora.system.hooks import Calls
 from mora_kernels import Group, kept
 from mora_kernels.shelf import MOST
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from mora.adapters import Adapters, adapters_of, is_patched
+from mora.adapters.record import Adapters, adapters_of, is_patched
 from mora.system.messages import listed
 
 _awaited: weakref.WeakKeyDictionary[Adapters, weakref.ref[nn.Module]] = weakref.WeakKeyDictionary()

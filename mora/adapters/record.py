@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from mora.bases.sharded import whole
-from mora.choice import Choice
 from mora.config import MoraConfig
-from mora.factors import CommonFactors
-from mora.keeping import OneCall
-from mora.linear import MoraLinear
 from mora.lora.group import LoraGroup
+from mora.methods.factors import CommonFactors
+from mora.methods.keeping import OneCall
+from mora.methods.linear import MoraLinear
+from mora.methods.shared_input import SharedInput
+from mora.methods.start import factor_dtype
 from mora.projection.adapted import Adapted
-from mora.shared_input import SharedInput
-from mora.start import factor_dtype
-from mora.switch import Switch
+from mora.projection.choice import Choice
+from mora.projection.switch import Switch
 from mora.system.messages import listed, shown
 from mora.towers.find import towers_of
 from mora.towers.packed import PACKED

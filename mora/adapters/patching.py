@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mora.adapters import (
+from mora.adapters.first_step import await_first_step
+from mora.adapters.liveness import check_runs
+from mora.adapters.pairs import pair_blocks, slots_of
+from mora.adapters.record import (
     DEFAULT,
     Adapters,
     Pair,
@@ -23,19 +26,16 @@ from mora.adapters import (
     restore,
     unwrap,
 )
+from mora.adapters.snapshot import PLACE, Snapshot, digest
 from mora.bases.holding import check_holding
 from mora.bases.sharded import check_whole
-from mora.batch_norm import hold_statistics, release_statistics
 from mora.config import MoraConfig, check_fields
-from mora.first_step import await_first_step
-from mora.liveness import check_runs
-from mora.pairing import pair_blocks, slots_of
 from mora.projection.adapted import Adapted
-from mora.site import Site
-from mora.snapshot import PLACE, Snapshot, digest
+from mora.projection.site import Site
 from mora.streams.merging import apart, divide
 from mora.system.messages import shown
 from mora.towers.admission import check_alone
+from mora.towers.batch_norm import hold_statistics, release_statistics
 from mora.towers.custom import described
 from mora.towers.find import towers_of_itself
 from mora.towers.packed import PackedProjections

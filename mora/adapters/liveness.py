@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from mora.adapters import Adapters
-from mora.hooks import TABLES
+from mora.adapters.record import Adapters
+from mora.system.hooks import TABLES
 from mora.towers.admission import untrusted
 from mora.towers.cutting import evaluating
 from mora.towers.tower import fitting

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from mora.adapters import DEFAULT, Adapters, adapters_of, host_of, unwrap
+from mora.adapters.record import DEFAULT, Adapters, adapters_of, host_of, unwrap
 from mora.config import MoraConfig
-from mora.linear import MoraLinear
 from mora.lora.linear import LoraLinear
+from mora.methods.linear import MoraLinear
 from mora.projection.adapted import Adapted
 from mora.towers.custom import CustomTower
 from mora.towers.find import recipe_of
