@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from benchmarks import demo_study, findings, gram, many, plots, presets, rows
+from benchmarks import demo_audio, demo_study, findings, gram, many, plots, presets, rows
 from benchmarks.environment import ROOT
 from benchmarks.levels import projection, savings
 from benchmarks.rows import Row, shown
@@ -269,6 +269,9 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "presets": lambda found: presets.table(markdown),
     "recipes": lambda found: presets.recipes(markdown),
     "published": lambda found: presets.published(markdown),
+    "demo-audio": lambda found: demo_audio.results(),
+    "demo-audio-heard": lambda found: demo_audio.heard(),
+    "demo-audio-said": lambda found: demo_audio.said(),
     "demo-badges": lambda found: demo_study.results("badges"),
     "demo-badges-lost": lambda found: demo_study.lost("badges"),
     "demo-badges-sentence": lambda found: demo_study.sentence("badges"),
