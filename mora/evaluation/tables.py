@@ -196,10 +196,10 @@ def everything(results: Sequence[Result]) -> Table:
 
 
 def by_pattern(results: Sequence[Result]) -> Table | None:
-    """The headline figure of the rows of each presence pattern; None where all rows have the same."""
+    """The headline figure of the rows of each presence pattern; None where all rows of a condition have the same."""
     summary, names = Summary(results), names_in(result.patterns for result in results)
-    if len(names) < 2:
-        return None
+    if all(len(names_in([result.patterns])) < 2 for result in results):
+        return None  # what is missing says it already
     several = len(summary.models) > 1
     rows = []
     for (model, kind, rate), cell in summary.cells.items():

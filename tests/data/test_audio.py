@@ -50,6 +50,17 @@ def test_resampling_keeps_what_is_heard() -> None:
         (encoded(tone(440, 1.0), kind="FLAC")[:3000], ""),
         (encoded(tone(440, 1.0), kind="OGG")[:30], ""),
     ],
+    ids=[
+        "empty",
+        "text",
+        "no samples",
+        "AIFF",
+        "2 kHz",
+        "long",
+        "channels",
+        "FLAC cut",
+        "Ogg cut",
+    ],  # an Ogg's bytes vary
 )
 def test_what_cannot_be_read_is_named(data: bytes, reason: str) -> None:
     with pytest.raises(BrokenAudioError, match=f"^here: the recording cannot be read: {re.escape(reason)}"):

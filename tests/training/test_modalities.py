@@ -11,6 +11,7 @@ from mora.data.modalities import register, unregister
 from mora.data.tables import Missing
 from mora.evaluation.embeddings import embed
 from mora.evaluation.grid import evaluate, grid
+from mora.evaluation.tables import by_pattern
 from mora.evaluation.predict import predict
 from mora.export.merge import merge_run, read_plain
 from mora.runs.run import load_run
@@ -95,6 +96,7 @@ def test_the_grid_is_every_subset(finished):
     assert all(result.rate == 1 and result.seed == 0 for result in results[1:])
     names = ["complete", "text, sketch only", "image, sketch only", "image, text only"]
     assert [next(iter(r.patterns)) for r in results] == [*names, "sketch only", "text only", "image only"]
+    assert by_pattern(results) is None  # every condition leaves rows alike
     assert results[4].further == {"sketch": 0} and (results[4].image_missing, results[4].text_missing) == (21, 21)
     drawn = evaluate(run, data, "sketch:0.7,image:0.3", seed=4)
     assert (drawn.further["sketch"], drawn.image_missing, drawn.text_missing) == (14, 6, 0)
