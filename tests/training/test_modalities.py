@@ -11,8 +11,8 @@ from mora.data.modalities import register, unregister
 from mora.data.tables import Missing
 from mora.evaluation.embeddings import embed
 from mora.evaluation.grid import evaluate, grid
-from mora.evaluation.tables import by_pattern
 from mora.evaluation.predict import predict
+from mora.evaluation.tables import by_pattern
 from mora.export.merge import merge_run, read_plain
 from mora.runs.run import load_run
 from mora.towers import towers_of
