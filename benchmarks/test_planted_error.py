@@ -33,7 +33,8 @@ def nothing_timed(monkeypatch):
     monkeypatch.setattr(harness, "interleave", interleave)
 
 
-@pytest.mark.parametrize("name", LEVELS)
+# "switch" times turns: its parity is that of each adapter with itself alone.
+@pytest.mark.parametrize("name", [name for name in LEVELS if name != "switch"])
 @pytest.mark.usefixtures("wrong_alpha", "nothing_timed")
 def test_every_level_refuses(name):
     level = importlib.import_module(f"benchmarks.levels.{name}")

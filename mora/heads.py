@@ -144,7 +144,8 @@ def make_head(kind: str, widths: Mapping[str, int], num_classes: int, like: Tens
     """The head of a kind on towers of some widths, on the device of `like`, in its dtype but at least float32."""
     dtype = torch.promote_types(like.dtype, torch.float32)
     linear = nn.Linear(sum(widths.values()), num_classes, device=like.device, dtype=dtype)
-    nn.init.normal_(linear.weight, std=0.02)
+    with torch.no_grad():
+        linear.weight.normal_(std=0.02)
     if kind == BIAS:
         return PatternBias([*widths], linear)
     if kind == PROTOTYPES:

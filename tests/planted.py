@@ -112,7 +112,7 @@ BUGS = [
         "dp = grad_u + tl.sum",
         (WEIGHT,),
     ),
-    Bug("dG is taken for symmetric", BACKWARD, "grams += one + tl.trans(one)", "grams += 2.0 * one", (GRADIENTS,)),
+    Bug("dG is taken for symmetric", BACKWARD, "* (one + tl.trans(one))", "* (2.0 * one)", (GRADIENTS,)),
     Bug(
         "32-bit offsets into W",
         FORWARD,

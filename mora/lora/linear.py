@@ -99,7 +99,8 @@ class LoraLinear(Adapted):
         super()._apply(fn, recurse)
         if empty and not self.lora_a.is_meta:
             draw(self.lora_a)
-            nn.init.zeros_(self.lora_b)
+            with torch.no_grad():
+                self.lora_b.zero_()
             self.start = None
         return self
 

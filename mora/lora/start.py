@@ -23,7 +23,8 @@ def row_norms(weight: Tensor) -> Tensor:
 def draw(a: Tensor) -> None:
     """Draw A [r, in] as `nn.Linear` draws its weight, in place: uniform within 1 / sqrt(in)."""
     if not a.is_meta:
-        nn.init.kaiming_uniform_(a, a=math.sqrt(5))
+        bound = 1 / math.sqrt(a.shape[1])
+        a.uniform_(-bound, bound)  # not by nn.init, which other libraries take away for a while
 
 
 def materialise(projection: Any) -> None:

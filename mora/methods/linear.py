@@ -59,7 +59,7 @@ class MoraLinear(Adapted):
             for name in ("specific_a", "specific_b", "specific_magnitude"):
                 self.register_parameter(name, None)
             return
-        self.specific_a = nn.Parameter(nn.init.normal_(norm.new_empty(size, rank), std=rank**-0.5))
+        self.specific_a = nn.Parameter(norm.new_empty(size, rank).normal_(std=rank**-0.5))
         self.specific_b = nn.Parameter(norm.new_zeros(rank, rows))
         self.specific_magnitude = nn.Parameter(norm.clone())
 

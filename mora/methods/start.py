@@ -50,7 +50,7 @@ def column_norms(weight: Tensor) -> Tensor:
 def draw(factor: Tensor | None, rank: int) -> None:
     """Draw a factor N(0, 1 / rank), in place."""
     if factor is not None:
-        nn.init.normal_(factor, std=rank**-0.5)
+        factor.normal_(std=rank**-0.5)  # not by nn.init, which other libraries take away for a while
 
 
 @torch.no_grad()

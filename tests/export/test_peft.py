@@ -23,7 +23,8 @@ def test_a_run_becomes_a_folder_that_peft_loads(method, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert ("99 % of their energy takes rank" in printed) == (method == "mora")
     loaded = load_run(run)
-    image, text = probes(loaded.model)
+    given = probes(loaded.model)
+    image, text = given["image"], given["text"]
     fields = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert fields["peft_type"] == "LORA"
     assert fields["use_dora"] == (method == "dora")

@@ -174,8 +174,7 @@ def test_the_projection_alone(method):
     torch.nn.init.zeros_(layer.lora_b)
     assert_parity("no update", layer.train()(x), linear(x), TABLE) if method == "lora" else None
     assert f"{method}, rank=2, scale=0.5" in repr(layer)
-    with torch.device("meta"):
-        empty = LoraLinear(torch.nn.Linear(6, 4), rank=2, scale=0.5, dora=method == "dora")
+    empty = LoraLinear(torch.nn.Linear(6, 4, device="meta"), rank=2, scale=0.5, dora=method == "dora")
     empty.to_empty(device="cpu")
     with torch.no_grad():
         empty.weight.copy_(linear.weight)

@@ -167,7 +167,7 @@ def test_damaged_files_are_refused(make, saved, tmp_path):
         ("{", "not JSON"),
         ("[]", "expected an object"),
         ("{}", "'config' is None"),
-        ('{"peft_type": "LORA", "r": 8}', "'config' is None, expected a dict"),
+        ('{"peft_type": "LORA", "r": 8}', "expected lora_A.weight"),
     ]:
         config.write_text(text)
         refused(make(), folder, message)

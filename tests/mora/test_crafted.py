@@ -144,13 +144,14 @@ def rewrite(folder, tensors=None, **config):
 
 
 WRONG = [None, [], [[4]], {}, "4", True, -1, 10**400, float("nan"), 1e308]
+NONE = ("common_rank", "first_layer", "layers", "adapt", "gram", "lora_alpha", "rank_pattern", "alpha_pattern")
 DIGITS = 10**5000  # more than Python prints
 
 
 # The backend is not part of an adapter: what a file says of it is not read.
 @pytest.mark.parametrize("field", [name for name in mora.MoraConfig.__dataclass_fields__ if name != "backend"])
 def test_a_configuration_of_any_wrong_type_names_the_field_and_the_file(field, saved):
-    allowed = {name: [None] for name in ("common_rank", "first_layer", "layers", "adapt")}.get(field, [])
+    allowed = {name: [None] for name in NONE}.get(field, [])
     model = hugging_face_model()
     before = snapshot(model)
     for value in WRONG:
