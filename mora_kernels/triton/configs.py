@@ -2,8 +2,9 @@
 
 No GPU was at hand when this table was made. Its evidence is compile-only: `python -m mora_kernels.triton.report` builds
 every kernel in every setting below for sm_80, sm_90, sm_100 and gfx942, and a test asserts no spills and shared memory
-within the device's limit (for sm_90 by default, `MORA_TARGETS` names others). BM, BN: tile; P: precision of float32 products ("ieee" is exact everywhere; "tf32x3" runs on
-the tensor cores of NVIDIA with about 2^-22 relative error and is used only where the result meets 16-bit operands).
+within the device's limit (for sm_90 by default, `MORA_TARGETS` names others). BM, BN: tile; P: precision of float32
+products ("ieee" is exact everywhere; "tf32x3" runs on the tensor cores of NVIDIA with about 2^-22 relative error and is
+used only where the result meets 16-bit operands).
 """
 
 from __future__ import annotations
