@@ -6,6 +6,7 @@ test changes of them it hands over.
 
 import multiprocessing
 import os
+import socket
 import sys
 import tempfile
 from multiprocessing import forkserver
@@ -25,6 +26,13 @@ def begin() -> None:
     """Start the server, unless there is one."""
     FRESH.set_forkserver_preload([*PRELOADED])
     forkserver.ensure_running()
+
+
+def free_port():
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 class Ended(NamedTuple):

@@ -51,15 +51,6 @@ class Dispatched(Base):
         return "accelerate's hook"
 
     @property
-    def shape(self) -> tuple[int, int]:
-        rows, columns = self.linear.weight.shape
-        return rows, columns
-
-    @property
-    def own_dtype(self) -> torch.dtype:
-        return self.linear.weight.dtype
-
-    @property
     def dtype(self) -> torch.dtype:
         return self.own_dtype
 

@@ -33,14 +33,15 @@ class Base(ABC):
         """What it is, in a few words: "bitsandbytes nf4"."""
 
     @property
-    @abstractmethod
     def shape(self) -> tuple[int, int]:
         """(out, in)."""
+        rows, columns = self.linear.weight.shape
+        return rows, columns
 
     @property
-    @abstractmethod
     def own_dtype(self) -> torch.dtype:
-        """The dtype of the dequantised values."""
+        """The dtype of the dequantised values: what the weight says it has."""
+        return self.linear.weight.dtype
 
     @property
     def device(self) -> torch.device:

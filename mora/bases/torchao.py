@@ -38,15 +38,6 @@ class Subclass(Base):
     def label(self) -> str:
         return f"torchao {KINDS[type(self.linear.weight).__name__]}"
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        rows, columns = self.linear.weight.shape
-        return rows, columns
-
-    @property
-    def own_dtype(self) -> torch.dtype:
-        return self.linear.weight.dtype
-
     def dequantised(self) -> Tensor:
         return self.linear.weight.dequantize()
 

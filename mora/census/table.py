@@ -8,6 +8,7 @@ from importlib import metadata
 
 from mora.census.check import Row
 from mora.system.markup import plain
+from mora.system.messages import aligned
 from mora.version import __version__
 
 BEGIN = "<!-- begin: python -m mora.census --write docs/models.md -->"
@@ -31,9 +32,9 @@ def text(rows: Sequence[Row]) -> str:
     """The table for a terminal; what failed at the end, by reason."""
     cells = [(row.name, "yes" if row.adapted else "no", towers(row) or "-") for row in rows]
     heads = ("model", "adapted", "towers")
-    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in (heads, *cells)]
-    return "\n".join([*lines, "", *(f"{count} x {why}" for why, count in reasons(rows)), f"{total(rows)}."])
+    return "\n".join(
+        [*aligned([heads, *cells]), "", *(f"{count} x {why}" for why, count in reasons(rows)), f"{total(rows)}."]
+    )
 
 
 def towers(row: Row) -> str:

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mora.cli.parser import Parser
-from mora.system.messages import printable
+from mora.cli.parser import Parser, finish
+from mora.system.messages import aligned, printable
 
 if TYPE_CHECKING:
     from mora.checkpoint.shelf import Saved
@@ -48,11 +48,7 @@ def add(commands: Commands) -> None:
     one.add_argument("name", metavar="NAME", help="which")
     one.set_defaults(run=_delete)
     _add_combine(actions)
-    for action in actions.choices.values():
-        action.add_argument(
-            "--traceback", action="store_true", default=argparse.SUPPRESS, help="show where an error came from"
-        )
-    parser.set_defaults(run=lambda options, command: parser.print_help())
+    finish(parser, actions)
 
 
 def _add_combine(actions: Commands) -> None:
@@ -109,10 +105,8 @@ def _list(options: argparse.Namespace, command: str) -> None:
     from mora.checkpoint.shelf import adapters_in
 
     heads = ("adapter", "rank", "alpha", "targets", "blocks", "parameters", "SHA-256")
-    rows = [heads, *map(line, adapters_in(options.folder).values())]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print(printable("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()))
+    for row in aligned([heads, *map(line, adapters_in(options.folder).values())]):
+        print(printable(row))
 
 
 def _add(options: argparse.Namespace, command: str) -> None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mora.cli.parser import Parser
+from mora.cli.parser import Parser, finish
 
 if TYPE_CHECKING:
     from mora.cli.parser import Commands
@@ -30,11 +30,7 @@ def add(commands: Commands) -> None:
     _add_build(actions)
     _add_check(actions)
     _add_table(actions)
-    for action in actions.choices.values():
-        action.add_argument(
-            "--traceback", action="store_true", default=argparse.SUPPRESS, help="show where an error came from"
-        )
-    parser.set_defaults(run=lambda options, command: parser.print_help())
+    finish(parser, actions)
 
 
 def _add_build(actions: Commands) -> None:

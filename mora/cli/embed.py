@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mora.cli.parser import add_reading
 from mora.system.messages import printable
 
 if TYPE_CHECKING:
@@ -37,14 +38,7 @@ def add(commands: Commands) -> None:
         metavar="A",
         help="in the place of what is missing: null (default; NaN in .npz and .safetensors) or substitute",
     )
-    parser.add_argument("--on-broken", default="raise", metavar="W", help="raise (default) or skip unreadable images")
-    parser.add_argument(
-        "--data-name", metavar="N", help="mmimdb, food101 or hateful_memes, where a folder does not tell"
-    )
-    parser.add_argument("--extra-columns", action="store_true", help="ignore columns of a manifest that mean nothing")
-    parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu or cuda")
-    parser.add_argument("--batch", type=int, default=64, metavar="N", help="rows at a time (default: 64)")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images (default: 0)")
+    add_reading(parser)
     parser.set_defaults(run=run)
 
 

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mora.cli.parser import add_reading
+
 if TYPE_CHECKING:
     from mora.cli.parser import Commands
     from mora.data.tables import Missing
@@ -61,14 +63,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--class-names", nargs="+", metavar="C", help="in the order of the data's (default: its own)")
     parser.add_argument("--patches", type=float, default=0.0, metavar="S", help="share of every image to black out")
     parser.add_argument("--word-drop", type=float, default=0.0, metavar="P", help="share of the words to drop")
-    parser.add_argument("--on-broken", default="raise", metavar="W", help="raise (default) or skip unreadable images")
-    parser.add_argument(
-        "--data-name", metavar="N", help="mmimdb, food101 or hateful_memes, where a folder does not tell"
-    )
-    parser.add_argument("--extra-columns", action="store_true", help="ignore columns of a manifest that mean nothing")
-    parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu or cuda")
-    parser.add_argument("--batch", type=int, default=64, metavar="N", help="rows at a time (default: 64)")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images (default: 0)")
+    add_reading(parser)
     parser.add_argument(
         "--savings", default="all", metavar="S", help="all (default), none, or some of pooled,trimmed (docs/savings.md)"
     )

@@ -49,19 +49,16 @@ class Source(NamedTuple):
         """The split as a run sees it: its classes in their order, rows without splits divided as for training."""
         given = run.data_options
         options = given if self.is_of(run) else {"seed": given.get("seed", 0)}
+        return self.rows(run, classes=run.classes, multi_label=run.multi_label, **options)
+
+    def rows(self, run: LoadedRun, **options: Any) -> Dataset:
+        """The split, opened with `options` of `open_dataset` and what is said here, at the size a run's images have."""
         if self.name is not None:
             options["name"] = self.name
         if self.extra_columns:
             options["extra_columns"] = True
-        dataset = open_dataset(
-            str(self.data),
-            self.split,
-            on_broken=self.on_broken,
-            size=min(run.backbone.image_size),
-            classes=run.classes,
-            multi_label=run.multi_label,
-            **options,
-        )
+        size = min(run.backbone.image_size)
+        dataset = open_dataset(str(self.data), self.split, on_broken=self.on_broken, size=size, **options)
         return dataset if self.corruption is None else Corrupted(dataset, self.corruption)
 
     def is_of(self, run: LoadedRun) -> bool:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mora.projection.loaded import follow_weight
 from mora_kernels.numerics import accumulation_dtype
-
-CHANGED = 1e-3  # relative, of row norms
 
 
 def row_norms(weight: Tensor) -> Tensor:
@@ -59,18 +57,7 @@ def follow(projection: Any, loaded: bool) -> None:
         materialise(projection)
     if projection.magnitude is None:
         return
-    start, norm = projection.start, row_norms(projection.weight).cpu()
-    if loaded:
-        projection.start = norm
-    elif start is None or untouched(projection):
-        settle(projection)
-    elif not bool(torch.linalg.vector_norm(norm - start) <= CHANGED * torch.linalg.vector_norm(start)):
-        projection.start = norm
-        warnings.warn(
-            "mora: other base weights were loaded under adapters trained on those before; expected the weights first "
-            "and the adapters then: mora.load_adapter again, or unpatch and patch anew",
-            stacklevel=3,
-        )
+    follow_weight(projection, loaded, row_norms, untouched)
 
 
 def untouched(projection: Any) -> bool:

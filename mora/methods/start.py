@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from mora.bases.sharded import is_sharded
+from mora.projection.loaded import follow_weight
 
-# Relative, of column norms: rounding to half precision and back stays below the first, other weights above the second.
-ROUNDING, CHANGED = 1e-2, 1e-3
+ROUNDING = 1e-2  # relative, of column norms: rounding to half precision and back stays below it
 
 
 class Projection(Protocol):
@@ -107,25 +106,7 @@ def follow(projection: Projection, loaded: bool) -> None:
         return
     if projection.common_magnitude.is_meta:
         materialise(projection)
-    if loaded:
-        projection.start = column_norms(projection.weight).cpu()
-    elif projection.start is None or untouched(projection):
-        settle(projection)
-    elif moved(projection):
-        projection.start = column_norms(projection.weight).cpu()
-        warnings.warn(
-            "mora: other base weights were loaded under adapters trained on those before; expected the weights first "
-            "and the adapters then: mora.load_adapter again, or unpatch and patch anew",
-            stacklevel=2,
-        )
-
-
-def moved(projection: Projection) -> bool:
-    """Whether the weight is no longer the one the projection started from."""
-    assert projection.start is not None
-    norm = column_norms(projection.weight).cpu().double()
-    start = projection.start.double()
-    return not bool(torch.linalg.vector_norm(norm - start) <= CHANGED * torch.linalg.vector_norm(start))
+    follow_weight(projection, loaded, column_norms, untouched)
 
 
 def check_call(projection: Projection) -> None:

@@ -23,6 +23,12 @@ def rows_of(numbers: Sequence[int]) -> str:
     return f"row{'' if len(numbers) == 1 else 's'} {listed(numbers)}"
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines of columns as wide as their widest cell, two spaces apart."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
 def printable(text: str) -> str:
     """`text` on one line, safe to print: line breaks, tabs, control, escape and direction marks and lone surrogates as
     Python writes them ("\\n", "\\x1b"), the rest as it is.

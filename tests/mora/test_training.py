@@ -1,7 +1,6 @@
 """What a training loop does to a patched model: autocast, checkpointing, compile, accumulation, several processes."""
 
 import copy
-import socket
 from functools import partial
 
 import pytest
@@ -14,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import mora
 from mora_kernels.testing import LINEAR_TOLERANCE, assert_parity
 from tests.mora.models import MODELS, SITES, embed, images, open_clip_model, randomise, tokens
-from tests.processes import Running
+from tests.processes import Running, free_port
 
 families = pytest.mark.parametrize("family", MODELS)
 TABLE = {torch.float32: 2e-5}
@@ -181,9 +180,7 @@ def worker(rank, port, gradients):
 
 
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     running = [Running(worker, rank, port, tmp_path / "gradients.pt") for rank in range(2)]
     for each in running:
         ended = each.end()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from mora.system.files import read_tensors
 from mora.training import TrainConfig, load_run
 from mora.training.batches import epoch_order, shares
 from mora.training.objective.contrastive import Contrastive, presence_of
-from tests.processes import Running
+from tests.processes import Running, free_port
 from tests.training import fakes
 from tests.training.test_distributed import close, losses
 
@@ -95,9 +94,7 @@ def train(rank, port, out):
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
     """Rows of the other process are negatives, too; the last forward pass leaves it without any of its own."""
     pairs(tmp_path / "one", fakes.splits(17, natural=True), batch=8, dropout=0.0, lr=1e-3).fit()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     running = [Running(train, rank, port, tmp_path / "two") for rank in range(2)]
     for each in running:
         ended = each.end()

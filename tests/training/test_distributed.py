@@ -3,14 +3,13 @@
 import json
 import os
 import signal
-import socket
 import time
 
 import pytest
 import torch
 
 from mora.system.files import read_tensors
-from tests.processes import Running
+from tests.processes import Running, free_port
 from tests.training import fakes
 
 RECIPE = dict(dropout=0.0, epochs=3, lr=1e-3, accumulation=2, checkpoint_minutes=1e-4)
@@ -65,9 +64,7 @@ def train(rank, port, out, rows, stop, resume):
 
 def two(out, rows, stop=0, resume=False, **environment):
     """Train in two processes, the second of which is killed before the step `stop`; what the first said at its end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     running = [Running(train, rank, port, out, rows, stop, resume, environment=environment) for rank in range(2)]
     first, second = (each.end() for each in running)
     assert second.code == (-signal.SIGKILL if stop else 0), second.err[-3000:]

@@ -15,8 +15,6 @@ from mora.adapters.prompts import prompts_of
 from mora.adapters.record import is_patched
 from mora.classifier import MissingModalityClassifier
 from mora.data.dataset import Dataset
-from mora.data.open import open_dataset
-from mora.data.views import Corrupted
 from mora.heads import NONE
 from mora.metrics import RECALL
 from mora.runs.backbone import Backbone, load_backbone, with_policy
@@ -122,11 +120,4 @@ def open_rows(source: Source, run: LoadedRun) -> Dataset:
     if run.data:
         given = run.data_options
         options = given if source.is_of(run) else {"seed": given.get("seed", 0)}
-    if source.name is not None:
-        options["name"] = source.name
-    if source.extra_columns:
-        options["extra_columns"] = True
-    options["metric"] = RECALL
-    size = min(run.backbone.image_size)
-    dataset = open_dataset(str(source.data), source.split, on_broken=source.on_broken, size=size, **options)
-    return dataset if source.corruption is None else Corrupted(dataset, source.corruption)
+    return source.rows(run, **{**options, "metric": RECALL})
