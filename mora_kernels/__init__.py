@@ -6,6 +6,7 @@ changes. `backend="auto"` picks by device and never falls back silently.
 """
 
 from mora_kernels.api import effective_weight, gram, mora_linear
-from mora_kernels.group import Built, Group
+from mora_kernels.built import Built
+from mora_kernels.group import Group
 
 __all__ = ["Built", "Group", "effective_weight", "gram", "mora_linear"]

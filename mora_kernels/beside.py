@@ -55,7 +55,7 @@ class Beside(torch.autograd.Function):
 
 def stacked(values: Values, indices: Sequence[int]) -> Tensor:
     """W_eff of projections of one shape, [n out, in]."""
-    return torch.cat([values.engine.effective[index] for index in indices])
+    return torch.cat([values.engine.whole(index) for index in indices])
 
 
 def linears_beside(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,15 @@ from torch.autograd.function import once_differentiable
 from mora_kernels.factors import Factors
 from mora_kernels.kept import Scope
 from mora_kernels.numerics import accumulation_dtype, full_precision, untracked
+
+
+class Built(NamedTuple):
+    """Equation (3) of one projection: u [in], U [out, r], V' [in, r] in float32, W_eff [out, in] as computed with."""
+
+    u: Tensor
+    left: Tensor
+    right: Tensor
+    effective: Tensor
 
 
 class Values:
@@ -105,7 +114,7 @@ class Linear(torch.autograd.Function):
         ctx.save_for_backward(x if ctx.needs_input_grad[2] else None)
         ctx.values, ctx.index, ctx.stamp = values, index, values.stamp(index)
         ctx.bias_dtype = None if bias is None else bias.dtype
-        return F.linear(x, values.engine.effective[index], None if bias is None else bias.to(x.dtype))
+        return F.linear(x, values.engine.whole(index), None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     @once_differentiable
@@ -166,6 +175,7 @@ class State:
             values.builds[index] += 1
             if scope is not None:
                 self.kept_in[index] = (scope, scope.generation)
+            if scope is not None and scope.lasting:
                 self.held[index] = one.aliases()  # so that no other tensor comes to lie where one of these did
             if before is not None and before != key:
                 values.marks[index] += 1

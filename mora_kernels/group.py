@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,23 +12,15 @@ from torch import Tensor
 
 from mora_kernels import backend as backends
 from mora_kernels.api import mora_linear
-from mora_kernels.built import Linear, State, Values
+from mora_kernels.built import Built, Linear, State, Values
 from mora_kernels.factors import Factors, distinct
 from mora_kernels.kept import Scope, drop, scope_of
 from mora_kernels.numerics import full_precision, product_dtype, untracked
 from mora_kernels.parts import Apart, Parts, check_together
 from mora_kernels.projection import Projection, outline, place, snapshot, watch_optimizers
 from mora_kernels.shelf import Shelf
+from mora_kernels.torch.together import Together, together
 from mora_kernels.validation import check_factors, check_linear
-
-
-class Built(NamedTuple):
-    """Equation (3) of one projection: u [in], U [out, r], V' [in, r] in float32, W_eff [out, in] as computed with."""
-
-    u: Tensor
-    left: Tensor
-    right: Tensor
-    effective: Tensor
 
 
 class Group:
@@ -164,7 +156,7 @@ class Group:
             factors = [fresh.get(i, known) for i, known in enumerate(state.values.factors)]
             state.wait(device, capturing)
             state.begin(wanted)
-            state.values.engine.build(factors, wanted)
+            state.values.engine.build(factors, wanted, lasting=scope is not None and scope.lasting)
         state.note(wanted, factors, scope, capturing)
         return state
 
@@ -205,7 +197,7 @@ class Group:
         thin = self._thin(state, index)
         thin = state.values.engine.thin[index] if thin is None else thin
         u, left, right = state.values.engine.thin_of(index, thin)
-        return Built(u, left, right, state.values.engine.effective[index])
+        return Built(u, left, right, state.values.engine.whole(index))
 
     def _thin(self, state: State, index: int) -> Tensor | None:
         """Return thin with its gradient path, or None where no factor of the projection needs one."""
@@ -254,21 +246,25 @@ class Group:
         fits = dtype == weight.dtype or getattr(self.projections[indices[0]], "origin", None) is not None
         if dtype == x.dtype and not fits and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(f"x: got dtype {x.dtype}, expected {weight.dtype}, that of weight (or run under autocast)")
+        engine, drops, indices = state.values.engine, training and dropout_p > 0, tuple(indices)
+        thins = [self._thin(state, index) for index in indices]
         with full_precision(x):
-            if training and dropout_p > 0:
-                inputs = state.values.engine.drop(x, dropout_p, len(indices), dtype, mask)
-            else:
-                inputs = [x.to(dtype)] * len(indices)
-            return [self._one(state, *each) for each in zip(indices, inputs, biases, strict=True)]
+            inputs = engine.drop(x, dropout_p, len(indices), dtype, mask) if drops else x.to(dtype)
+            if torch.is_grad_enabled():
+                if all(thin is not None for thin in thins) and engine.together(indices) is not None:
+                    return [*Together.apply(inputs, drops, state.values, indices, *biases, *thins)]
+            elif engine.avoids_whole(indices, x.numel() // max(1, x.shape[-1])):
+                return [*together(inputs, drops, engine, indices, biases)[0]]
+            inputs = inputs if drops else [inputs] * len(indices)
+            return [self._one(state, *each) for each in zip(indices, inputs, biases, thins, strict=True)]
 
-    def _one(self, state: State, index: int, x: Tensor, bias: Tensor | None) -> Tensor:
+    def _one(self, state: State, index: int, x: Tensor, bias: Tensor | None, thin: Tensor | None) -> Tensor:
         """Return x W_eff^T + b: exactly one GEMM where nothing needs a gradient."""
-        thin = self._thin(state, index)
         frozen = bias is None or not (bias.requires_grad and torch.is_grad_enabled())
         if frozen and bias is not None and bias.dtype != x.dtype:
             bias = self._cast(index, bias, x.dtype)
         if thin is None and frozen and not (x.requires_grad and torch.is_grad_enabled()):
-            return F.linear(x, state.values.engine.effective[index], bias)
+            return F.linear(x, state.values.engine.whole(index), bias)
         return Linear.apply(x, bias, thin, state.values, index)
 
     def _cast(self, index: int, bias: Tensor, dtype: torch.dtype) -> Tensor:

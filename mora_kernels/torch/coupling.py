@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mora_kernels.factors import Factors
 from mora_kernels.numerics import accumulation_dtype, scaled
-from mora_kernels.torch.terms import stacked
+from mora_kernels.torch.layout import stacked
 
 
 class Coupled(NamedTuple):

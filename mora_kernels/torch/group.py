@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from mora_kernels.factors import Factors
-from mora_kernels.numerics import accumulation_dtype, scaled
+from mora_kernels.numerics import accumulation_dtype, scaled, untracked
 from mora_kernels.torch.coupling import Coupled, Grams, Reached
 from mora_kernels.torch.dropout import dropout
-from mora_kernels.torch.linear import linear_gradients
-from mora_kernels.torch.terms import Terms, Thin, cast, gradients, stacked, thin_factors
-from mora_kernels.torch.weight import compose
+from mora_kernels.torch.kinds import Kind, chosen, compose_into, kind_of
+from mora_kernels.torch.layout import Weights, cast, stacked
+from mora_kernels.torch.linear import is_narrow, linear_gradients, narrow_products
+from mora_kernels.torch.terms import Terms, Thin, gradients, thin_factors
 
 
 class Batch(NamedTuple):
@@ -25,6 +26,7 @@ class Batch(NamedTuple):
 
     indices: list[int]
     factors: list[Factors]
+    weights: Weights
     coupled: Coupled
     terms: Terms
 
@@ -36,11 +38,12 @@ class Batch(NamedTuple):
         terms = self.terms._replace(
             **{name: part[places] for name, part in self.terms._asdict().items() if part is not None}
         )
-        return Batch(chosen, [self.factors[at] for at in places], self.coupled.only(places), terms)
+        weights, factors = [self.weights[at] for at in places], [self.factors[at] for at in places]
+        return Batch(chosen, factors, weights, self.coupled.only(places), terms)
 
 
 class Engine:
-    """The values of a group in one compute dtype: per projection the flat [u | U^T | V^T] and W_eff.
+    """The values of a group in one compute dtype: per projection the flat [u | U^T | V^T], and W_eff where it is used.
 
     Both stay where they are for the engine's life, so that an autograd node that refers to them sees later builds.
     """
@@ -49,58 +52,76 @@ class Engine:
 
     def __init__(self, factors: Sequence[Factors], dtype: torch.dtype, parameters: Sequence[Tensor]) -> None:
         self.dtype, self.parameters, self.factors = dtype, list(parameters), list(factors)
-        kinds: dict[Any, list[int]] = {}
+        members: dict[Any, list[int]] = {}
         for index, one in enumerate(factors):
-            kinds.setdefault(kind(one), []).append(index)
-        # Those of a kind lie one behind the other; `places` says in which buffer, and which of its rows.
-        buffers = [thin_buffer(self.factors[members[0]], len(members)) for members in kinds.values()]
-        self.places = {
-            index: (number, row) for number, members in enumerate(kinds.values()) for row, index in enumerate(members)
-        }
-        self.thin = [buffers[number][row] for number, row in map(self.places.__getitem__, range(len(factors)))]
-        self.effective: list[Tensor] = [
-            torch.empty_like(one.weight, dtype=dtype) if one.buffer is None else one.buffer for one in factors
+            members.setdefault(kind_of(one), []).append(index)
+        kinds = [Kind([self.factors[index] for index in found], dtype) for found in members.values()]
+        found = zip(kinds, members.values(), strict=True)
+        places = {index: (kind, row) for kind, indices in found for row, index in enumerate(indices)}
+        self.places = [places[index] for index in range(len(factors))]
+        self.thin = [kind.thin[row] for kind, row in self.places]
+        # None: not asked for so far.
+        self.effective: list[Tensor | None] = [
+            kind.effective[row] if kind.weights is not None else one.buffer
+            for one, (kind, row) in zip(factors, self.places, strict=True)
         ]
-        # The same memory under other version counters: no graph reads `thin` meanwhile, and rows beside W_eff in a
-        # packed one may be saved for a backward pass, which stay as they are.
-        self.buffers = [buffer.data for buffer in buffers]
-        self.thin_memory = [self.parts(index, thin.data) for index, thin in enumerate(self.thin)]
-        self.memory = [effective.data for effective in self.effective]
-        self.batches: list[Batch | None] = [None] * len(self.thin)
+        self.composed = [False] * len(factors)  # W_eff is that of the last build
+        self.slices: dict[tuple[int, ...], Thin | None] = {}
+        self.batches: list[Batch | None] = [None] * len(factors)
 
-    def build(self, factors: Sequence[Factors], indices: Iterable[int]) -> None:
-        """Compute `thin` and `effective` of these projections from the factors' present values."""
+    def build(self, factors: Sequence[Factors], indices: Iterable[int], lasting: bool = False) -> None:
+        """Compute `thin` of these from the factors' present values; W_eff too if it is to last or has a buffer."""
         self.factors = list(factors)
         alike: dict[Any, list[int]] = {}
         for index in sorted(indices):
-            alike.setdefault((self.places[index][0], self.factors[index].alpha), []).append(index)
+            alike.setdefault((id(self.places[index][0]), self.factors[index].alpha), []).append(index)
         every = Grams(self.factors[index] for members in alike.values() for index in members)
-        for (number, _), members in alike.items():
-            some = [self.factors[index] for index in members]
-            coupled, gram = every.of(some)
-            thin, terms = thin_factors(some, gram)
-            batch = Batch(members, some, coupled, terms)
+        for members in alike.values():
+            kind, some = self.places[members[0]][0], [self.factors[index] for index in members]
             rows = chosen([self.places[index][1] for index in members])
-            buffer = self.buffers[number]
-            for memory, value in zip(self.parts(members[0], buffer), thin, strict=True):
-                memory[rows] = value
+            coupled, gram = every.of(some)
+            weights = kind.frozen(rows, some)
+            thin, terms = thin_factors(some, gram, weights)
+            batch = Batch(members, some, weights, coupled, terms)
+            kind.write(rows, thin)
+            together = isinstance(rows, slice) and isinstance(weights, Tensor)
+            if isinstance(rows, slice) and isinstance(weights, Tensor):
+                kind.compose(rows, weights, thin)
             for index in members:
-                self.batches[index] = batch
-                compose_into(self.memory[index], self.factors[index].weight, *self.thin_memory[index])
+                self.batches[index], self.composed[index] = batch, together
+                if not together and (lasting or self.factors[index].buffer is not None):
+                    self.compose(index)
+
+    def whole(self, index: int) -> Tensor:
+        """Return W_eff [out, in] of the last build, in the compute dtype; made when it is first asked for."""
+        if not self.composed[index]:
+            with untracked(self.factors[index].weight):
+                self.compose(index)
+        effective = self.effective[index]
+        assert effective is not None, "it was composed"
+        return effective
+
+    def compose(self, index: int) -> None:
+        """Write W_eff of the last build."""
+        weight, effective = self.factors[index].weight, self.effective[index]
+        if effective is None:
+            effective = self.effective[index] = torch.empty_like(weight, dtype=self.dtype)
+        # Another version counter: rows beside W_eff in a packed one, which stay, may wait for a backward pass.
+        compose_into(effective.data, weight, *self.thin_memory(index))
+        self.composed[index] = True
+
+    def thin_memory(self, index: int) -> Thin:
+        """Return u [in], U^T [R, out], V^T [R, in] of the last build."""
+        kind, row = self.places[index]
+        u, left, right = kind.memory
+        return u[row], left[row], right[row]
 
     def release(self, index: int) -> None:
         """Nothing of a projection waits for a backward pass here."""
 
-    def parts(self, index: int, flat: Tensor) -> Thin:
-        """Return u [..., in], U^T [..., R, out], V^T [..., R, in], views of flat [..., u | U^T | V^T] of this kind."""
-        one = self.factors[index]
-        (height, width), rank = one.weight.shape, sum(one.ranks)
-        u, left, right = flat.split([width, rank * height, rank * width], dim=-1)
-        return u, left.unflatten(-1, (rank, height)), right.unflatten(-1, (rank, width))
-
     def thin_of(self, index: int, flat: Tensor) -> Thin:
         """Return u [in], U [out, R], V [in, R] of a flat one."""
-        u, left, right = self.parts(index, flat)
+        u, left, right = self.places[index][0].parts(flat)
         return u, left.T, right.T
 
     def linear_backward(
@@ -108,10 +129,53 @@ class Engine:
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients of x [M, in] and of `thin[index]` (None where x is None) from dY [M, out]."""
         if x is None:
-            return grad @ self.effective[index], None
-        weight = self.factors[index].weight
-        grad_x, *grads = linear_gradients(grad, x, weight, *self.thin_memory[index], needs_x)
-        return grad_x, torch.cat([part.view(-1) for part in grads])
+            return grad @ self.whole(index), None
+        u, left, right = self.thin_memory(index)
+        thin = u[None], left[None], right[None]
+        grad_x, *grads = linear_gradients(grad[None], x[None], [self.factors[index].weight], thin, needs_x)
+        return None if grad_x is None else grad_x[0], torch.cat([part.flatten() for part in grads])
+
+    def together(self, indices: tuple[int, ...]) -> Thin | None:
+        """Return u, U^T, V^T [P, ...] of projections that go through the same operations; None for those that cannot.
+
+        Those are of one kind and one behind the other, and computed with in the accumulation dtype.
+        """
+        if indices not in self.slices:
+            kind, first = self.places[indices[0]]
+            alike = [self.places[index] for index in indices] == [(kind, first + at) for at in range(len(indices))]
+            exact = all(accumulation_dtype(self.factors[index].weight) == self.dtype for index in indices)
+            u, left, right = (part[first : first + len(indices)] for part in kind.memory)
+            self.slices[indices] = (u, left, right) if alike and exact else None
+        return self.slices[indices]
+
+    def avoids_whole(self, indices: tuple[int, ...], rows: int) -> bool:
+        """Whether y of so many rows takes less work without W_eff, of `together` projections, and that is not there."""
+        if self.together(indices) is None or all(self.composed[index] for index in indices):
+            return False
+        return is_narrow(rows, self.factors[indices[0]].weight, self.dtype)
+
+    def products(
+        self, indices: tuple[int, ...], x: Tensor, biases: Sequence[Tensor | None]
+    ) -> tuple[Sequence[Tensor], Tensor | None]:
+        """Return y [M, out] of `together` projections of x [P or 1, M, in]; and x V [P, M, R] if it was made."""
+        if self.avoids_whole(indices, x.shape[1]) and (thin := self.together(indices)) is not None:
+            y, read = narrow_products(x, [self.factors[index].weight for index in indices], biases, thin)
+            return [one.data for one in y.unbind()], read  # neighbours in memory, not views of one tensor
+        inputs = x.unbind() if len(x) > 1 else [x[0]] * len(indices)
+        pairs = zip(inputs, indices, biases, strict=True)
+        return [torch.nn.functional.linear(rows, self.whole(index), bias) for rows, index, bias in pairs], None
+
+    def products_backward(
+        self, indices: tuple[int, ...], grad: Tensor, x: Tensor, read: Tensor | None, needs_x: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        """Return the gradients of x [P, M, in] and of `thin` [P, ...] of `together` projections from dY [P, M, out]."""
+        (kind, first), thin = self.places[indices[0]], self.together(indices)
+        assert thin is not None, "they went forward together"
+        weights: Weights = [self.factors[index].weight for index in indices]
+        if kind.weights is not None:
+            weights = kind.weights[first : first + len(indices)]
+        grad_x, *grads = linear_gradients(grad, x, weights, thin, needs_x, read)
+        return grad_x, torch.cat([part.flatten(1) for part in grads], dim=1)
 
     def backward(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Return the gradient of every parameter from those of `thin`; None for one that no gradient reaches."""
@@ -136,7 +200,8 @@ class Engine:
 
         Factors that projections see beside others get what `reached` adds up.
         """
-        found = gradients(batch.factors, batch.terms, self.parts(batch.indices[0], flat))
+        kind, _ = self.places[batch.indices[0]]
+        found = gradients(batch.factors, batch.terms, kind.parts(flat), batch.weights)
         for name, grad in found._asdict().items():
             if grad is not None and name != "gram":
                 yield from summed([getattr(one, name) for one in batch.factors], grad)
@@ -147,22 +212,11 @@ class Engine:
         elif batch.coupled.every:
             reached.add(batch.factors, batch.coupled, both)
 
-    def drop(self, x: Tensor, p: float, copies: int, dtype: torch.dtype, mask: Tensor | None) -> list[Tensor]:
-        """Return `copies` dropped copies of x in `dtype`, each with its own mask."""
-        if mask is None:
-            return [dropout(x, p).to(dtype) for _ in range(copies)]
-        return [(x * kept * (1 / (1 - p))).to(dtype) for kept in mask]
-
-
-def kind(one: Factors) -> tuple[Any, ...]:
-    """Return what projections must have in common to be built by the same operations."""
-    others = None if one.other_common is None else tuple(other.shape for other in one.other_common)
-    return one.weight.shape, accumulation_dtype(one.weight), one.ranks, one.common_out is None, others, one.gram_scale
-
-
-def chosen(rows: list[int]) -> slice | list[int]:
-    """Return ascending rows as a slice, where nothing is left out between them."""
-    return slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] + 1 == len(rows) else rows
+    def drop(self, x: Tensor, p: float, copies: int, dtype: torch.dtype, mask: Tensor | None) -> Tensor:
+        """Return `copies` dropped copies of x in `dtype`, each with its own mask, [copies, *x.shape]."""
+        if mask is not None:
+            return (x * mask * (1 / (1 - p))).to(dtype)
+        return cast(dropout(x.expand(copies, *x.shape), p), dtype)
 
 
 def summed(tensors: Sequence[Tensor], grads: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
@@ -172,19 +226,3 @@ def summed(tensors: Sequence[Tensor], grads: Tensor) -> Iterable[tuple[Tensor, T
     if shared == 1 or any(tensor is not tensors[at - at % shared] for at, tensor in enumerate(tensors)):
         return zip(tensors, grads.unbind(), strict=True)
     return zip(distinct.values(), grads.unflatten(0, (-1, shared)).sum(dim=1).unbind(), strict=True)
-
-
-def compose_into(effective: Tensor, weight: Tensor, u: Tensor, left: Tensor, right: Tensor) -> None:
-    """Write W * u + U V^T [out, in], equation (3), rounded once to the dtype of `effective`; U and V as rows."""
-    if effective.dtype == u.dtype == weight.dtype:
-        torch.mul(weight, u, out=effective)
-        effective.addmm_(left.T, right)
-    else:
-        effective.copy_(compose(weight, u, left, right, effective.dtype))
-
-
-def thin_buffer(one: Factors, count: int) -> Tensor:
-    """Return where the flat [u | U^T | V^T] of `count` projections of a kind are written, a row each."""
-    height, width = one.weight.shape
-    length = width + (height + width) * sum(one.ranks)
-    return torch.empty((count, length), dtype=accumulation_dtype(one.weight), device=one.weight.device)

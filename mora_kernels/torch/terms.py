@@ -17,6 +17,8 @@ from torch import Tensor
 
 from mora_kernels.factors import Factors
 from mora_kernels.numerics import NORM_FLOOR
+from mora_kernels.torch.layout import Weights, blocks, columns, joined, optional, products, stacked
+from mora_kernels.torch.norms import squares
 
 Thin = tuple[Tensor, Tensor, Tensor]
 
@@ -28,6 +30,7 @@ class Terms(NamedTuple):
         gram: G [P, r_c, r_c];  outer: S_out [P, out, r_c], None where that is S.
         left: U^T = [G S_out^T; B] [P, R, out];  right: [S^T; A^T] [P, R, in].
         norms, scale: of each term [P, terms, in]: clamped column norms, and magnitude over norm.
+        pulled: (W + alpha U V^T)^T U of each term as rows [P, R, in], where the norms were made from it; else None.
     """
 
     gram: Tensor
@@ -36,6 +39,7 @@ class Terms(NamedTuple):
     right: Tensor
     norms: Tensor
     scale: Tensor
+    pulled: Tensor | None
 
 
 class Gradients(NamedTuple):
@@ -53,29 +57,8 @@ class Gradients(NamedTuple):
     common_out: Tensor | None
 
 
-def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return `tensor` in `dtype`: itself where it is so."""
-    return tensor if tensor.dtype == dtype else tensor.to(dtype)
-
-
-def stacked(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Return tensors of one shape one behind the other, [P, ...]; a view of a single one."""
-    if len(tensors) == 1:
-        return cast(tensors[0], dtype)[None]
-    return torch.stack([cast(tensor, dtype) for tensor in tensors])
-
-
-def optional(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> Tensor | None:
-    """As `stacked`, of what all projections of a kind have or none has."""
-    present = [tensor for tensor in tensors if tensor is not None]
-    return stacked(present, dtype) if present else None
-
-
-def thin_factors(factors: Sequence[Factors], gram: Tensor) -> tuple[Thin, Terms]:
-    """Return u [P, in], U^T [P, R, out], V^T [P, R, in] of projections of one kind, and what their way back needs.
-
-    The squares of a column are summed directly: the expanded form |w|^2 + 2 alpha <w, c> + alpha^2 |c|^2 cancels.
-    """
+def thin_factors(factors: Sequence[Factors], gram: Tensor, weights: Weights) -> tuple[Thin, Terms]:
+    """Return u [P, in], U^T [P, R, out], V^T [P, R, in] of projections of one kind, and what their way back needs."""
     dtype, alpha, ranks = gram.dtype, factors[0].alpha, factors[0].ranks
     common = stacked([one.common for one in factors], dtype)
     outer = optional([one.common_out for one in factors], dtype)
@@ -89,15 +72,11 @@ def thin_factors(factors: Sequence[Factors], gram: Tensor) -> tuple[Thin, Terms]
         scale = torch.cat([scale, magnitude[:, None]], dim=1)
     else:
         right = right.contiguous()
-    sides = zip(apart(left, ranks), apart(right, ranks), strict=True)
-    sums: list[Tensor] = []
-    for one in factors:
-        weight = cast(one.weight, dtype)  # one at a time: all of a model's in half precision would fill the memory
-        sums += [squares(weight, *next(sides), alpha) for _ in range(scale.shape[1])]
-    norms = torch.stack(sums).view_as(scale).sqrt_().clamp_(min=NORM_FLOOR)
+    norms, pulled = squares(weights, left, right, alpha, blocks(ranks))
+    norms.sqrt_().clamp_(min=NORM_FLOOR)
     scale = scale / norms
     moved = joined([(scale[:, of, None] * view(right)).flatten(1, 2) for view, of in blocks(ranks)])
-    return (scale.sum(dim=1), left, moved.mul_(alpha)), Terms(gram, outer, left, right, norms, scale)
+    return (scale.sum(dim=1), left, moved.mul_(alpha)), Terms(gram, outer, left, right, norms, scale, pulled)
 
 
 def specific(one: Factors) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -105,55 +84,14 @@ def specific(one: Factors) -> tuple[Tensor | None, Tensor | None, Tensor | None]
     return one.specific_a, one.specific_b, one.specific_magnitude
 
 
-class Block(NamedTuple):
-    """The rows of terms of one rank among all R; a call returns them as [P, terms, r, width]."""
-
-    first: int
-    terms: int
-    rank: int
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        length = self.terms * self.rank
-        part = rows if rows.shape[1] == length else rows[:, self.first : self.first + length]
-        return part.unflatten(1, (self.terms, self.rank))
-
-
-def blocks(ranks: tuple[int, int]) -> list[tuple[Block, slice]]:
-    """Return the blocks of terms of one rank, each with their numbers among all terms."""
-    common, specific = ranks
-    if specific in (0, common):
-        terms = 1 if not specific else 2
-        return [(Block(0, terms, common), slice(0, terms))]
-    return [(Block(0, 1, common), slice(0, 1)), (Block(common, 1, specific), slice(1, 2))]
-
-
-def apart(rows: Tensor, ranks: tuple[int, int]) -> Sequence[Tensor]:
-    """Return the rows [r, width] of every term of every projection, the terms of a projection side by side."""
-    if len(blocks(ranks)) == 1:
-        return rows.view(-1, ranks[0], rows.shape[2]).unbind()
-    return [part for one in rows.unbind() for part in one.split(list(ranks))]
-
-
-def squares(weight: Tensor, left: Tensor, right: Tensor, alpha: float) -> Tensor:
-    """Return the squared column norms [in] of W + alpha left^T right."""
-    moved = torch.addmm(weight, left.T, right, alpha=alpha)
-    return moved.mul_(moved).sum(dim=0)
-
-
-def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Return the rows, or the terms, of all blocks, [P, all of them, ...]."""
-    return parts[0] if len(parts) == 1 else torch.cat([*parts], dim=1)
-
-
-def gradients(factors: Sequence[Factors], terms: Terms, grads: Thin) -> Gradients:
+def gradients(factors: Sequence[Factors], terms: Terms, grads: Thin, weights: Weights) -> Gradients:
     """Return the gradients of G and of the factors from those of (u, U^T, V^T), in the accumulation dtype."""
-    grad_u, *grad_rows = grads
-    ranks, alpha = factors[0].ranks, factors[0].alpha
-    common_rank, weights = ranks[0], [one.weight for one in factors]
-    found = []
+    ranks, alpha, found = factors[0].ranks, factors[0].alpha, []
+    common_rank = ranks[0]
     for view, of in blocks(ranks):
-        wide = [view(part) for part in (terms.left, terms.right, *grad_rows)]
-        found.append(block_gradients(weights, wide, terms.norms[:, of], terms.scale[:, of], grad_u, alpha))
+        pulled = None if terms.pulled is None else view(terms.pulled)
+        wide = Wide(view(terms.left), view(terms.right), view(grads[1]), view(grads[2]), pulled)
+        found.append(block_gradients(weights, wide, terms.norms[:, of], terms.scale[:, of], grads[0], alpha))
     left, right, magnitudes = (joined(each) for each in zip(*found, strict=True))
     of_common, own = left[:, :common_rank], right[:, :common_rank]
     outer = terms.right[:, :common_rank].mT if terms.outer is None else terms.outer
@@ -165,29 +103,31 @@ def gradients(factors: Sequence[Factors], terms: Terms, grads: Thin) -> Gradient
     return Gradients(grad_gram, columns(grad_common), grad_a, grad_b, magnitudes[:, 0], grad_specific, grad_out)
 
 
-def columns(rows: Tensor) -> Tensor:
-    """Return rows [P, r, width] as [P, width, r], laid out like the factors they are gradients of."""
-    return rows.mT.contiguous()
+class Wide(NamedTuple):
+    """The rows of a block's terms, [P, terms, r, out or in] each: U^T, [S^T; A^T], the gradients of U^T and of V^T.
+
+    `pulled` is that of `Terms`.
+    """
+
+    left: Tensor
+    right: Tensor
+    grad_left: Tensor
+    grad_moved: Tensor
+    pulled: Tensor | None
 
 
-def block_gradients(
-    weights: Sequence[Tensor], wide: Sequence[Tensor], norms: Tensor, scale: Tensor, grad_u: Tensor, alpha: float
-) -> Thin:
+def block_gradients(weights: Weights, wide: Wide, norms: Tensor, scale: Tensor, grad_u: Tensor, alpha: float) -> Thin:
     """Return the gradients of U^T [P, rows, out], [S^T; A^T] [P, rows, in] and magnitudes [P, terms, in] of a block.
 
-    `wide` are its rows of U^T and of [S^T; A^T], and the gradients of its rows of U and of V, alpha p right with p the
-    scale: [P, terms, r, out or in] each.
+    V is alpha p [S | A] with p the scale.
     """
-    left, right, grad_left, grad_moved = wide
+    left, right, grad_left, grad_moved, pulled = wide
     grad_scale = torch.add(grad_u[:, None], (right * grad_moved).sum(dim=2), alpha=alpha)
     slope = torch.where(norms > NORM_FLOOR, scale / norms.square(), 0.0).mul_(grad_scale)[:, :, None]
     weighted = slope * right
-    products = []
-    for first, second, weight in zip(weighted.flatten(1, 2), left.flatten(1, 2), weights, strict=True):
-        wide_weight = cast(weight, first.dtype)
-        products.append((first @ wide_weight.T, second @ wide_weight))
-    through, pulled = (torch.stack(each) for each in zip(*products, strict=True))
-    through, pulled = plus(through, weighted, right, left, alpha), plus(pulled, left, left, right, alpha)
+    through = plus(products(weighted.flatten(1, 2), weights, transposed=True), weighted, right, left, alpha)
+    if pulled is None:
+        pulled = plus(products(left.flatten(1, 2), weights), left, left, right, alpha)
     grad_right = (scale[:, :, None] * grad_moved).addcmul_(slope, pulled, value=-1.0).mul_(alpha)
     grad_left = torch.sub(grad_left, through, alpha=alpha)
     return grad_left.flatten(1, 2), grad_right.flatten(1, 2), grad_scale / norms

@@ -10,7 +10,8 @@ from torch.autograd.function import once_differentiable
 
 from mora_kernels.factors import Factors
 from mora_kernels.numerics import accumulation_dtype, full_precision, total_gram
-from mora_kernels.torch.terms import Terms, Thin, cast, gradients, thin_factors
+from mora_kernels.torch.layout import cast
+from mora_kernels.torch.terms import Terms, Thin, gradients, thin_factors
 
 
 class Build(torch.autograd.Function):
@@ -18,7 +19,7 @@ class Build(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, alpha: float, weight: Tensor, gram: Tensor, *own: Any) -> Thin:
-        (u, left, right), terms = thin_factors([Factors.of(weight, alpha, own)], gram[None])
+        (u, left, right), terms = thin_factors([Factors.of(weight, alpha, own)], gram[None], [weight])
         ctx.save_for_backward(weight, *terms, *own)
         ctx.alpha = alpha
         return u[0], left[0], right[0]
@@ -26,11 +27,11 @@ class Build(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        weight, gram, outer, left, right, norms, scale, *own = ctx.saved_tensors
+        weight, gram, outer, left, right, norms, scale, pulled, *own = ctx.saved_tensors
         u, *rows = (grad[None] for grad in grads)
         with full_precision(weight):
-            terms = Terms(gram, outer, left, right, norms, scale)
-            grad_gram, *found = gradients([Factors.of(weight, ctx.alpha, own)], terms, (u, rows[0], rows[1]))
+            terms = Terms(gram, outer, left, right, norms, scale, pulled)
+            grad_gram, *found = gradients([Factors.of(weight, ctx.alpha, own)], terms, (u, rows[0], rows[1]), [weight])
         back = (None if value is None else value[0].to(like.dtype) for like, value in zip(own, found, strict=True))
         return None, None, None if grad_gram is None else grad_gram[0], *back
 

@@ -118,7 +118,7 @@ class Engine:
         """Return each projection's piece of a flat buffer laid out like the thin tensors."""
         return [buffer[start : start + shape.thin] for start, shape in zip(self.thin_offsets, self.sizes, strict=True)]
 
-    def build(self, factors: Sequence[Factors], indices: Iterable[int]) -> None:
+    def build(self, factors: Sequence[Factors], indices: Iterable[int], lasting: bool = False) -> None:
         """Fill `thin` and `effective` of these projections from the factors' present values: one launch a run of them.
 
         The first call must be for all: the backward launch reads every projection's.
@@ -138,6 +138,17 @@ class Engine:
                 EFFECTIVE_DTYPE=TYPES[self.dtype], **self.ranks(), ALIGN=self.align, SQUARE=self.square,
                 **options,
             )  # fmt: skip
+
+    def whole(self, index: int) -> Tensor:
+        """Return W_eff [out, in] of the last build, in the compute dtype."""
+        return self.effective[index]
+
+    def together(self, indices: tuple[int, ...]) -> None:
+        """Projections of one x go one by one: the launches that they share are those of dropout."""
+
+    def avoids_whole(self, indices: tuple[int, ...], rows: int) -> bool:
+        """W_eff comes with the build."""
+        return False
 
     def thin_of(self, index: int, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return u [in], U [out, r], V' [in, r] of a flat [u | U | V']."""
