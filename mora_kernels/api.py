@@ -30,7 +30,8 @@ def gram(factor: Tensor, backend: str = "auto") -> Tensor:
 
     Source: METHOD section 2 of MoRA (ICLR 2026, arXiv 2511.06225); docs/design.md.
     """
-    check_tensor("factor", factor, (None, None))
+    if not (isinstance(factor, Tensor) and factor.dim() == 2 and factor.is_floating_point()):
+        check_tensor("factor", factor, (None, None))
     if backend != "auto":
         backends.explain(backend, factor.device)  # raises for one that cannot run here: all compute the same
     return numerics.gram(factor)

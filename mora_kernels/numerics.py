@@ -48,6 +48,8 @@ def product_dtype(x: Tensor) -> torch.dtype:
 def gram(factor: Tensor) -> Tensor:
     """Return `factor^T factor` [r, r] of a factor [d, r], in the accumulation dtype."""
     dtype = accumulation_dtype(factor)
+    if factor.dtype == dtype and not torch.is_autocast_enabled(factor.device.type):
+        return torch.mm(factor.t(), factor)  # a product so small that to enter a context takes as long
     with full_precision(factor):
         factor = factor if factor.dtype == dtype else factor.to(dtype)
         return torch.mm(factor.t(), factor)

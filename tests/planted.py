@@ -50,6 +50,7 @@ WEIGHT, GROUP, OFFSETS = (
 GRADIENTS = f"{GROUP}::test_every_gradient_of_eight_projections"
 STALE = f"{GROUP}::test_a_step_between_forward_and_backward_is_an_error"
 SWAPPED = f"{GROUP}::test_averages_swapped_in_and_out_between_forward_and_backward"
+KINDS = "tests/kernels/test_kinds.py"
 TORCH_WEIGHT, TORCH_DROPOUT = ("tests/kernels/test_weight.py",), ("tests/kernels/test_dropout.py",)
 
 
@@ -59,7 +60,7 @@ DROPOUT, FORWARD, SHARES, BACKWARD = (
 BUGS = [
     Bug(
         "the group's dropout draws another mask on the way back",
-        "triton/group.py",
+        DROPOUT,
         "dropout_backward(grads, seed, ctx.p",
         "dropout_backward(grads, seed + 1, ctx.p",
     ),
@@ -157,10 +158,39 @@ BUGS = [
     ),
     Bug(
         "torch: W u is left out of what is written in place",
-        "torch/group.py",
+        "torch/kinds.py",
         "torch.mul(weight, u, out=effective)",
         "pass",
-        (GRADIENTS,),
+        (KINDS,),
+    ),
+    Bug(
+        "torch: a column that cancels is not summed itself",
+        "torch/norms.py",
+        "if is_lost:",
+        "if False:",
+        (f"{KINDS}::test_a_column_that_cancels_is_summed_itself",),
+    ),
+    Bug(
+        "torch: half of what the update does to a norm",
+        "torch/norms.py",
+        "(block(frozen) + moved)",
+        "(2 * block(frozen))",
+        TORCH_WEIGHT,
+    ),
+    Bug("torch: few rows without u", "torch/linear.py", "x * u[:, None], x.expand", "x, x.expand", (KINDS,)),
+    Bug(
+        "torch: copies of W are not made again",
+        "torch/kinds.py",
+        "return torch.stack(given, out=self.weights)",
+        "return self.weights if self.weights.any() else torch.stack(given, out=self.weights)",
+        (f"{GROUP}::test_every_way_to_change_a_tensor_is_seen",),
+    ),
+    Bug(
+        "torch: W_eff of the build before",
+        "torch/group.py",
+        "self.batches[index], self.composed[index] = batch, together",
+        "self.batches[index], self.composed[index] = batch, together or self.composed[index]",
+        (KINDS,),
     ),
     Bug(
         "torch: a gradient through a clamped norm",

@@ -1,6 +1,7 @@
 """The structure keeps its promises: public names, import arrows, light imports, readable sizes."""
 
 import ast
+import functools
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -48,12 +49,19 @@ def module_of(path):
 MODULES = {module_of(path): path for path in SOURCES}
 
 
+@functools.cache
+def statements(path):
+    """The import statements of a file, at any depth."""
+    tree = ast.parse(path.read_text())
+    return [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
 def imports(path):
     """Dotted names a file imports, at any depth."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in statements(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+        else:
             assert node.level == 0, f"{path}: relative import"
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
@@ -61,11 +69,12 @@ def imports(path):
 
 def imported(path):
     """The modules of this project that a file imports, at any depth; a package only for names that are its own."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+    own = module_of(path)
+    for node in statements(path):
+        names = [alias.name for alias in node.names]
         if isinstance(node, ast.ImportFrom):
             names = [whole if (whole := f"{node.module}.{name}") in MODULES else node.module for name in names]
-        yield from {*names} & {*MODULES} - {module_of(path)}
+        yield from (name for name in names if name in MODULES and name != own)
 
 
 GRAPH = {name: sorted(set(imported(path))) for name, path in MODULES.items()}

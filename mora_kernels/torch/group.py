@@ -160,7 +160,7 @@ class Engine:
         """Return y [M, out] of `together` projections of x [P or 1, M, in]; and x V [P, M, R] if it was made."""
         if self.avoids_whole(indices, x.shape[1]) and (thin := self.together(indices)) is not None:
             y, read = narrow_products(x, [self.factors[index].weight for index in indices], biases, thin)
-            return [one.data for one in y.unbind()], read  # neighbours in memory, not views of one tensor
+            return y.unbind(), read
         inputs = x.unbind() if len(x) > 1 else [x[0]] * len(indices)
         pairs = zip(inputs, indices, biases, strict=True)
         return [torch.nn.functional.linear(rows, self.whole(index), bias) for rows, index, bias in pairs], None

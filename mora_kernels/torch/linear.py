@@ -94,7 +94,7 @@ class Linear(torch.autograd.Function):
         rows = x.reshape(1, -1, x.shape[-1])
         if not torch.compiler.is_compiling() and is_narrow(rows.shape[1], weight, x.dtype):
             y, _ = narrow_products(rows, [weight], [bias], (u[None], left[None], right[None]))
-            return y.view(*x.shape[:-1], weight.shape[0])
+            return y.view(*x.shape[:-1], weight.shape[0]).data  # no view: a caller may change it in place
         return F.linear(x, compose(weight, u, left, right, x.dtype), bias)
 
     @staticmethod

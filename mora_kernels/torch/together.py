@@ -24,7 +24,8 @@ def together(
     cast = [bias if bias is None or bias.dtype == x.dtype else bias.detach().to(x.dtype) for bias in biases]
     products, read = engine.products(indices, rows, cast)
     shape = x.shape[1 if apart else 0 : -1]
-    return tuple(y.view(*shape, y.shape[-1]) for y in products), rows, read
+    # Neighbours in memory perhaps, but no views: a caller may change one in place.
+    return tuple(y.view(*shape, y.shape[-1]).data for y in products), rows, read
 
 
 class Together(torch.autograd.Function):

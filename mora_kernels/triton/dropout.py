@@ -9,11 +9,13 @@ pass every test of BigCrush (Salmon et al., SC 2011).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mora_kernels.launches import launch
 from mora_kernels.triton.configs import settings
@@ -102,3 +104,20 @@ def dropout_backward(
     result = torch.empty(grads[0].shape, dtype=dtype, device=grads[0].device)
     run(result, grads, seed, p, mask, backward=True)
     return result
+
+
+class Dropout(torch.autograd.Function):
+    """One dropped copy of x per mask, in the compute dtype; the masks are drawn again in backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float, copies: int, dtype: torch.dtype, mask: Any) -> Any:
+        seed = draw_seed(x.device)
+        ctx.save_for_backward(seed, mask)
+        ctx.p, ctx.dtype = p, x.dtype
+        return tuple(dropout(x, seed, p, copies, dtype, mask))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        seed, mask = ctx.saved_tensors
+        return dropout_backward(grads, seed, ctx.p, ctx.dtype, mask), None, None, None, None

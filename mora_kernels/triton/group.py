@@ -10,7 +10,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mora_kernels.factors import Factors, cut
 from mora_kernels.launches import launch
@@ -20,7 +19,7 @@ from mora_kernels.triton.build.backward import build_group_backward_kernel
 from mora_kernels.triton.build.forward import build_group_kernel
 from mora_kernels.triton.build.launchers import row_major, sizes
 from mora_kernels.triton.configs import padded_rank, settings
-from mora_kernels.triton.dropout import MOST_COPIES, draw_seed, dropout, dropout_backward
+from mora_kernels.triton.dropout import MOST_COPIES, Dropout
 from mora_kernels.triton.gradient import thin_gradient
 
 TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
@@ -58,23 +57,6 @@ def runs(indices: Sequence[int]) -> Iterator[tuple[int, int]]:
             first = index
         if position + 1 == len(indices) or indices[position + 1] != index + 1:
             yield first, index + 1 - first
-
-
-class Dropout(torch.autograd.Function):
-    """One dropped copy of x per mask, in the compute dtype; the masks are drawn again in backward."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, p: float, copies: int, dtype: torch.dtype, mask: Any) -> Any:
-        seed = draw_seed(x.device)
-        ctx.save_for_backward(seed, mask)
-        ctx.p, ctx.dtype = p, x.dtype
-        return tuple(dropout(x, seed, p, copies, dtype, mask))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        seed, mask = ctx.saved_tensors
-        return dropout_backward(grads, seed, ctx.p, ctx.dtype, mask), None, None, None, None
 
 
 class Engine:

@@ -63,13 +63,13 @@ def test_a_step_keeps_less(family):
 @pytest.mark.parametrize("cached", [False, True], ids=["inputs", "cached"])
 def test_the_backward_pass_stops_at_the_first_adapted_projection(family, cached, monkeypatch):
     """Of the first adapted block nobody asks for dX; of the others everybody does."""
-    asked, backward = [], group.Engine.linear_backward
+    asked, backward = [], group.Engine.products_backward
 
-    def spy(self, index, grad, x, needs_x):
-        asked.append((index, needs_x))
-        return backward(self, index, grad, x, needs_x)
+    def spy(self, indices, grad, x, read, needs_x):
+        asked.extend((index, needs_x) for index in indices)
+        return backward(self, indices, grad, x, read, needs_x)
 
-    monkeypatch.setattr(group.Engine, "linear_backward", spy)
+    monkeypatch.setattr(group.Engine, "products_backward", spy)
     samples, model = Samples(), classifier(family).train()
     names = [name for name, _ in model.model.mora.projections()]
     batch = samples.cached(mora.PrefixCache(model, samples), INDEX) if cached else samples.batch(INDEX)
