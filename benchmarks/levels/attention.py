@@ -13,7 +13,7 @@ from benchmarks import models
 from benchmarks.case import Case, Provider, Shape
 from benchmarks.models import Adapted
 from benchmarks.providers import lora
-from benchmarks.providers.ours import BACKENDS, why_not
+from benchmarks.providers.ours import BACKENDS, kept_by, why_not
 from benchmarks.sizes import Scale
 from mora.adapters.record import is_patched
 from mora.towers.find import cut_towers_of
@@ -140,4 +140,4 @@ def kept(model: nn.Module) -> list[Tensor]:
     if not is_patched(model):
         return []
     _, projection = next(iter(model.mora.projections()))
-    return [t for state in projection.place[0]._states.values() for t in state.values.engine.effective]
+    return kept_by(projection.place[0])

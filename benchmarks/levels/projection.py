@@ -20,7 +20,7 @@ from benchmarks import sizes
 from benchmarks.case import Case, Provider, Shape, Work
 from benchmarks.providers import lora
 from benchmarks.providers.official import official_linear
-from benchmarks.providers.ours import why_not
+from benchmarks.providers.ours import kept_by, why_not
 from benchmarks.sizes import Scale
 from mora_kernels.testing import LINEAR_TOLERANCE, ProjectionInputs, assert_parity, make_factors
 
@@ -176,10 +176,7 @@ def ours(inputs: Inputs, leaves: dict[str, Tensor], backend: str) -> Provider:
         increment_version(factors.specific_b)
         return group.linear(0, x, factors.bias, dropout)
 
-    def kept() -> list[Tensor]:
-        return [tensor for state in group._states.values() for tensor in state.values.engine.effective]
-
-    return inputs.provider(linear, lambda: inputs.oracle, leaves, kept=kept)
+    return inputs.provider(linear, lambda: inputs.oracle, leaves, kept=lambda: kept_by(group))
 
 
 def frozen(inputs: Inputs) -> Provider:

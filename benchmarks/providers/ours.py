@@ -7,11 +7,13 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import mora
 from benchmarks.sizes import Scale
+from mora_kernels import Group
 from mora_kernels import backend as backends
+from mora_kernels.torch.group import Engine
 
 BACKENDS = ("torch", "triton")
 Result = TypeVar("Result")
@@ -26,6 +28,17 @@ def why_not(backend: str, scale: Scale) -> str:
     except RuntimeError as error:
         return str(error).partition("cannot run here: ")[2].partition(";")[0]
     return ""
+
+
+def kept_by(group: Group) -> list[Tensor]:
+    """The W_eff, and the copies of W, that a group holds between two calls."""
+    found: list[Tensor | None] = []
+    for state in group._states.values():
+        engine = state.values.engine
+        found += engine.effective
+        if isinstance(engine, Engine):
+            found += [kind.weights for kind, _ in engine.places]
+    return [tensor for tensor in found if tensor is not None]
 
 
 def within_keeping(model: nn.Module, run: Callable[[], Result]) -> Callable[[], Result]:

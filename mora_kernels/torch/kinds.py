@@ -63,9 +63,10 @@ class Kind:
             return given
         if len(given) == len(self.weights) and all(weight.dtype == self.weights.dtype for weight in given):
             return torch.stack(given, out=self.weights)
-        for copy, weight in zip(self.weights[rows], given, strict=True) if isinstance(rows, slice) else ():
-            copy.copy_(weight)
-        return self.weights[rows] if isinstance(rows, slice) else given
+        numbers = range(len(self.weights))[rows] if isinstance(rows, slice) else rows
+        for row, weight in zip(numbers, given, strict=True):
+            self.weights[row].copy_(weight)
+        return self.weights[rows]
 
     def write(self, rows: slice | list[int], thin: Thin) -> None:
         """Put thin factors where they belong."""

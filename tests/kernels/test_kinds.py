@@ -26,9 +26,9 @@ def size(request, monkeypatch):
     return request.param
 
 
-def widened(rows, **options):
+def widened(rows, sizes=None, **options):
     """Two towers of two layers, x and its gradient of `rows` rows, a bias that trains beside one that does not."""
-    sites = preset({"image": 32, "text": 24}, layers=2, **options)
+    sites = preset(sizes or {"image": 32, "text": 24}, layers=2, **options)
     generator = torch.Generator().manual_seed(rows)
     for number, site in enumerate(sites):
         width = site.weight.shape[0]
@@ -96,6 +96,23 @@ def test_every_gradient(size, rows, options, dropped):
     found = every(sites)
     assert {name for name, grad in found.items() if grad is not None} == {n for n, g in exact.items() if g is not None}
     for name, grad in found.items():
+        if grad is not None:
+            assert_parity(name, grad, exact[name], LINEAR_TOLERANCE)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_towers_of_one_width_and_two_alphas(size, rows):
+    """One kind, of which every second pair is built with another alpha."""
+    sites = widened(ROWS[rows], sizes={"image": 32, "text": 32})
+    for first in (2, 3, 6, 7):
+        sites[first].alpha = 0.05
+    want, exact = oracle(sites, None)
+    group = Group(sites, "torch")
+    with keeping([group], lasting=False):
+        total = pairs(group, sites, None)
+        total.backward()
+    assert_parity("loss", total, want, {torch.float32: 1e-5})
+    for name, grad in every(sites).items():
         if grad is not None:
             assert_parity(name, grad, exact[name], LINEAR_TOLERANCE)
 
