@@ -16,7 +16,7 @@ from mora_kernels.testing import LINEAR_TOLERANCE, WEIGHT_TOLERANCE, assert_pari
 from mora_kernels.torch import kinds, norms
 from tests.kernels.test_group import clear, gradients, preset
 
-ROWS = {"few rows": 11, "many rows": 60}
+ROWS = {"no rows": 0, "few rows": 11, "many rows": 60}
 
 
 @pytest.fixture(params=["copies of small weights", "every weight by itself"])
