@@ -51,8 +51,8 @@ class Together(torch.autograd.Function):
         for index, stamp in zip(indices, ctx.stamps, strict=True):
             values.see_to(index, stamp, later=True)
         rows, read = ctx.saved_tensors
-        grad = torch.cat(grads) if count > 1 and grads[0].dim() > 1 else torch.stack(grads)
-        grad = grad.view(count, rows.shape[1], grad.shape[-1])
+        grad = grads[0] if count == 1 else torch.cat(grads) if grads[0].dim() > 1 else torch.stack(grads)
+        grad = grad.reshape(count, rows.shape[1], grad.shape[-1])
         with full_precision(grad):
             grad_x, flat = values.engine.products_backward(indices, grad, rows, read, needs_x)
             if needs_x:
