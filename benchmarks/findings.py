@@ -45,7 +45,7 @@ def projection(found: Sequence[Row]) -> list[str]:
     single = between(ratios(found, "torch", **{**chosen, "batch": batches[0]}))
     return [
         f"**One projection**, batch {batches[-1]}, dropout 0.1: {ours} the official sequence's speed over all widths, "
-        f"{single} at batch {batches[0]}, where what does not depend on the rows weighs most; {kept:.0f} times less d x d state. "
+        f"{single} at batch {batches[0]}, where what no row changes weighs most; {kept:.0f} times less d x d state. "
         f"`torch.compile` of the official sequence gives {compiled}, PEFT DoRA {dora}, PEFT LoRA, which has no norm to "
         f"compute, {low}: ours takes {beside_lora(found, chosen)} of LoRA's time at batch {batches[-1]}, "
         f"{beside_lora(found, {**chosen, 'batch': batches[0]})} at batch {batches[0]}.",
