@@ -188,8 +188,8 @@ BUGS = [
     Bug(
         "torch: W_eff of the build before",
         "torch/group.py",
-        "self.batches[index], self.composed[index] = batch, together",
-        "self.batches[index], self.composed[index] = batch, together or self.composed[index]",
+        "self.batches[index], self.composed[index] = batch, copied",
+        "self.batches[index], self.composed[index] = batch, copied or self.composed[index]",
         (KINDS,),
     ),
     Bug(

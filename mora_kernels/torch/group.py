@@ -84,12 +84,11 @@ class Engine:
             thin, terms = thin_factors(some, gram, weights)
             batch = Batch(members, some, weights, coupled, terms)
             kind.write(rows, thin)
-            together = isinstance(rows, slice) and isinstance(weights, Tensor)
-            if isinstance(rows, slice) and isinstance(weights, Tensor):
+            if copied := isinstance(rows, slice) and isinstance(weights, Tensor):
                 kind.compose(rows, weights, thin)
             for index in members:
-                self.batches[index], self.composed[index] = batch, together
-                if not together and (lasting or self.factors[index].buffer is not None):
+                self.batches[index], self.composed[index] = batch, copied
+                if not copied and (lasting or self.factors[index].buffer is not None):
                     self.compose(index)
 
     def whole(self, index: int) -> Tensor:
