@@ -30,6 +30,7 @@ def gram(factor: Tensor, backend: str = "auto") -> Tensor:
 
     Source: METHOD section 2 of MoRA (ICLR 2026, arXiv 2511.06225); docs/design.md.
     """
+    # What is right passes at once: the product takes no ten times as long as its check.
     if not (isinstance(factor, Tensor) and factor.dim() == 2 and factor.is_floating_point()):
         check_tensor("factor", factor, (None, None))
     if backend != "auto":

@@ -253,7 +253,7 @@ class Group:
             if torch.is_grad_enabled():
                 if all(thin is not None for thin in thins) and engine.together(indices) is not None:
                     return [*Together.apply(inputs, drops, state.values, indices, *biases, *thins)]
-            elif engine.avoids_whole(indices, x.numel() // max(1, x.shape[-1])):
+            elif engine.narrow(indices, x.numel() // max(1, x.shape[-1])) is not None:
                 return [*together(inputs, drops, engine, indices, biases)[0]]
             inputs = inputs if drops else [inputs] * len(indices)
             return [self._one(state, *each) for each in zip(indices, inputs, biases, thins, strict=True)]

@@ -147,17 +147,17 @@ class Engine:
             self.slices[indices] = (u, left, right) if alike and exact else None
         return self.slices[indices]
 
-    def avoids_whole(self, indices: tuple[int, ...], rows: int) -> bool:
-        """Whether y of so many rows takes less work without W_eff, of `together` projections, and that is not there."""
-        if self.together(indices) is None or all(self.composed[index] for index in indices):
-            return False
-        return is_narrow(rows, self.factors[indices[0]].weight, self.dtype)
+    def narrow(self, indices: tuple[int, ...], rows: int) -> Thin | None:
+        """Return `together` where y of so many rows takes less work without W_eff, and that is not there; else None."""
+        if all(self.composed[index] for index in indices):
+            return None
+        return self.together(indices) if is_narrow(rows, self.factors[indices[0]].weight, self.dtype) else None
 
     def products(
         self, indices: tuple[int, ...], x: Tensor, biases: Sequence[Tensor | None]
     ) -> tuple[Sequence[Tensor], Tensor | None]:
         """Return y [M, out] of `together` projections of x [P or 1, M, in]; and x V [P, M, R] if it was made."""
-        if self.avoids_whole(indices, x.shape[1]) and (thin := self.together(indices)) is not None:
+        if (thin := self.narrow(indices, x.shape[1])) is not None:
             y, read = narrow_products(x, [self.factors[index].weight for index in indices], biases, thin)
             return y.unbind(), read
         inputs = x.unbind() if len(x) > 1 else [x[0]] * len(indices)

@@ -128,9 +128,8 @@ class Engine:
     def together(self, indices: tuple[int, ...]) -> None:
         """Projections of one x go one by one: the launches that they share are those of dropout."""
 
-    def avoids_whole(self, indices: tuple[int, ...], rows: int) -> bool:
-        """W_eff comes with the build."""
-        return False
+    def narrow(self, indices: tuple[int, ...], rows: int) -> None:
+        """W_eff comes with the build, so no product goes without it."""
 
     def thin_of(self, index: int, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return u [in], U [out, r], V' [in, r] of a flat [u | U | V']."""

@@ -75,15 +75,21 @@ def gradients(sites):
     return {name: tensor.grad for name, tensor in parameters(sites).items()}
 
 
-def expected(sites, double=True):
-    """Loss and gradients by the specification, in float64."""
+def doubled(sites):
+    """Copies with factors in float64, shared as these are."""
     sites = copy.deepcopy(sites)
     for site in {id(s.commons): s for s in sites}.values():
         for name, tensor in site.commons.items():
             site.commons[name] = tensor.detach().double().requires_grad_()
-    total = 0
     for site in sites:
         site.own = {n: t if t is None else t.detach().double().requires_grad_() for n, t in site.own.items()}
+    return sites
+
+
+def expected(sites):
+    """Loss and gradients by the specification, in float64."""
+    sites, total = doubled(sites), 0
+    for site in sites:
         y = mora_kernels.mora_linear(
             site.x.double(), site.weight.double(), site.bias.double(), *site.factors(), site.alpha, backend="reference"
         )
